@@ -1,0 +1,1 @@
+"""From a reference database to a published place index."""

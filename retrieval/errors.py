@@ -1,0 +1,101 @@
+"""The errors a user of sightfix can cause or meet: what is wrong, where, and what to do about it.
+
+The command line prints them without a traceback; the service maps them to RFC 9457 problems by ``code``.
+"""
+
+from typing import ClassVar
+
+
+class SightfixError(Exception):
+    """A failure that a user can understand and act on.
+
+    Args:
+        what: what is wrong, one sentence without a full stop.
+        where: the file, row or value it concerns, or None.
+        remedy: what to do about it, one sentence without a full stop, or None.
+        code: a stable machine-readable slug; the class gives the default.
+    """
+
+    default_code: ClassVar[str] = "error"
+
+    def __init__(
+        self, what: str, *, where: str | None = None, remedy: str | None = None, code: str | None = None
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+        self.code = code or self.default_code
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}. {self.remedy}." if self.remedy else f"{text}."
+
+
+class ParameterError(SightfixError):
+    """A parameter has a value outside its domain."""
+
+    default_code = "validation_error"
+
+
+class ImageError(SightfixError):
+    """Bytes that are not an image we read: empty, unknown format, truncated, too large.
+
+    Codes: ``empty_body``, ``unsupported_media_type``, ``image_undecodable``, ``too_many_pixels``, ``body_too_large``.
+    """
+
+    default_code = "image_undecodable"
+
+
+class ReferenceDataError(SightfixError):
+    """A reference database that cannot be read: missing file or column, bad number, no positions."""
+
+    default_code = "reference_data"
+
+
+class ArtefactError(SightfixError):
+    """A directory that is not the artefact it should be: missing file, wrong hash, unknown format version."""
+
+    default_code = "artefact_damaged"
+
+
+class BundleError(ArtefactError):
+    """A bundle that cannot be opened or run."""
+
+    default_code = "bundle_damaged"
+
+
+class PlaceIndexError(ArtefactError):
+    """A place index that cannot be opened or searched."""
+
+    default_code = "place_index_damaged"
+
+
+class IndexNotFoundError(SightfixError):
+    """No place index, version or reference of that name."""
+
+    default_code = "index_not_found"
+
+
+class ModelIndexMismatchError(SightfixError):
+    """The place index was described with another bundle than the one that is to answer queries."""
+
+    default_code = "model_index_mismatch"
+
+
+class StorageError(SightfixError):
+    """The disk refused: full, read-only, or without permission."""
+
+    default_code = "storage"
+
+
+class MissingExtraError(SightfixError):
+    """An optional dependency is not installed."""
+
+    default_code = "missing_extra"
+
+
+class ServerError(SightfixError):
+    """A running sightfix server refused or could not be reached."""
+
+    default_code = "server"

@@ -1,0 +1,1 @@
+"""Readers of reference databases: one spec string opens any of them."""

@@ -1,0 +1,39 @@
+"""The `sightfix` command: each stage of the pipeline is a thin command over an importable function."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+import typer
+from rich.console import Console
+
+from retrieval.errors import SightfixError
+
+app = typer.Typer(
+    name="sightfix",
+    help="Where was this photo taken? Index geo-tagged photos, serve POST /localize, get a fix.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# Each module holds one function of the same name; modules import their heavy dependencies inside it,
+# so that `sightfix --help` stays instant.
+COMMANDS: tuple[str, ...] = ()
+
+for _name in COMMANDS:
+    _function: Callable[..., None] = getattr(import_module(f"sightfix.commands.{_name}"), _name)
+    app.command(name=_name)(_function)
+
+
+def main() -> None:
+    """Run the command line; a user's error is printed without a traceback and exits 1."""
+    try:
+        app()
+    except SightfixError as error:
+        Console(stderr=True).print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The commands of the `sightfix` command line, one module each."""
