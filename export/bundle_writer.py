@@ -1,0 +1,89 @@
+"""Write a bundle: graphs, model card and manifest, whole or not at all."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from retrieval.artefact import record_files, rename_into_place, storage_errors, write_flushed
+from retrieval.bundle import (
+    Bundle,
+    BundleManifest,
+    ParityReport,
+    Precision,
+    Provenance,
+    bundle_fingerprint,
+    open_bundle,
+)
+from retrieval.errors import ParameterError
+from retrieval.images import Preprocessing
+
+GRAPH_NAMES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+MODEL_CARD_NAME = "MODEL_CARD.md"
+
+
+@dataclass(frozen=True)
+class BundleContent:
+    """Everything a bundle states, before it is written."""
+
+    name: str
+    graphs: dict[Precision, onnx.ModelProto]
+    preprocessing: Preprocessing
+    descriptor_dim: int
+    provenance: Provenance
+    parity: ParityReport
+    licence: str
+    model_card: str
+    weight_storage: str = "fp32"
+
+
+def write_bundle(folder: Path, content: BundleContent, *, replace: bool = False) -> Bundle:
+    """Write a bundle beside its final place, then rename it.
+
+    Args:
+        folder: where the bundle shall be.
+        content: what it holds.
+        replace: whether a folder that is already there may be replaced.
+
+    Raises:
+        ParameterError: the folder exists and `replace` is not set.
+        StorageError: the disk refuses; nothing is left behind.
+    """
+    if folder.exists() and not replace:
+        raise ParameterError("the folder exists already", where=str(folder), remedy="Choose another, or remove it")
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
+        try:
+            _write_files(temporary, content)
+            temporary.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            rename_into_place(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return open_bundle(folder)
+
+
+def _write_files(temporary: Path, content: BundleContent) -> None:
+    names = {precision: GRAPH_NAMES[precision] for precision in content.graphs}
+    for precision, model in content.graphs.items():
+        write_flushed(temporary / names[precision], model.SerializeToString(deterministic=True))
+    write_flushed(temporary / MODEL_CARD_NAME, content.model_card.encode())
+    files = record_files(temporary, [*names.values(), MODEL_CARD_NAME])
+    BundleManifest.model_validate(
+        {
+            "name": content.name,
+            "descriptor_dim": content.descriptor_dim,
+            "preprocessing": content.preprocessing,
+            "graphs": names,
+            "weight_storage": content.weight_storage,
+            "provenance": content.provenance,
+            "parity": content.parity,
+            "licence": content.licence,
+            "files": files,
+            "fingerprint": bundle_fingerprint(files[names["fp32"]], content.preprocessing),
+        }
+    ).write(temporary)

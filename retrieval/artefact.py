@@ -1,0 +1,194 @@
+"""Artefacts: directories with a manifest that names, sizes and hashes every file, written whole or not at all.
+
+A writer fills a temporary sibling, writes the manifest last, flushes everything to the disk and renames. A reader
+refuses an unknown format version, a missing file or a wrong hash, and says which file and what to do.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retrieval.errors import ArtefactError, StorageError
+from retrieval.version import __version__
+
+MANIFEST_NAME: Final = "manifest.json"
+
+
+class FileRecord(BaseModel):
+    """What a manifest says about one file: its SHA-256 in hex and its size in bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class Manifest(BaseModel):
+    """What every artefact states about itself. Subclasses fix `kind` and `FORMAT_VERSION` and add fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    format_version: int
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    sightfix_version: str = __version__
+    files: dict[str, FileRecord]
+
+    @classmethod
+    def read(cls, folder: Path, error_type: type[ArtefactError] = ArtefactError) -> Self:
+        """Read and check `folder/manifest.json`; the files it names are checked by `verify_files`.
+
+        Raises:
+            ArtefactError (as `error_type`): no manifest, not this kind, another format version, damaged.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise error_type(
+                f"there is no readable {MANIFEST_NAME} ({error.strerror})",
+                where=str(folder),
+                remedy=f"Give the folder of a {cls.model_fields['kind'].default}",
+            ) from error
+        try:
+            head = _Head.model_validate_json(text)
+            expected_kind, expected = cls.model_fields["kind"].default, cls.model_fields["format_version"].default
+            if head.kind != expected_kind:
+                raise error_type(f"this is a {head.kind}, not a {expected_kind}", where=str(path))
+            if head.format_version != expected:
+                raise error_type(
+                    f"format version {head.format_version} is unknown to sightfix {__version__} (it reads {expected})",
+                    where=str(path),
+                    remedy=f"Install a matching sightfix, or make the {expected_kind} again with this one",
+                )
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise error_type(
+                f"the manifest is damaged at {at} ({first['msg']})",
+                where=str(path),
+                remedy="Copy the artefact again from where it was made, or make it again",
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        """Write `folder/manifest.json`, flushed to the disk."""
+        write_flushed(folder / MANIFEST_NAME, self.model_dump_json(indent=2).encode() + b"\n")
+
+
+class _Head(BaseModel):
+    kind: str
+    format_version: int
+
+
+def verify_files(
+    folder: Path,
+    files: dict[str, FileRecord],
+    *,
+    names: Sequence[str] | None = None,
+    error_type: type[ArtefactError] = ArtefactError,
+) -> None:
+    """Compare files of an artefact with its manifest, byte by byte through SHA-256.
+
+    Args:
+        folder: the artefact.
+        files: the manifest's records.
+        names: check only these; all by default.
+        error_type: what to raise.
+
+    Raises:
+        ArtefactError (as `error_type`): a file is missing, shorter or longer, or hashes differently.
+    """
+    remedy = "Copy the artefact again from where it was made, or make it again"
+    for name in files if names is None else names:
+        record, path = files[name], folder / name
+        try:
+            size = path.stat().st_size
+            if size != record.size:
+                raise error_type(
+                    f"the file has {size} bytes, its manifest says {record.size}", where=str(path), remedy=remedy
+                )
+            digest = hash_file(path)
+        except OSError as error:
+            raise error_type(f"the file cannot be read ({error.strerror})", where=str(path), remedy=remedy) from error
+        if digest != record.sha256:
+            raise error_type(
+                f"the file is damaged: its SHA-256 is {digest[:12]}…, its manifest says {record.sha256[:12]}…",
+                where=str(path),
+                remedy=remedy,
+            )
+
+
+def record_files(folder: Path, names: Sequence[str]) -> dict[str, FileRecord]:
+    """Hash and flush the named files of a folder that is being written."""
+    records = {}
+    for name in names:
+        path = folder / name
+        flush_to_disk(path)
+        records[name] = FileRecord(sha256=hash_file(path), size=path.stat().st_size)
+    return records
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write a file and flush it to the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file in one step: a reader sees the old content or the new, never a part of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write_flushed(temporary, data)
+    temporary.replace(path)
+    flush_to_disk(path.parent)
+
+
+def rename_into_place(temporary: Path, final: Path) -> None:
+    """Flush a finished folder and give it its name in one step."""
+    flush_to_disk(temporary)
+    temporary.rename(final)
+    flush_to_disk(final.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def storage_errors(where: Path) -> Iterator[None]:
+    """Turn a disk that refuses (full, read-only, no permission) into a StorageError that says so."""
+    remedies = {
+        errno.ENOSPC: "Free some space or choose another folder, then run the command again; nothing was published",
+        errno.EDQUOT: "Free some space or choose another folder, then run the command again; nothing was published",
+        errno.EACCES: "Choose a folder you may write to",
+        errno.EPERM: "Choose a folder you may write to",
+        errno.EROFS: "Choose a folder on a writable disk",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in remedies:
+            raise
+        raise StorageError(
+            f"writing failed ({error.strerror})", where=str(where), remedy=remedies[error.errno]
+        ) from error

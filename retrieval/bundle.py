@@ -1,0 +1,146 @@
+"""The bundle: an exported model with its own preprocessing. The only way a model reaches an index or a server."""
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from retrieval.artefact import FileRecord, Manifest, verify_files
+from retrieval.errors import BundleError
+from retrieval.images import Preprocessing
+
+INPUT_NAME: Final = "images"
+OUTPUT_NAME: Final = "descriptors"
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class Provenance(BaseModel):
+    """Where a model comes from: what a user must know before trusting or shipping it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    aggregation: str
+    objective: str | None = None
+    weights: str
+    weights_licence: str
+    training_data: str
+    recalls: dict[str, float] = Field(default_factory=dict)
+
+
+class ParityReport(BaseModel):
+    """How far the graph is from the model it was exported from, measured before the bundle was written.
+
+    Attributes:
+        reference: what it was compared with.
+        images: on how many images.
+        min_cosine: the worst image's cosine between both descriptors.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: str
+    images: int
+    min_cosine: float
+
+
+class BundleManifest(Manifest):
+    """The manifest of a bundle. `graphs` maps each precision to its ONNX file."""
+
+    kind: Literal["bundle"] = "bundle"
+    format_version: Literal[1] = 1
+    name: str = Field(min_length=1)
+    descriptor_dim: int = Field(ge=1)
+    preprocessing: Preprocessing
+    graphs: dict[Precision, str]
+    weight_storage: Literal["fp32", "fp16"] = "fp32"
+    provenance: Provenance
+    parity: ParityReport | None = None
+    licence: str
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _check_graphs(self) -> Self:
+        if "fp32" not in self.graphs:
+            raise ValueError("a bundle needs an fp32 graph")
+        missing = [name for name in self.graphs.values() if name not in self.files]
+        if missing:
+            raise ValueError(f"graphs {missing} are not among the files")
+        expected = bundle_fingerprint(self.files[self.graphs["fp32"]], self.preprocessing)
+        if self.fingerprint != expected:
+            raise ValueError(f"the fingerprint is not that of graph and preprocessing ({expected[:12]}…)")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened and verified bundle."""
+
+    folder: Path
+    manifest: BundleManifest
+
+    @property
+    def name(self) -> str:
+        """The model's name for people."""
+        return self.manifest.name
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over graph and preprocessing: descriptors are comparable exactly when it is equal."""
+        return self.manifest.fingerprint
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the graph's input."""
+        return self.manifest.preprocessing
+
+    @property
+    def descriptor_dim(self) -> int:
+        """D, the length of a descriptor."""
+        return self.manifest.descriptor_dim
+
+    def graph_path(self, precision: Precision) -> Path:
+        """The ONNX file of a precision.
+
+        Raises:
+            BundleError: the bundle has none of that precision.
+        """
+        name = self.manifest.graphs.get(precision)
+        if name is None:
+            raise BundleError(
+                f"the bundle has no {precision} graph",
+                where=str(self.folder),
+                remedy=f"Choose among {', '.join(self.manifest.graphs)}",
+                code="precision_not_found",
+            )
+        return self.folder / name
+
+
+def bundle_fingerprint(graph: FileRecord, preprocessing: Preprocessing) -> str:
+    """SHA-256 in hex over the fp32 graph's hash and the preprocessing in canonical JSON."""
+    text = f"{graph.sha256}\n{preprocessing.model_dump_json()}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def open_bundle(folder: Path | None = None) -> Bundle:
+    """Open a bundle and check every file against its manifest.
+
+    Args:
+        folder: the bundle; None opens the one shipped with sightfix.
+
+    Raises:
+        BundleError: no bundle, another format version, a missing or damaged file.
+    """
+    folder = folder or default_bundle_folder()
+    manifest = BundleManifest.read(folder, BundleError)
+    verify_files(folder, manifest.files, error_type=BundleError)
+    return Bundle(folder=folder, manifest=manifest)
+
+
+def default_bundle_folder() -> Path:
+    """The folder of the bundle shipped with sightfix (EfficientNet-Lite0, ImageNet weights, GeM)."""
+    return Path(str(resources.files("retrieval"))) / "default_bundle"

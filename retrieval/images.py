@@ -1,0 +1,272 @@
+"""From encoded bytes to the RGB array a bundle wants: the one decode path of references and queries.
+
+A scaled JPEG decode or another resampling filter changes pixels, and so descriptors. Therefore every image goes through
+`decode_image`, with the `Preprocessing` that travels in the bundle. Every limit and every decode error lives here.
+"""
+
+import io
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import pillow_heif
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field
+
+from retrieval.errors import ImageError
+
+RgbImage = NDArray[np.uint8]
+
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "HEIF"]
+
+MEDIA_TYPES: Final[dict[ImageFormat, tuple[str, ...]]] = {
+    "JPEG": ("image/jpeg", "image/jpg"),
+    "PNG": ("image/png",),
+    "WEBP": ("image/webp",),
+    "HEIF": ("image/heic", "image/heif"),
+}
+FILE_SUFFIXES: Final[frozenset[str]] = frozenset({".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif"})
+
+_HEIF_BRANDS: Final[frozenset[bytes]] = frozenset({b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"})
+_FILTERS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_ORIENTATION_TAG: Final = 0x0112
+_SWAPS_SIDES: Final[frozenset[int]] = frozenset({5, 6, 7, 8})
+
+
+class Preprocessing(BaseModel):
+    """How an image becomes the input array of a bundle's graph; part of the bundle's fingerprint.
+
+    Attributes:
+        height, width: size of the input array in pixels.
+        fit: `stretch` resizes both sides independently, `crop` keeps the aspect ratio and cuts the longer side evenly,
+            `pad` keeps it and fills the rest with black.
+        filter: resampling filter. Always antialiased (its support grows with the reduction factor).
+        exif_orientation: turn the photo upright by its EXIF orientation tag.
+        jpeg_scaled_decode: let libjpeg decode at 1/2, 1/4 or 1/8 when that is still at least as large as the input.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: int = Field(ge=16, le=4096)
+    width: int = Field(ge=16, le=4096)
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
+    filter: Literal["bilinear", "bicubic"] = "bicubic"
+    exif_orientation: Literal[True] = True
+    jpeg_scaled_decode: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What we refuse to decode: bytes of the encoded image, and pixels as its header states them."""
+
+    max_bytes: int = 32 * 1024 * 1024
+    max_pixels: int = 80_000_000  # below the size at which Pillow itself starts to warn
+
+
+DEFAULT_LIMITS: Final = ImageLimits()
+
+
+def sniff_format(data: bytes) -> ImageFormat:
+    """The format of an encoded image by its first bytes; file names and content types are not believed.
+
+    Raises:
+        ImageError: nothing there (``empty_body``), or not one of our formats (``unsupported_media_type``).
+    """
+    if not data:
+        raise ImageError("the image is empty (0 bytes)", remedy="Send the encoded photo", code="empty_body")
+    if data[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+        return "HEIF"
+    raise ImageError(
+        f"the image is {_foreign_format(data)}, which is not accepted",
+        remedy="Send JPEG, PNG, WebP or HEIC",
+        code="unsupported_media_type",
+    )
+
+
+def _foreign_format(data: bytes) -> str:
+    known = {b"GIF8": "a GIF", b"II*\x00": "a TIFF", b"MM\x00*": "a TIFF", b"%PDF": "a PDF", b"BM": "a BMP"}
+    return next((name for magic, name in known.items() if data.startswith(magic)), "of an unknown format")
+
+
+def decode_image(
+    data: bytes, preprocessing: Preprocessing, limits: ImageLimits = DEFAULT_LIMITS, *, where: str | None = None
+) -> RgbImage:
+    """Decode an encoded photo to the input array of a bundle.
+
+    Grey, CMYK, palette and 16-bit images become 8-bit RGB; transparent pixels show white.
+
+    Args:
+        data: an encoded JPEG, PNG, WebP or HEIC.
+        preprocessing: the bundle's.
+        limits: checked before any pixel is decoded.
+        where: file name for error messages.
+
+    Returns:
+        (height, width, 3) uint8, RGB, C-contiguous.
+
+    Raises:
+        ImageError: empty, of another format, over a limit, animated, truncated or otherwise undecodable.
+    """
+    try:
+        image = open_image(data, limits)
+        swapped = image.getexif().get(_ORIENTATION_TAG) in _SWAPS_SIDES
+        if preprocessing.jpeg_scaled_decode and image.format == "JPEG":
+            # draft() only picks among the decoder's own reductions, never below the size asked for.
+            sides = (preprocessing.width, preprocessing.height)
+            image.draft(None, _draft_size(image.size, sides[::-1] if swapped else sides, preprocessing.fit))
+        upright = ImageOps.exif_transpose(image)
+        rgb = _to_rgb(upright)
+        return np.ascontiguousarray(_fit(rgb, preprocessing), dtype=np.uint8)
+    except ImageError as error:
+        if where is None or error.where:
+            raise
+        raise ImageError(error.what, where=where, remedy=error.remedy, code=error.code) from error
+    except MemoryError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        TypeError,
+        RuntimeError,
+        ZeroDivisionError,
+    ) as error:
+        # Pillow's plugins raise all of these on damaged files.
+        raise ImageError(
+            f"the image cannot be decoded ({str(error).strip().rstrip('.') or type(error).__name__})",
+            where=where,
+            remedy="Check that the file is complete; it may have been cut off while copying or sending",
+        ) from error
+
+
+def read_image(path: Path, preprocessing: Preprocessing, limits: ImageLimits = DEFAULT_LIMITS) -> RgbImage:
+    """`decode_image` of a file.
+
+    Raises:
+        ImageError: as `decode_image`, or the file cannot be read (``image_unreadable``).
+    """
+    return decode_image(read_image_bytes(path, limits), preprocessing, limits, where=str(path))
+
+
+def read_image_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """The encoded bytes of a photo, refused by size before they are read.
+
+    Raises:
+        ImageError: the file cannot be read (``image_unreadable``) or is too large (``body_too_large``).
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limits.max_bytes + 1)
+    except OSError as error:
+        raise ImageError(
+            f"the photo cannot be read ({error.strerror})",
+            where=str(path),
+            remedy="Check the path and its permissions",
+            code="image_unreadable",
+        ) from error
+    check_byte_count(len(data), limits, where=str(path))
+    return data
+
+
+def check_byte_count(count: int, limits: ImageLimits, *, where: str | None = None) -> None:
+    """Raise ImageError (``body_too_large``) when an encoded image has more bytes than allowed."""
+    if count > limits.max_bytes:
+        raise ImageError(
+            f"the image has more than {limits.max_bytes} bytes",
+            where=where,
+            remedy="Send a smaller photo: the model looks at a small version of it anyway",
+            code="body_too_large",
+        )
+
+
+def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Read the header of an encoded image and check it against the limits; no pixel is decoded.
+
+    Raises:
+        ImageError: see `decode_image`.
+        OSError, ValueError, SyntaxError: what Pillow raises on a damaged header.
+    """
+    check_byte_count(len(data), limits)
+    image_format = sniff_format(data)
+    if image_format == "HEIF":
+        _register_heif()
+    try:
+        image = Image.open(io.BytesIO(data), formats=[image_format])
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"the image starts like a {image_format} but its header is damaged",
+            remedy="Check that the file is complete; it may have been cut off while copying or sending",
+        ) from error
+    except Image.DecompressionBombError:
+        raise _too_many_pixels("more", limits) from None
+    if image.width * image.height > limits.max_pixels:
+        raise _too_many_pixels(f"{image.width}×{image.height} =", limits, image.width * image.height)
+    if getattr(image, "n_frames", 1) > 1 and image_format != "HEIF":
+        raise ImageError(f"the {image_format} is animated", remedy="Send a still photo", code="unsupported_media_type")
+    return image
+
+
+def _too_many_pixels(size: str, limits: ImageLimits, pixels: int | None = None) -> ImageError:
+    count = f"{size} {pixels} pixels, more than" if pixels else f"{size} pixels than"
+    return ImageError(
+        f"the image has {count} the allowed {limits.max_pixels}",
+        remedy="Send a smaller photo: the model looks at a small version of it anyway",
+        code="too_many_pixels",
+    )
+
+
+_heif_lock = threading.Lock()
+_heif_registered = False
+
+
+def _register_heif() -> None:
+    global _heif_registered
+    with _heif_lock:
+        if not _heif_registered:
+            pillow_heif.register_heif_opener(thumbnails=False)
+            _heif_registered = True
+
+
+def _draft_size(size: tuple[int, int], target: tuple[int, int], fit: str) -> tuple[int, int]:
+    """The smallest (width, height) that a scaled decode may return without losing detail the resize would keep."""
+    if fit == "stretch":
+        return target
+    ratio = (max if fit == "crop" else min)(target[0] / size[0], target[1] / size[1])
+    return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it to white
+        grey = np.asarray(image).astype(np.int64)
+        return Image.fromarray(np.clip(grey >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    size = (preprocessing.width, preprocessing.height)
+    resample = _FILTERS[preprocessing.filter]
+    if image.size == size:
+        image.load()
+        return image
+    if preprocessing.fit == "crop":
+        return ImageOps.fit(image, size, resample)
+    if preprocessing.fit == "pad":
+        return ImageOps.pad(image, size, resample)
+    return image.resize(size, resample)

@@ -1,0 +1,88 @@
+"""Where place indexes lie: ``<indexes>/<name>/versions/<version>/`` and ``<indexes>/<name>/CURRENT``."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+from retrieval.errors import IndexNotFoundError, ParameterError
+
+CURRENT_NAME: Final = "CURRENT"
+VERSIONS_NAME: Final = "versions"
+DEFAULT_INDEXES: Final = Path("indexes")
+
+_NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_index_name(name: str) -> str:
+    """Return the name if it can be a folder's.
+
+    Raises:
+        ParameterError: it is empty, too long, or has other characters than letters, digits, ``.``, ``_`` and ``-``.
+    """
+    if not _NAME_PATTERN.fullmatch(name):
+        raise ParameterError(
+            f"{name!r} cannot be the name of a place index",
+            remedy="Use up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        )
+    return name
+
+
+def published_versions(index_folder: Path) -> list[str]:
+    """The versions of an index, oldest first; unfinished ones (hidden folders) are not among them."""
+    versions = index_folder / VERSIONS_NAME
+    if not versions.is_dir():
+        return []
+    return sorted(entry.name for entry in versions.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def current_version(index_folder: Path) -> str:
+    """The version that CURRENT names.
+
+    Raises:
+        IndexNotFoundError: nothing was published there, or CURRENT names a version that does not exist.
+    """
+    current = index_folder / CURRENT_NAME
+    try:
+        version = current.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise IndexNotFoundError(
+            "there is no published place index",
+            where=str(index_folder),
+            remedy=f"Publish one: sightfix index SPEC --name {index_folder.name}",
+        ) from None
+    if not _NAME_PATTERN.fullmatch(version) or not (index_folder / VERSIONS_NAME / version).is_dir():
+        available = published_versions(index_folder)
+        raise IndexNotFoundError(
+            f"CURRENT names version {version!r}, which does not exist",
+            where=str(current),
+            remedy=f"Write one of the existing versions into it ({', '.join(available)})"
+            if available
+            else f"Publish again: sightfix index SPEC --name {index_folder.name}",
+            code="version_not_found",
+        )
+    return version
+
+
+def find_index(indexes: Path, name: str | None) -> Path:
+    """The folder of a named index; with no name, the only one there is.
+
+    Raises:
+        IndexNotFoundError: no such index, none at all, or several to choose from.
+        ParameterError: the name cannot be an index's.
+    """
+    found = sorted(current.parent.name for current in indexes.glob(f"*/{CURRENT_NAME}")) if indexes.is_dir() else []
+    if name is None:
+        if len(found) == 1:
+            return indexes / found[0]
+        raise IndexNotFoundError(
+            "there is no place index" if not found else f"there are several place indexes: {', '.join(found)}",
+            where=str(indexes),
+            remedy="Publish one: sightfix index PHOTOS --name NAME" if not found else "Choose one with --index NAME",
+        )
+    if check_index_name(name) not in found:
+        raise IndexNotFoundError(
+            f"there is no place index {name!r}",
+            where=str(indexes),
+            remedy=f"Choose among {', '.join(found)}" if found else "Publish one: sightfix index PHOTOS --name NAME",
+        )
+    return indexes / name
