@@ -1,6 +1,6 @@
-"""Exact search by inner product over a FAISS flat index, whole or restricted to slices of rows."""
+"""Exact search by inner product over a FAISS flat index, over all rows or some."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Literal
@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 
 from retrieval.describer import Descriptors
 from retrieval.errors import MissingExtraError, PlaceIndexError
-from retrieval.spatial_blocks import RowSlice
 
 Storage = Literal["fp32", "fp16"]
 
 # From this batch size on, flat fp32 search goes through BLAS: FAISS's own default is ten times slower on few cores
 # (faiss pull requests 5022 and 5109).
 _BLAS_FROM_BATCH: Final = 16
+
+# Rows inside a geo prior that are copied and scanned at once: 8192 × 1280 fp16 is 20 MB.
+_SCAN_ROWS: Final = 8192
 
 
 def faiss_module() -> ModuleType:
@@ -56,10 +58,7 @@ class ExactVectors:
     def from_descriptors(cls, pieces: Iterable[Descriptors], dim: int, storage: Storage) -> "ExactVectors":
         """Make from pieces of (n, dim) float32 unit rows, in row order."""
         faiss = faiss_module()
-        if storage == "fp32":
-            index: Any = faiss.IndexFlatIP(dim)
-        else:
-            index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        index = _empty_index(faiss, dim, storage)
         for piece in pieces:
             index.add(np.ascontiguousarray(piece, np.float32))
         return cls(index, storage)
@@ -74,7 +73,7 @@ class ExactVectors:
         faiss = faiss_module()
         wanted = faiss.IndexFlatIP if storage == "fp32" else faiss.IndexScalarQuantizer
         try:
-            index = faiss.downcast_index(faiss.read_index(str(path)))
+            index = faiss.read_index(str(path))
         except RuntimeError as error:
             raise PlaceIndexError(
                 f"FAISS cannot read the vectors ({error})", where=str(path), remedy="Build the index again"
@@ -127,52 +126,50 @@ class ExactVectors:
             scores[:, :found], rows[:, :found] = self._index.search(np.ascontiguousarray(queries, np.float32), found)
         return rows, scores
 
-    def search_slices(
-        self, query: Descriptors, k: int, slices: Sequence[RowSlice]
+    def search_rows(
+        self, query: Descriptors, k: int, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The k best rows of one query among those inside the slices.
+        """The k best of some rows for one query.
+
+        The rows' codes are copied into a small index of their own: cheaper than any of FAISS's selectors, some of which
+        walk over all N rows, and a GPU index may ignore them without a word.
 
         Args:
             query: (D,) float32.
             k: at least 1.
-            slices: which rows are scanned, and which of those count.
+            rows: (R,) int64; the copy is quick when they lie close together.
 
         Returns:
             rows (k,) int64, scores (k,) float32, filled with -1 and -inf.
         """
-        rows, scores = _empty_result(1, k)
-        parts = [self._search_slice(query[None], k, part) for part in slices]
-        if parts:
-            all_rows, all_scores = (np.concatenate(column) for column in zip(*parts, strict=True))
-            best = np.lexsort((all_rows, -all_scores))[:k]
-            rows[0, : len(best)], scores[0, : len(best)] = all_rows[best], all_scores[best]
-        return rows[0], scores[0]
+        best_rows, best_scores = _empty_result(1, k)
+        for start in range(0, len(rows), _SCAN_ROWS):
+            some = rows[start : start + _SCAN_ROWS]
+            index = _empty_index(self._faiss, self.dim, self.storage)
+            index.add_sa_codes(self._codes()[some])
+            scores, places = index.search(query[None], min(k, len(some)))
+            all_rows = np.concatenate([best_rows[0], some[places[0]]])
+            all_scores = np.concatenate([best_scores[0], scores[0]])
+            order = np.argsort(-all_scores, kind="stable")[:k]
+            best_rows[0], best_scores[0] = all_rows[order], all_scores[order]
+        return best_rows[0], best_scores[0]
 
-    def _search_slice(
-        self, query: Descriptors, k: int, part: RowSlice
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The k best rows inside one slice (fewer if it has fewer).
-
-        A range selector makes FAISS scan the slice alone. Rows of the slice that are not inside are dropped from what
-        it returns, and more are fetched until k remain: the k best of those inside are among them.
-        """
-        size = part.stop - part.start
-        selector = self._faiss.SearchParameters(sel=self._faiss.IDSelectorRange(part.start, part.stop))
-        fetch = min(size, 2 * k + 16)
-        while True:
-            scores, rows = self._index.search(query, fetch, params=selector)
-            # A GPU index may ignore selectors without a word: never trust a row that was not asked for.
-            asked = (rows[0] >= part.start) & (rows[0] < part.stop)
-            rows, scores = rows[0][asked], scores[0][asked]
-            inside = part.inside[rows - part.start]
-            if fetch == size or int(inside.sum()) >= k:
-                return rows[inside][:k], scores[inside][:k]
-            fetch = min(size, 4 * fetch)
+    def _codes(self) -> NDArray[np.uint8]:
+        """The stored rows as bytes, (N, bytes a row), without a copy."""
+        size = int(self._index.code_size)
+        codes: NDArray[np.uint8] = self._faiss.rev_swig_ptr(self._index.codes.data(), self.count * size)
+        return codes.reshape(self.count, size)
 
     def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
         """The stored descriptors of some rows: (len(rows), D) float32."""
         found: Descriptors = self._index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
         return found
+
+
+def _empty_index(faiss: ModuleType, dim: int, storage: Storage) -> Any:
+    if storage == "fp32":
+        return faiss.IndexFlatIP(dim)
+    return faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
 
 
 def _empty_result(queries: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

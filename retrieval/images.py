@@ -4,8 +4,10 @@ A scaled JPEG decode or another resampling filter changes pixels, and so descrip
 `decode_image`, with the `Preprocessing` that travels in the bundle. Every limit and every decode error lives here.
 """
 
+import contextlib
 import io
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -33,6 +35,7 @@ FILE_SUFFIXES: Final[frozenset[str]] = frozenset({".jpg", ".jpeg", ".png", ".web
 _HEIF_BRANDS: Final[frozenset[bytes]] = frozenset({b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"})
 _FILTERS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ORIENTATION_TAG: Final = 0x0112
+_INCOMPLETE: Final = "Check that the file is complete; it may have been cut off while copying or sending"
 _SWAPS_SIDES: Final[frozenset[int]] = frozenset({5, 6, 7, 8})
 
 
@@ -116,22 +119,43 @@ def decode_image(
     Raises:
         ImageError: empty, of another format, over a limit, animated, truncated or otherwise undecodable.
     """
-    try:
+    with _decode_errors(where):
         image = open_image(data, limits)
-        swapped = image.getexif().get(_ORIENTATION_TAG) in _SWAPS_SIDES
-        if preprocessing.jpeg_scaled_decode and image.format == "JPEG":
-            # draft() only picks among the decoder's own reductions, never below the size asked for.
-            sides = (preprocessing.width, preprocessing.height)
-            image.draft(None, _draft_size(image.size, sides[::-1] if swapped else sides, preprocessing.fit))
-        upright = ImageOps.exif_transpose(image)
-        rgb = _to_rgb(upright)
+        sides = (preprocessing.width, preprocessing.height)
+        if preprocessing.jpeg_scaled_decode:
+            _draft(image, lambda size: _draft_size(size, sides, preprocessing.fit))
+        rgb = _to_rgb(ImageOps.exif_transpose(image))
         return np.ascontiguousarray(_fit(rgb, preprocessing), dtype=np.uint8)
+
+
+def decode_upright(
+    data: bytes, max_side: int, limits: ImageLimits = DEFAULT_LIMITS, *, where: str | None = None
+) -> RgbImage:
+    """Decode an encoded photo for people: upright, its own aspect ratio, no side longer than `max_side`.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    with _decode_errors(where):
+        image = open_image(data, limits)
+        _draft(image, lambda size: _draft_size(size, (max_side, max_side), "pad"))
+        rgb = _to_rgb(ImageOps.exif_transpose(image))
+        rgb.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+        return np.asarray(rgb, dtype=np.uint8)
+
+
+@contextlib.contextmanager
+def _decode_errors(where: str | None) -> Iterator[None]:
+    """Whatever a decoder raises on damaged input, as an ImageError that names the file."""
+    try:
+        yield
     except ImageError as error:
         if where is None or error.where:
             raise
         raise ImageError(error.what, where=where, remedy=error.remedy, code=error.code) from error
-    except MemoryError:
-        raise
     except (
         OSError,
         ValueError,
@@ -146,8 +170,17 @@ def decode_image(
         raise ImageError(
             f"the image cannot be decoded ({str(error).strip().rstrip('.') or type(error).__name__})",
             where=where,
-            remedy="Check that the file is complete; it may have been cut off while copying or sending",
+            remedy=_INCOMPLETE,
         ) from error
+
+
+def _draft(image: Image.Image, wanted: Callable[[tuple[int, int]], tuple[int, int]]) -> None:
+    """Let libjpeg decode smaller, as long as it stays at least as large as wanted of the upright photo."""
+    if image.format != "JPEG":
+        return
+    swapped = image.getexif().get(_ORIENTATION_TAG) in _SWAPS_SIDES
+    size = wanted(image.size[::-1] if swapped else image.size)
+    image.draft(None, size[::-1] if swapped else size)
 
 
 def read_image(path: Path, preprocessing: Preprocessing, limits: ImageLimits = DEFAULT_LIMITS) -> RgbImage:
@@ -206,7 +239,7 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image
     except UnidentifiedImageError as error:
         raise ImageError(
             f"the image starts like a {image_format} but its header is damaged",
-            remedy="Check that the file is complete; it may have been cut off while copying or sending",
+            remedy=_INCOMPLETE,
         ) from error
     except Image.DecompressionBombError:
         raise _too_many_pixels("more", limits) from None

@@ -6,7 +6,6 @@ compared one by one, so the answer is exact.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -18,15 +17,6 @@ BLOCK_ROWS: Final = 256
 
 # Angles below this are rounding (6 mm on the ground): caps are widened by it, never a row's own test.
 _SLACK_RAD: Final = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class RowSlice:
-    """Rows `start` to `stop` (excluded), and which of them lie inside: (stop - start,) bool."""
-
-    start: int
-    stop: int
-    inside: NDArray[np.bool_]
 
 
 class SpatialBlocks:
@@ -46,39 +36,20 @@ class SpatialBlocks:
         chords = np.linalg.norm(points - np.repeat(self._centres, BLOCK_ROWS, axis=0)[: len(points)], axis=1)
         self._angles = _chord_angle(np.maximum.reduceat(chords, starts) if len(starts) else np.empty(0))
 
-    def rows_within(self, prior: GeoPrior) -> list[RowSlice]:
-        """The contiguous slices that hold every row inside the prior (border included), in row order."""
+    def rows_within(self, prior: GeoPrior) -> NDArray[np.int64]:
+        """The rows inside the prior, border included, ascending: (R,) int64."""
         centre = unit_vectors(prior.lat, prior.lon)
         reach = min(prior.radius_m / EARTH_RADIUS_M, math.pi)
         distance = _chord_angle(np.linalg.norm(self._centres - centre, axis=1))
         near = np.flatnonzero(distance <= self._angles + reach + _SLACK_RAD)
-        inside = self._rows_inside(near, distance[near] + self._angles[near] < reach - _SLACK_RAD, centre, reach)
-        slices = []
-        for run in np.split(np.arange(len(near)), np.flatnonzero(np.diff(near) > 1) + 1) if len(near) else []:
-            start = int(near[run[0]]) * BLOCK_ROWS
-            stop = min(int(near[run[-1]] + 1) * BLOCK_ROWS, len(self._points))
-            hits = inside[run[0] : run[-1] + 1].reshape(-1)[: stop - start]
-            if hits.any():
-                slices.append(_trimmed(start, hits))
-        return slices
-
-    def _rows_inside(
-        self, blocks: NDArray[np.int64], whole: NDArray[np.bool_], centre: Float64Array, reach: float
-    ) -> NDArray[np.bool_]:
-        """For each block (those that lie inside as a `whole` are known), which rows are inside: (blocks, 256) bool."""
-        inside = np.zeros((len(blocks), BLOCK_ROWS), bool)
-        inside[whole] = True
-        rows = (blocks[~whole, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).clip(max=len(self._points) - 1)
+        whole = distance[near] + self._angles[near] < reach - _SLACK_RAD
+        rows = np.arange(BLOCK_ROWS) + near[:, None] * BLOCK_ROWS
+        inside = np.ones(rows.shape, bool)
         # The chord grows with the angle, so comparing squared chords needs no trigonometry per row.
-        squared_chords = ((self._points[rows] - centre) ** 2).sum(axis=-1)
-        inside[~whole] = squared_chords <= (2.0 * math.sin(reach / 2.0)) ** 2
-        return inside
-
-
-def _trimmed(start: int, inside: NDArray[np.bool_]) -> RowSlice:
-    hits = np.flatnonzero(inside)
-    first, last = int(hits[0]), int(hits[-1]) + 1
-    return RowSlice(start + first, start + last, inside[first:last])
+        chords = self._points[rows[~whole].clip(max=len(self._points) - 1)] - centre
+        inside[~whole] = np.einsum("brc,brc->br", chords, chords) <= (2.0 * math.sin(reach / 2.0)) ** 2
+        found: NDArray[np.int64] = rows[inside]
+        return found[found < len(self._points)]
 
 
 def _chord_angle(chord: Float64Array) -> Float64Array:

@@ -1,9 +1,15 @@
 """Fixtures that every floor's tests share."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from index_builder.building import build_index
+from retrieval.bundle import Bundle, open_bundle
+from retrieval.describer import Describer
+from tests.places import Places, make_places
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -17,3 +23,33 @@ def photos_root() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return PHOTOS
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    """The bundle that sightfix ships."""
+    return open_bundle()
+
+
+@pytest.fixture(scope="session")
+def describer(bundle: Bundle) -> Describer:
+    """A describer of the shipped bundle."""
+    return Describer(bundle)
+
+
+@dataclass(frozen=True)
+class PublishedPlaces:
+    """Twelve photos and the index made of them."""
+
+    places: Places
+    indexes: Path
+    name: str
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory, describer: Describer) -> PublishedPlaces:
+    """An index of twelve made-up places, shared by tests that only read it."""
+    folder = tmp_path_factory.mktemp("published")
+    places = make_places(folder, 12)
+    build_index(places, describer, folder / "indexes", "places")
+    return PublishedPlaces(places, folder / "indexes", "places")

@@ -1,0 +1,140 @@
+"""The publish protocol: a version is written aside, checked, renamed, and only then named by CURRENT.
+
+Killed at any point, the last published version stays whole and current; leftovers are removed by the next build.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from retrieval.artefact import rename_into_place, replace_file, storage_errors
+from retrieval.errors import StorageError
+from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version, published_versions
+
+DEFAULT_KEEP: Final = 3
+
+_TEMPORARY_PREFIX: Final = ".tmp-"
+_LOCK_NAME: Final = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A version that is being written.
+
+    Attributes:
+        index_folder: of the index.
+        version: the name it will have.
+        folder: where to write it until it gets its name.
+    """
+
+    index_folder: Path
+    version: str
+    folder: Path
+
+    def name_version(self) -> Path:
+        """First step: the finished version gets its name; readers still see the old one. Returns its folder."""
+        final = self.index_folder / VERSIONS_NAME / self.version
+        rename_into_place(self.folder, final)
+        return final
+
+    def make_current(self) -> None:
+        """Second step: CURRENT names the version."""
+        replace_file(self.index_folder / CURRENT_NAME, f"{self.version}\n".encode())
+
+
+@contextlib.contextmanager
+def draft_version(indexes: Path, name: str) -> Iterator[Draft]:
+    """Open a draft of a new version; whatever is not published is removed at the end.
+
+    Args:
+        indexes: the folder of all indexes.
+        name: of this index.
+
+    Raises:
+        ParameterError: the name cannot be a folder's.
+        StorageError: another process is building this index, or the disk refuses.
+    """
+    index_folder = indexes / check_index_name(name)
+    versions = index_folder / VERSIONS_NAME
+    with storage_errors(index_folder):
+        versions.mkdir(parents=True, exist_ok=True)
+        with _exclusive(index_folder):
+            _remove_leftovers(index_folder)
+            version = _new_version_name()
+            folder = versions / f"{_TEMPORARY_PREFIX}{version}"
+            folder.mkdir()
+            try:
+                yield Draft(index_folder, version, folder)
+            finally:
+                # A version that was named is no longer here.
+                shutil.rmtree(folder, ignore_errors=True)
+                _remove_if_nothing_published(index_folder)
+
+
+def prune(index_folder: Path, keep: int) -> list[str]:
+    """Remove the oldest versions until `keep` remain; the current one is never removed. Returns their names."""
+    current = current_version(index_folder)
+    removable = [version for version in published_versions(index_folder) if version != current]
+    removed = removable[: max(0, len(removable) - max(0, keep - 1))]
+    for version in removed:
+        # Renamed first: a reader finds the version whole or not at all.
+        doomed = index_folder / VERSIONS_NAME / f"{_TEMPORARY_PREFIX}pruned-{version}"
+        (index_folder / VERSIONS_NAME / version).rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    return removed
+
+
+def check_free_space(folder: Path, needed_bytes: int) -> None:
+    """Raise StorageError when the disk has less room than the build will need."""
+    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise StorageError(
+            f"the index needs about {needed_bytes / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB free",
+            where=str(existing),
+            remedy="Free some space or choose another folder (--indexes); nothing was published",
+        )
+
+
+@contextlib.contextmanager
+def _exclusive(index_folder: Path) -> Iterator[None]:
+    """Hold the index's build lock. The kernel releases it with the process, however that ends."""
+    descriptor = os.open(index_folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(
+                "another process is building this index",
+                where=str(index_folder),
+                remedy="Wait for it, or stop it",
+                code="build_in_progress",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(index_folder: Path) -> None:
+    """Remove what killed builds left: drafts, and versions that were named but never became current."""
+    for leftover in (index_folder / VERSIONS_NAME).glob(f"{_TEMPORARY_PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    (index_folder / f".{CURRENT_NAME}.tmp").unlink(missing_ok=True)
+
+
+def _remove_if_nothing_published(index_folder: Path) -> None:
+    if not published_versions(index_folder) and not (index_folder / CURRENT_NAME).exists():
+        shutil.rmtree(index_folder, ignore_errors=True)
+
+
+def _new_version_name() -> str:
+    """Time and a random part, such as 2026-11-22T10-00-00.123Z-ab12cd: sorts by age, never repeats."""
+    now = datetime.now(UTC)
+    return f"{now:%Y-%m-%dT%H-%M-%S}.{now.microsecond // 1000:03d}Z-{secrets.token_hex(3)}"

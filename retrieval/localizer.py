@@ -1,0 +1,200 @@
+"""Describer, place index and fix together: the whole answer for a batch of photos."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import numpy as np
+
+from retrieval.answer import FixAnswer, IndexAnswer, LocalizeAnswer, MatchAnswer, ModelAnswer, TimingsAnswer
+from retrieval.describer import Describer
+from retrieval.errors import ParameterError
+from retrieval.fix import Fix, FixSettings, make_fix
+from retrieval.geo import GeoPrior
+from retrieval.images import DEFAULT_LIMITS, ImageLimits, RgbImage, decode_image, read_image_bytes
+from retrieval.place_index import PlaceIndex
+
+MAX_TOP_K: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class LocalizeOptions:
+    """What to ask for one photo.
+
+    Attributes:
+        top_k: how many matches to return, 1 to 100.
+        geo_prior: where the answer must lie, or None.
+        min_score: matches below this cosine are left out, -1 to 1, or None.
+
+    Raises:
+        ParameterError: top_k or min_score outside its range.
+    """
+
+    top_k: int = 10
+    geo_prior: GeoPrior | None = None
+    min_score: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= MAX_TOP_K:
+            raise ParameterError(f"top_k {self.top_k} is outside [1, {MAX_TOP_K}]", remedy="Ask for 1 to 100 matches")
+        if self.min_score is not None and not -1.0 <= self.min_score <= 1.0:
+            raise ParameterError(f"min_score {self.min_score} is outside [-1, 1]", remedy="Give a cosine, or none")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedQuery:
+    """A photo ready to be described, what is asked of it, and how long decoding took."""
+
+    image: RgbImage
+    options: LocalizeOptions = field(default_factory=LocalizeOptions)
+    decode_ms: float = 0.0
+    request_id: str = field(default_factory=lambda: new_request_id())
+
+
+class Localizer:
+    """Localizes photos against one place index.
+
+    Args:
+        describer: of the bundle that the index was made with.
+        place_index: what to search.
+        fix_settings: how the fix is made from the matches.
+        limits: of encoded images.
+
+    Raises:
+        ModelIndexMismatchError: the index was described with another bundle.
+    """
+
+    def __init__(
+        self,
+        describer: Describer,
+        place_index: PlaceIndex,
+        fix_settings: FixSettings | None = None,
+        limits: ImageLimits = DEFAULT_LIMITS,
+    ) -> None:
+        place_index.check_bundle(describer.bundle)
+        self.describer = describer
+        self.place_index = place_index
+        self.fix_settings = fix_settings or FixSettings()
+        self.limits = limits
+        bundle, manifest = describer.bundle, place_index.manifest
+        self.model_answer = ModelAnswer(
+            name=bundle.name,
+            fingerprint=bundle.fingerprint,
+            precision=describer.precision,
+            provider=describer.provider,
+        )
+        self.index_answer = IndexAnswer(
+            name=manifest.name, version=manifest.version, size=manifest.count, type=manifest.index_type
+        )
+
+    def decode(
+        self,
+        data: bytes,
+        options: LocalizeOptions | None = None,
+        request_id: str | None = None,
+        where: str | None = None,
+    ) -> DecodedQuery:
+        """Decode one encoded photo. Safe to call from many threads.
+
+        Raises:
+            ImageError: see `decode_image`.
+        """
+        started = time.perf_counter()
+        image = decode_image(data, self.describer.bundle.preprocessing, self.limits, where=where)
+        return DecodedQuery(image, options or LocalizeOptions(), _ms_since(started), request_id or new_request_id())
+
+    def localize(self, queries: Sequence[DecodedQuery]) -> list[LocalizeAnswer]:
+        """Answer a batch of photos, in order."""
+        if not queries:
+            return []
+        started = time.perf_counter()
+        descriptors = self.describer.describe([query.image for query in queries])
+        describe_ms, searched = _ms_since(started), time.perf_counter()
+        # The fix always sees enough matches, however few the client wants to be told.
+        k = max(self.fix_settings.max_matches, *(query.options.top_k for query in queries))
+        found = self.place_index.search(descriptors, k, [query.options.geo_prior for query in queries])
+        search_ms = _ms_since(searched)
+        return [
+            self._answer(query, found.rows[place], found.scores[place], describe_ms, search_ms)
+            for place, query in enumerate(queries)
+        ]
+
+    def localize_file(self, path: Path, options: LocalizeOptions | None = None) -> LocalizeAnswer:
+        """Answer for one photo on disk.
+
+        Raises:
+            ImageError: see `read_image`.
+        """
+        return self.localize([self.decode(read_image_bytes(path, self.limits), options, where=str(path))])[0]
+
+    def _answer(
+        self, query: DecodedQuery, rows: np.ndarray, scores: np.ndarray, describe_ms: float, search_ms: float
+    ) -> LocalizeAnswer:
+        started = time.perf_counter()
+        minimum = query.options.min_score
+        kept = (rows >= 0) & (scores >= (-np.inf if minimum is None else minimum))
+        rows, scores = rows[kept], np.clip(scores[kept].astype(np.float64), -1.0, 1.0)
+        index = self.place_index
+        status, fix = make_fix(index.lat[rows], index.lon[rows], scores, self.fix_settings)
+        top_k = query.options.top_k
+        matches = [
+            self._match(rank, int(row), float(score))
+            for rank, (row, score) in enumerate(zip(rows[:top_k], scores[:top_k], strict=True), start=1)
+        ]
+        fix_ms = _ms_since(started)
+        return LocalizeAnswer(
+            request_id=query.request_id,
+            status=status,
+            fix=_fix_answer(fix) if fix else None,
+            matches=matches,
+            model=self.model_answer,
+            index=self.index_answer,
+            timings_ms=TimingsAnswer(
+                decode=query.decode_ms,
+                describe=describe_ms,
+                search=search_ms,
+                fix=fix_ms,
+                total=query.decode_ms + describe_ms + search_ms + fix_ms,
+            ),
+        )
+
+    def _match(self, rank: int, row: int, score: float) -> MatchAnswer:
+        reference = self.place_index.reference(row)
+        assert reference.position is not None, "a place index holds positions only"
+        return MatchAnswer(
+            rank=rank,
+            reference_id=reference.id,
+            lat=reference.position.lat,
+            lon=reference.position.lon,
+            score=score,
+            heading=reference.heading_deg,
+            captured_at=reference.captured_at,
+            session=reference.session,
+            thumbnail=f"/references/{quote(reference.id, safe='/')}/image",
+        )
+
+
+def new_request_id() -> str:
+    """A random request id, 128 bits in hex."""
+    return secrets.token_hex(16)
+
+
+def _fix_answer(fix: Fix) -> FixAnswer:
+    return FixAnswer(
+        lat=fix.position.lat,
+        lon=fix.position.lon,
+        radius_m=fix.radius_m,
+        confidence=fix.confidence,
+        calibrated=fix.calibrated,
+        covariance_enu=fix.covariance_enu,
+        method=fix.method,
+        support=fix.support,
+    )
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3

@@ -1,0 +1,184 @@
+"""Read a localize request: raw image bytes, multipart, or JSON with base64, all with the same parameters."""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+
+from retrieval.errors import ParameterError
+from retrieval.geo import GeoPrior
+from retrieval.images import MEDIA_TYPES, ImageLimits, check_byte_count
+from retrieval.localizer import MAX_TOP_K, LocalizeOptions
+from service.problems import RequestError, validation_problem
+
+IMAGE_MEDIA_TYPES: Final = tuple(name for names in MEDIA_TYPES.values() for name in names)
+
+
+class GeoPriorBody(BaseModel):
+    """A circle in which the answer must lie."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    lat: float = Field(ge=-90, le=90, allow_inf_nan=False, description="Centre, degrees", examples=[55.6983])
+    lon: float = Field(ge=-180, lt=360, allow_inf_nan=False, description="Centre, degrees", examples=[13.1951])
+    radius_m: float = Field(gt=0, le=GeoPrior.MAX_RADIUS_M, allow_inf_nan=False, description="Metres", examples=[500])
+
+
+class LocalizeParameters(BaseModel):
+    """What may be asked beside the image."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: int = Field(default=10, ge=1, le=MAX_TOP_K, description="How many matches to return")
+    geo_prior: GeoPriorBody | None = None
+    min_score: float | None = Field(
+        default=None, ge=-1, le=1, allow_inf_nan=False, description="Leave out matches below this cosine"
+    )
+
+    def options(self) -> LocalizeOptions:
+        """The same for the localizer."""
+        prior = self.geo_prior
+        return LocalizeOptions(
+            top_k=self.top_k,
+            geo_prior=GeoPrior(prior.lat, prior.lon, prior.radius_m) if prior else None,
+            min_score=self.min_score,
+        )
+
+
+class ImageBody(BaseModel):
+    """An image inside JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    content: str = Field(description="The encoded photo (JPEG, PNG, WebP, HEIC) as base64")
+
+
+class LocalizeBody(LocalizeParameters):
+    """A localize request as JSON."""
+
+    image: ImageBody
+
+
+@dataclass(frozen=True, slots=True)
+class LocalizeRequest:
+    """An image and what is asked of it."""
+
+    image: bytes
+    options: LocalizeOptions
+
+
+async def read_localize_request(request: Request, limits: ImageLimits) -> LocalizeRequest:
+    """Read the request in whichever of its three forms it came.
+
+    Raises:
+        RequestError: another content type (415), malformed JSON, multipart or base64 (400), a parameter that is
+            unknown or outside its range (422), no image part (422).
+        ImageError: the image is over the byte limit.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type in IMAGE_MEDIA_TYPES:
+        parsed = LocalizeRequest(await request.body(), _parameters(dict(request.query_params)))
+    elif media_type == "multipart/form-data":
+        parsed = await _read_multipart(request)
+    elif media_type == "application/json":
+        _refuse_query_parameters(request)
+        parsed = _read_json(await request.body())
+    else:
+        raise RequestError(
+            f"content type {media_type!r} is not accepted" if media_type else "the request has no content type",
+            code="unsupported_media_type",
+            remedy="Send image/jpeg, image/png, image/webp, image/heic, multipart/form-data or application/json",
+        )
+    check_byte_count(len(parsed.image), limits)
+    return parsed
+
+
+def _read_json(body: bytes) -> LocalizeRequest:
+    try:
+        json.loads(body)
+    except ValueError as error:
+        raise RequestError(f"the body is not JSON ({error})", remedy="Check the request body") from error
+    try:
+        parsed = LocalizeBody.model_validate_json(body)
+    except ValidationError as error:
+        raise validation_problem(error) from error
+    try:
+        image = base64.b64decode(parsed.image.content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(
+            f"/image/content is not base64 ({error})",
+            remedy="Send the photo's bytes as standard base64, without line breaks",
+        ) from error
+    return LocalizeRequest(image, parsed.options())
+
+
+async def _read_multipart(request: Request) -> LocalizeRequest:
+    try:
+        form = await request.form(max_files=1, max_fields=16)
+    except (MultiPartException, HTTPException) as error:
+        reason = error.message if isinstance(error, MultiPartException) else error.detail
+        raise RequestError(
+            f"the multipart body cannot be read ({reason})", remedy="Check the boundary and that the body is complete"
+        ) from error
+    try:
+        image = form.get("image")
+        if not isinstance(image, UploadFile):
+            raise RequestError(
+                "there is no file part named image",
+                code="validation_error",
+                remedy="Send the photo as a file: curl -F image=@photo.jpg",
+            )
+        return LocalizeRequest(await image.read(), _parameters({**request.query_params, **_text_fields(form)}))
+    finally:
+        await form.close()
+
+
+def _text_fields(form: FormData) -> dict[str, str]:
+    return {name: value for name, value in form.multi_items() if isinstance(value, str)}
+
+
+def _parameters(texts: Mapping[str, str]) -> LocalizeOptions:
+    """Parameters given as text; a geo prior is ``lat,lon,radius_m`` or the JSON object."""
+    values: dict[str, Any] = dict(texts)
+    if "geo_prior" in values:
+        values["geo_prior"] = _geo_prior(values["geo_prior"])
+    try:
+        return LocalizeParameters.model_validate(values).options()
+    except ValidationError as error:
+        raise validation_problem(error) from error
+    except ParameterError as error:
+        raise RequestError(error.what, code="validation_error", remedy=error.remedy) from error
+
+
+def _geo_prior(text: str) -> dict[str, Any]:
+    if text.lstrip().startswith("{"):
+        try:
+            parsed: dict[str, Any] = json.loads(text)
+            return parsed
+        except ValueError as error:
+            raise RequestError(f"/geo_prior is not JSON ({error})", code="validation_error") from error
+    parts = text.split(",")
+    if len(parts) != 3:
+        raise RequestError(
+            f"/geo_prior {text!r} is not three numbers",
+            code="validation_error",
+            remedy="Give lat,lon,radius_m, such as geo_prior=55.6983,13.1951,500",
+        )
+    return dict(zip(("lat", "lon", "radius_m"), parts, strict=True))
+
+
+def _refuse_query_parameters(request: Request) -> None:
+    if request.query_params:
+        raise RequestError(
+            f"query parameter {next(iter(request.query_params))!r} beside a JSON body",
+            code="validation_error",
+            remedy="Put the parameters into the JSON",
+        )

@@ -1,0 +1,133 @@
+"""Errors as RFC 9457 problem details with a stable `code`; no other error body ever leaves the server."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from retrieval.answer import FieldProblem, Problem
+from retrieval.errors import SightfixError
+from retrieval.localizer import new_request_id
+
+_log = logging.getLogger("sightfix.service")
+
+MEDIA_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:sightfix:problem:"
+
+# Codes that are not here are our own failure: 500.
+STATUS_OF_CODE: Final[Mapping[str, int]] = {
+    "malformed_request": 400,
+    "reference_not_found": 404,
+    "index_not_found": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "body_too_large": 413,
+    "too_many_pixels": 413,
+    "unsupported_media_type": 415,
+    "empty_body": 422,
+    "image_undecodable": 422,
+    "validation_error": 422,
+    "queue_full": 429,
+    "not_ready": 503,
+}
+
+_RETRY_AFTER_S: Final[Mapping[int, int]] = {429: 1, 503: 2}
+
+
+class RequestError(SightfixError):
+    """A request that cannot be answered.
+
+    Args:
+        errors: the fields that are wrong.
+    """
+
+    default_code = "malformed_request"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        code: str = "malformed_request",
+        remedy: str | None = None,
+        errors: Sequence[FieldProblem] | None = None,
+    ) -> None:
+        super().__init__(what, remedy=remedy, code=code)
+        self.errors = errors
+
+
+def request_id_of(request: Request) -> str:
+    """The id of a request: the client's own `X-Request-Id` if it is a plain one, else a random one."""
+    known: str | None = getattr(request.state, "request_id", None)
+    if known is None:
+        given = request.headers.get("x-request-id", "")
+        plain = 0 < len(given) <= 128 and all(sign.isalnum() or sign in "-_." for sign in given) and given.isascii()
+        known = given if plain else new_request_id()
+        request.state.request_id = known
+    return known
+
+
+def validation_problem(error: ValidationError) -> RequestError:
+    """A pydantic error as a request error that names each wrong field by JSON pointer."""
+    errors = [
+        FieldProblem(pointer="/" + "/".join(str(part) for part in item["loc"]), message=item["msg"])
+        for item in error.errors(include_url=False, include_input=False)
+    ]
+    first = errors[0]
+    return RequestError(f"{first.pointer}: {first.message}", code="validation_error", errors=errors)
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Make every error of the app a problem."""
+
+    async def on_sightfix_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, SightfixError)
+        status = STATUS_OF_CODE.get(error.code, 500)
+        if status == 500:
+            _log.error("request %s failed: %s", request_id_of(request), error)
+        errors = error.errors if isinstance(error, RequestError) else None
+        return _problem(request, status, error.code, str(error), errors=errors)
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed_request")
+        return _problem(request, error.status_code, code, str(error.detail), headers=error.headers)
+
+    async def on_bug(request: Request, error: Exception) -> Response:
+        _log.error("request %s failed", request_id_of(request), exc_info=error)
+        return _problem(request, 500, "internal_error", "The server failed on this request; its log says why.")
+
+    app.add_exception_handler(SightfixError, on_sightfix_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_bug)
+
+
+def _problem(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    errors: Sequence[FieldProblem] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    request_id = request_id_of(request)
+    extra: dict[str, Any] = {"retry_after_s": _RETRY_AFTER_S[status]} if status in _RETRY_AFTER_S else {}
+    body = Problem(
+        type=f"{TYPE_PREFIX}{code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=f"urn:request:{request_id}",
+        code=code,
+        errors=list(errors) if errors else None,
+        **extra,
+    )
+    all_headers = {**(headers or {}), "X-Request-Id": request_id}
+    if extra:
+        all_headers["Retry-After"] = str(extra["retry_after_s"])
+    return Response(body.model_dump_json(exclude_none=True), status, all_headers, MEDIA_TYPE)

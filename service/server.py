@@ -1,0 +1,76 @@
+"""Run the HTTP server: the socket first, then the model."""
+
+import logging
+import socket
+
+import uvicorn
+
+from retrieval.errors import ServerError
+from retrieval.index_folder import current_version, find_index
+from service.app import create_app
+from service.live_localizer import LiveLocalizer
+from service.settings import ServerSettings
+
+_log = logging.getLogger("sightfix.service")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that stops when loading fails: a server that can never answer should not look alive."""
+
+    def __init__(self, config: uvicorn.Config, live: LiveLocalizer) -> None:
+        super().__init__(config)
+        self._live = live
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._live.failure is not None:
+            return True
+        return await super().on_tick(counter)
+
+
+def serve(settings: ServerSettings) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        IndexNotFoundError: there is no such index (before anything is opened).
+        ServerError: the address cannot be listened on.
+        SightfixError: the bundle or the index cannot be loaded.
+    """
+    index_folder = find_index(settings.indexes, settings.index)
+    current_version(index_folder)
+    listener = open_socket(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    live = LiveLocalizer(settings)
+    config = uvicorn.Config(
+        create_app(live),
+        log_level=settings.log_level,
+        access_log=settings.log_level == "debug",
+        timeout_graceful_shutdown=10,
+        server_header=False,
+    )
+    logging.getLogger("sightfix").setLevel(settings.log_level.upper())
+    shown = f"[{host}]" if ":" in host else host
+    _log.info("listening on http://%s:%d, serving %s", shown, port, index_folder)
+    _Server(config, live).run(sockets=[listener])
+    if live.failure is not None:
+        raise live.failure
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Listen on an address; port 0 takes a free one.
+
+    Raises:
+        ServerError: it is taken, or not this machine's.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        raise ServerError(
+            f"cannot listen on {host}:{port} ({error.strerror})",
+            remedy="Choose another port with --port (0 takes a free one)",
+        ) from error
+    listener.setblocking(False)
+    return listener

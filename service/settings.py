@@ -1,0 +1,49 @@
+"""What an operator can set: environment variables `SIGHTFIX_…`, overridden by the command line."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from retrieval.describer import Provider
+from retrieval.fix import FixMethod
+from retrieval.index_folder import DEFAULT_INDEXES
+
+
+class ServerSettings(BaseSettings):
+    """Settings of one server process.
+
+    Attributes:
+        host, port: where to listen; port 0 takes a free one. The default is reachable from this machine only.
+        indexes: the folder of all place indexes.
+        index: which one to serve; may be left out when there is only one.
+        bundle: the bundle the index was made with; None is the one shipped with sightfix.
+        provider: where ONNX Runtime computes.
+        threads: of ONNX Runtime; None takes every core.
+        decode_threads: photos decoded at the same time; None takes every core.
+        max_image_bytes: largest encoded image accepted.
+        max_pixels: largest image accepted, by its header.
+        max_waiting: photos that may wait for the model; more are refused with 429.
+        fix_method: how the fix is made from the matches.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SIGHTFIX_", extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    indexes: Path = DEFAULT_INDEXES
+    index: str | None = None
+    bundle: Path | None = None
+    provider: Provider = "cpu"
+    threads: int | None = Field(default=None, ge=1)
+    decode_threads: int | None = Field(default=None, ge=1)
+    max_image_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    max_pixels: int = Field(default=80_000_000, ge=1)
+    max_waiting: int = Field(default=64, ge=1)
+    fix_method: FixMethod = "top1"
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest request body: an image as base64, and room for the rest of the request."""
+        return self.max_image_bytes * 4 // 3 + 64 * 1024

@@ -1,0 +1,65 @@
+"""`sightfix localize`: one photo, against a running server or straight on an index."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retrieval.geo import GeoPrior
+from retrieval.index_folder import DEFAULT_INDEXES
+
+
+def localize(
+    photo: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP or HEIC")],
+    server: Annotated[
+        str | None, typer.Option(help="Ask a running server, such as http://127.0.0.1:8080, instead of an index")
+    ] = None,
+    index: Annotated[str | None, typer.Option(help="Place index; the only one there is if left out")] = None,
+    indexes: Annotated[Path, typer.Option(help="Folder of all place indexes")] = DEFAULT_INDEXES,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle the index was made with; the shipped one")] = None,
+    top_k: Annotated[int, typer.Option(help="How many matches, 1 to 100")] = 5,
+    near: Annotated[str | None, typer.Option(help="Geo prior: LAT,LON,RADIUS_M; the answer must lie inside")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out matches below this cosine")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON")] = False,
+) -> None:
+    """Where was this photo taken?"""
+    from retrieval.errors import ParameterError
+    from sightfix.console import print_answer
+
+    if server is not None and index is not None:
+        raise ParameterError("both --server and --index are given", remedy="Ask a server or an index, not both")
+    prior = _geo_prior(near)
+    if server is not None:
+        from sightfix.client import SightfixClient
+
+        with SightfixClient(server) as client:
+            answer = client.localize(photo, top_k=top_k, geo_prior=prior, min_score=min_score)
+    else:
+        from retrieval.bundle import open_bundle
+        from retrieval.describer import Describer
+        from retrieval.index_folder import find_index
+        from retrieval.localizer import LocalizeOptions, Localizer
+        from retrieval.place_index import PlaceIndex
+
+        options = LocalizeOptions(top_k, prior, min_score)
+        place_index = PlaceIndex.open(find_index(indexes, index))
+        answer = Localizer(Describer(open_bundle(bundle)), place_index).localize_file(photo, options)
+    if json:
+        sys.stdout.write(answer.model_dump_json(indent=2) + "\n")
+    else:
+        print_answer(answer, top_k)
+
+
+def _geo_prior(text: str | None) -> GeoPrior | None:
+    from retrieval.errors import ParameterError
+
+    if text is None:
+        return None
+    try:
+        lat, lon, radius_m = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ParameterError(
+            f"--near {text!r} is not three numbers", remedy="Give LAT,LON,RADIUS_M, such as 55.6983,13.1951,500"
+        ) from None
+    return GeoPrior(lat, lon, radius_m)
