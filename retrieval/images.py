@@ -167,11 +167,12 @@ def _decode_errors(where: str | None) -> Iterator[None]:
         ZeroDivisionError,
     ) as error:
         # Pillow's plugins raise all of these on damaged files.
-        raise ImageError(
-            f"the image cannot be decoded ({str(error).strip().rstrip('.') or type(error).__name__})",
-            where=where,
-            remedy=_INCOMPLETE,
-        ) from error
+        raise ImageError(f"the image cannot be decoded ({_reason(error)})", where=where, remedy=_INCOMPLETE) from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().rstrip(".")
+    return "it ends too early" if "truncated" in text.lower() else text or type(error).__name__
 
 
 def _draft(image: Image.Image, wanted: Callable[[tuple[int, int]], tuple[int, int]]) -> None:
@@ -242,18 +243,17 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image
             remedy=_INCOMPLETE,
         ) from error
     except Image.DecompressionBombError:
-        raise _too_many_pixels("more", limits) from None
+        raise _too_many_pixels(limits) from None
     if image.width * image.height > limits.max_pixels:
-        raise _too_many_pixels(f"{image.width}×{image.height} =", limits, image.width * image.height)
+        raise _too_many_pixels(limits)
     if getattr(image, "n_frames", 1) > 1 and image_format != "HEIF":
         raise ImageError(f"the {image_format} is animated", remedy="Send a still photo", code="unsupported_media_type")
     return image
 
 
-def _too_many_pixels(size: str, limits: ImageLimits, pixels: int | None = None) -> ImageError:
-    count = f"{size} {pixels} pixels, more than" if pixels else f"{size} pixels than"
+def _too_many_pixels(limits: ImageLimits) -> ImageError:
     return ImageError(
-        f"the image has {count} the allowed {limits.max_pixels}",
+        f"the image has more than {limits.max_pixels} pixels",
         remedy="Send a smaller photo: the model looks at a small version of it anyway",
         code="too_many_pixels",
     )

@@ -59,11 +59,15 @@ class LiveLocalizer:
         """Whether the server can answer."""
         return self._readiness
 
-    def start_loading(self) -> threading.Thread:
+    def start_loading(self) -> None:
         """Load in a thread of its own, so that the socket answers meanwhile."""
         self._loader = threading.Thread(target=self._load, name="load", daemon=True)
         self._loader.start()
-        return self._loader
+
+    def wait_until_loaded(self, timeout_s: float) -> None:
+        """Wait until loading has succeeded or failed, or the time is over; `readiness` tells which."""
+        if self._loader is not None:
+            self._loader.join(timeout_s)
 
     def require(self) -> Localizer:
         """The localizer.

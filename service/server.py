@@ -1,7 +1,10 @@
 """Run the HTTP server: the socket first, then the model."""
 
+import contextlib
 import logging
+import signal
 import socket
+from types import FrameType
 
 import uvicorn
 
@@ -50,9 +53,16 @@ def serve(settings: ServerSettings) -> None:
     logging.getLogger("sightfix").setLevel(settings.log_level.upper())
     shown = f"[{host}]" if ":" in host else host
     _log.info("listening on http://%s:%d, serving %s", shown, port, index_folder)
-    _Server(config, live).run(sockets=[listener])
+    # uvicorn drains, then raises the signal again: being told to stop is not a failure.
+    signal.signal(signal.SIGTERM, _exit_quietly)
+    with contextlib.suppress(KeyboardInterrupt):
+        _Server(config, live).run(sockets=[listener])
     if live.failure is not None:
         raise live.failure
+
+
+def _exit_quietly(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
 
 
 def open_socket(host: str, port: int) -> socket.socket:

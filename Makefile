@@ -1,0 +1,49 @@
+# Two commands on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench default-bundle clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.cpu  ## A toy town, indexed, served and asked where a photo was taken
+	@$(BIN)/sightfix demo
+
+test: $(VENV)/.dev  ## All tests
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/.dev  ## ruff, mypy strict, import floors, Dockerfile
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+format: $(VENV)/.dev  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## The measurements of benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+default-bundle: $(VENV)/.dev  ## Make the shipped model again
+	$(BIN)/python -m export.default_bundle
+
+clean:  ## Remove the environment and the demo
+	rm -rf $(VENV) demo-town
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sightfix needs Python 3.11 or later, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.cpu: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[cpu,export,dev]'
+	@touch $@ $(VENV)/.cpu
