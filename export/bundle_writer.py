@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from retrieval.artefact import record_files, rename_into_place, storage_errors, write_flushed
+from retrieval.artefact import MANIFEST_NAME, record_files, rename_into_place, storage_errors, write_flushed
 from retrieval.bundle import (
     Bundle,
     BundleManifest,
@@ -45,14 +45,18 @@ def write_bundle(folder: Path, content: BundleContent, *, replace: bool = False)
     Args:
         folder: where the bundle shall be.
         content: what it holds.
-        replace: whether a folder that is already there may be replaced.
+        replace: whether a bundle that is already there may be replaced.
 
     Raises:
-        ParameterError: the folder exists and `replace` is not set.
+        ParameterError: the folder exists, and either `replace` is not set or it is not a bundle's.
         StorageError: the disk refuses; nothing is left behind.
     """
     if folder.exists() and not replace:
         raise ParameterError("the folder exists already", where=str(folder), remedy="Choose another, or remove it")
+    if folder.exists() and not (folder / MANIFEST_NAME).is_file():
+        raise ParameterError(
+            "the folder exists and is not a bundle", where=str(folder), remedy="Choose another, or remove it"
+        )
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))

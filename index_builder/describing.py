@@ -78,7 +78,7 @@ def describe_in_batches(
         batches that together hold every reference once, as described or as unreadable.
 
     Raises:
-        ReferenceDataError: more photos are unreadable than allowed; the first few are named.
+        ReferenceDataError: more photos are unreadable than allowed; one of them is named.
     """
     settings = settings or DescribeSettings()
     preprocessing = describer.bundle.preprocessing
@@ -99,7 +99,7 @@ def describe_in_batches(
                 described = _describe_batch(batch, describer)
                 unreadable_count += len(described.unreadable)
                 if unreadable_count > settings.max_unreadable:
-                    raise _too_many_unreadable(described.unreadable[-1], unreadable_count, settings.max_unreadable)
+                    raise _too_many_unreadable(described.unreadable[0], unreadable_count, settings.max_unreadable)
                 yield described
         finally:
             for _, future in waiting:
@@ -146,13 +146,13 @@ def _describe_batch(batch: Sequence[tuple[Reference, Future[RgbImage]]], describ
     return DescribedBatch(references, describer.describe(images), unreadable)
 
 
-def _too_many_unreadable(last: UnreadablePhoto, count: int, allowed: int) -> ReferenceDataError:
+def _too_many_unreadable(one: UnreadablePhoto, count: int, allowed: int) -> ReferenceDataError:
     remedy = "Repair or remove the photo, or allow some to be left out with --max-unreadable N"
     if allowed == 0:
-        return ReferenceDataError(last.error.what, where=last.error.where, remedy=remedy, code=last.error.code)
+        return ReferenceDataError(one.error.what, where=one.error.where, remedy=remedy, code=one.error.code)
     return ReferenceDataError(
-        f"{count} photos are unreadable, {allowed} are allowed; the last one: {last.error.what}",
-        where=last.error.where,
+        f"{count} photos are unreadable, {allowed} are allowed; one of them: {one.error.what}",
+        where=one.error.where,
         remedy="Look at the source, or raise --max-unreadable",
         code="too_many_unreadable",
     )

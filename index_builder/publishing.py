@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from retrieval.artefact import rename_into_place, replace_file, storage_errors
-from retrieval.errors import StorageError
+from retrieval.errors import IndexNotFoundError, StorageError
 from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version, published_versions
 
 DEFAULT_KEEP: Final = 3
@@ -70,11 +70,11 @@ def draft_version(indexes: Path, name: str) -> Iterator[Draft]:
             version = _new_version_name()
             folder = versions / f"{_TEMPORARY_PREFIX}{version}"
             folder.mkdir()
+            draft = Draft(index_folder, version, folder)
             try:
-                yield Draft(index_folder, version, folder)
+                yield draft
             finally:
-                # A version that was named is no longer here.
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove_unpublished(draft)
                 _remove_if_nothing_published(index_folder)
 
 
@@ -123,15 +123,37 @@ def _exclusive(index_folder: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(index_folder: Path) -> None:
-    """Remove what killed builds left: drafts, and versions that were named but never became current."""
+    """Remove the drafts of killed builds. A version that was named but not made current is whole; it ages as others."""
     for leftover in (index_folder / VERSIONS_NAME).glob(f"{_TEMPORARY_PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     (index_folder / f".{CURRENT_NAME}.tmp").unlink(missing_ok=True)
 
 
+def _remove_unpublished(draft: Draft) -> None:
+    """Remove the draft, named or not, unless it became current."""
+    named = draft.index_folder / VERSIONS_NAME / draft.version
+    with contextlib.suppress(OSError):
+        if named.is_dir() and not _is_current(draft):
+            # Renamed first: a reader finds the version whole or not at all.
+            named.rename(draft.folder)
+    shutil.rmtree(draft.folder, ignore_errors=True)
+
+
+def _is_current(draft: Draft) -> bool:
+    try:
+        return current_version(draft.index_folder) == draft.version
+    except IndexNotFoundError:
+        return False
+
+
 def _remove_if_nothing_published(index_folder: Path) -> None:
-    if not published_versions(index_folder) and not (index_folder / CURRENT_NAME).exists():
-        shutil.rmtree(index_folder, ignore_errors=True)
+    """Remove the empty folders of an index that never was; a folder that holds anything else stays as it is."""
+    if published_versions(index_folder) or (index_folder / CURRENT_NAME).exists():
+        return
+    (index_folder / _LOCK_NAME).unlink(missing_ok=True)
+    for folder in (index_folder / VERSIONS_NAME, index_folder):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _new_version_name() -> str:

@@ -153,8 +153,12 @@ def write_flushed(path: Path, data: bytes) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Replace a file in one step: a reader sees the old content or the new, never a part of it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    write_flushed(temporary, data)
-    temporary.replace(path)
+    try:
+        write_flushed(temporary, data)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     flush_to_disk(path.parent)
 
 
@@ -183,12 +187,15 @@ def storage_errors(where: Path) -> Iterator[None]:
         errno.EACCES: "Choose a folder you may write to",
         errno.EPERM: "Choose a folder you may write to",
         errno.EROFS: "Choose a folder on a writable disk",
+        errno.ENOTDIR: "Choose another folder: a file has its name, or that of a folder above it",
+        errno.EEXIST: "Choose another folder: a file has its name, or that of a folder above it",
     }
     try:
         yield
     except OSError as error:
         if error.errno not in remedies:
             raise
+        # The system's own words: pyarrow fills strerror with others.
         raise StorageError(
-            f"writing failed ({error.strerror})", where=str(where), remedy=remedies[error.errno]
+            f"writing failed ({os.strerror(error.errno)})", where=str(where), remedy=remedies[error.errno]
         ) from error

@@ -78,7 +78,8 @@ class ExactVectors:
             raise PlaceIndexError(
                 f"FAISS cannot read the vectors ({error})", where=str(path), remedy="Build the index again"
             ) from error
-        if not isinstance(index, wanted) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        coded = storage == "fp32" or (isinstance(index, wanted) and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16)
+        if not isinstance(index, wanted) or not coded or index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise PlaceIndexError(f"the vectors are not an exact {storage} index", where=str(path))
         return cls(index, storage)
 

@@ -33,7 +33,7 @@ class FixSettings:
         max_matches: how many of the best matches take part.
         cluster_radius_m: matches within this distance of each other speak for the same place.
         score_scale: a match whose cosine is this much below the best counts 1/e as much.
-        min_support_share: below this share of the weight at the fix, the answer is AMBIGUOUS.
+        min_support_share: unless the matches at the fix hold more than this share of the weight, it is AMBIGUOUS.
         min_radius_m: the radius never claims less: photos' own GPS is not better.
     """
 
@@ -89,9 +89,10 @@ def make_fix(
     weights = weights / weights.sum()
     distances = haversine_m(lat[:, None], lon[:, None], lat[None], lon[None])
     near = distances <= settings.cluster_radius_m
-    shares = near @ weights
+    # Rounded: equal shares must compare as equal, and the whole weight must not exceed 1.
+    shares = (near @ weights).round(9)
     # argmax takes the first of equals, which is the better match.
-    seed = 0 if settings.method == "top1" else int(np.argmax(shares.round(9)))
+    seed = 0 if settings.method == "top1" else int(np.argmax(shares))
     members = near[seed]
     centre = Position(float(lat[seed]), float(lon[seed]))
     east_north = to_local_metres(centre, lat[members], lon[members])
@@ -112,7 +113,7 @@ def make_fix(
         method=settings.method,
         support=int(members.sum()),
     )
-    return (FixStatus.LOCATED if share >= settings.min_support_share else FixStatus.AMBIGUOUS), fix
+    return (FixStatus.LOCATED if share > settings.min_support_share else FixStatus.AMBIGUOUS), fix
 
 
 def _radius_m(covariance: Float64Array, distances: Float64Array, weights: Float64Array) -> float:

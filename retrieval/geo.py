@@ -83,7 +83,9 @@ def bearing_deg(lat1: ArrayLike, lon1: ArrayLike, lat2: ArrayLike, lon2: ArrayLi
     dlam = np.radians(np.asarray(lon2, np.float64) - np.asarray(lon1, np.float64))
     east = np.sin(dlam) * np.cos(phi2)
     north = np.cos(phi1) * np.sin(phi2) - np.sin(phi1) * np.cos(phi2) * np.cos(dlam)
-    return np.asarray(np.degrees(np.arctan2(east, north)) % 360.0)
+    bearing = np.degrees(np.arctan2(east, north)) % 360.0
+    # A bearing a hair west of north rounds up to 360.
+    return np.asarray(np.where(bearing < 360.0, bearing, 0.0))
 
 
 def to_local_metres(origin: Position, lat: ArrayLike, lon: ArrayLike) -> Float64Array:

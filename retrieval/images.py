@@ -16,6 +16,7 @@ import numpy as np
 import pillow_heif
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from retrieval.errors import ImageError
@@ -37,6 +38,15 @@ _FILTERS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resam
 _ORIENTATION_TAG: Final = 0x0112
 _INCOMPLETE: Final = "Check that the file is complete; it may have been cut off while copying or sending"
 _SWAPS_SIDES: Final[frozenset[int]] = frozenset({5, 6, 7, 8})
+_TURNS: Final[dict[int, Image.Transpose]] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Preprocessing(BaseModel):
@@ -124,7 +134,7 @@ def decode_image(
         sides = (preprocessing.width, preprocessing.height)
         if preprocessing.jpeg_scaled_decode:
             _draft(image, lambda size: _draft_size(size, sides, preprocessing.fit))
-        rgb = _to_rgb(ImageOps.exif_transpose(image))
+        rgb = _to_rgb(_upright(image))
         return np.ascontiguousarray(_fit(rgb, preprocessing), dtype=np.uint8)
 
 
@@ -142,7 +152,7 @@ def decode_upright(
     with _decode_errors(where):
         image = open_image(data, limits)
         _draft(image, lambda size: _draft_size(size, (max_side, max_side), "pad"))
-        rgb = _to_rgb(ImageOps.exif_transpose(image))
+        rgb = _to_rgb(_upright(image))
         rgb.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
         return np.asarray(rgb, dtype=np.uint8)
 
@@ -156,17 +166,9 @@ def _decode_errors(where: str | None) -> Iterator[None]:
         if where is None or error.where:
             raise
         raise ImageError(error.what, where=where, remedy=error.remedy, code=error.code) from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        TypeError,
-        RuntimeError,
-        ZeroDivisionError,
-    ) as error:
-        # Pillow's plugins raise all of these on damaged files.
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files, struct.error for one
         raise ImageError(f"the image cannot be decoded ({_reason(error)})", where=where, remedy=_INCOMPLETE) from error
 
 
@@ -177,11 +179,27 @@ def _reason(error: Exception) -> str:
 
 def _draft(image: Image.Image, wanted: Callable[[tuple[int, int]], tuple[int, int]]) -> None:
     """Let libjpeg decode smaller, as long as it stays at least as large as wanted of the upright photo."""
-    if image.format != "JPEG":
+    if not isinstance(image, JpegImageFile):
         return
-    swapped = image.getexif().get(_ORIENTATION_TAG) in _SWAPS_SIDES
+    swapped = _orientation(image) in _SWAPS_SIDES
     size = wanted(image.size[::-1] if swapped else image.size)
     image.draft(None, size[::-1] if swapped else size)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also writes the EXIF block anew, which fails where the block is slightly damaged.
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1..8; 1 where the block is missing or damaged, for the photo itself may be whole."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG)
+        return int(value) if value in _TURNS else 1
+    except Exception:
+        return 1
 
 
 def read_image(path: Path, preprocessing: Preprocessing, limits: ImageLimits = DEFAULT_LIMITS) -> RgbImage:
@@ -246,7 +264,8 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image
         raise _too_many_pixels(limits) from None
     if image.width * image.height > limits.max_pixels:
         raise _too_many_pixels(limits)
-    if getattr(image, "n_frames", 1) > 1 and image_format != "HEIF":
+    # JPEG and HEIC may carry further pictures (previews, depth, the other eye); their first is the photo.
+    if image_format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"the {image_format} is animated", remedy="Send a still photo", code="unsupported_media_type")
     return image
 
@@ -280,7 +299,7 @@ def _draft_size(size: tuple[int, int], target: tuple[int, int], fit: str) -> tup
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it to white
         grey = np.asarray(image).astype(np.int64)

@@ -201,7 +201,7 @@ class PlaceIndex:
                 remedy="Describe the queries with the index's bundle",
             )
         k_found = min(k, self.count)
-        priors = geo_priors or [None] * len(descriptors)
+        priors = [None] * len(descriptors) if geo_priors is None else geo_priors
         free = np.array([prior is None for prior in priors], bool)
         rows = np.full((len(descriptors), k), -1, np.int64)
         scores = np.full((len(descriptors), k), -np.inf, np.float32)

@@ -15,8 +15,9 @@ from retrieval.geo import EARTH_RADIUS_M, Float64Array, GeoPrior, unit_vectors
 
 BLOCK_ROWS: Final = 256
 
-# Angles below this are rounding (6 mm on the ground): caps are widened by it, never a row's own test.
-_SLACK_RAD: Final = 1e-9
+# Angles below this are rounding (0.6 m on the ground; near the antipode the arcsine loses half of its digits): caps are
+# widened by it, never a row's own test.
+_SLACK_RAD: Final = 1e-7
 
 
 class SpatialBlocks:
