@@ -146,8 +146,7 @@ class ExactVectors:
         best_rows, best_scores = _empty_result(1, k)
         for start in range(0, len(rows), _SCAN_ROWS):
             some = rows[start : start + _SCAN_ROWS]
-            index = _empty_index(self._faiss, self.dim, self.storage)
-            index.add_sa_codes(self._codes()[some])
+            index = self._copy_of(some)
             scores, places = index.search(query[None], min(k, len(some)))
             all_rows = np.concatenate([best_rows[0], some[places[0]]])
             all_scores = np.concatenate([best_scores[0], scores[0]])
@@ -155,11 +154,19 @@ class ExactVectors:
             best_rows[0], best_scores[0] = all_rows[order], all_scores[order]
         return best_rows[0], best_scores[0]
 
-    def _codes(self) -> NDArray[np.uint8]:
-        """The stored rows as bytes, (N, bytes a row), without a copy."""
-        size = int(self._index.code_size)
-        codes: NDArray[np.uint8] = self._faiss.rev_swig_ptr(self._index.codes.data(), self.count * size)
-        return codes.reshape(self.count, size)
+    def _copy_of(self, rows: NDArray[np.int64]) -> Any:
+        """An index of some rows. Their codes go straight into its memory: `add_sa_codes` would copy them twice."""
+        index = _empty_index(self._faiss, self.dim, self.storage)
+        index.codes.resize(len(rows) * int(index.code_size))
+        index.ntotal = len(rows)
+        np.take(self._codes_of(self._index), rows, axis=0, out=self._codes_of(index), mode="clip")
+        return index
+
+    def _codes_of(self, index: Any) -> NDArray[np.uint8]:
+        """The stored rows of a flat index as bytes, (N, bytes a row), without a copy."""
+        count, size = int(index.ntotal), int(index.code_size)
+        codes: NDArray[np.uint8] = self._faiss.rev_swig_ptr(index.codes.data(), count * size)
+        return codes.reshape(count, size)
 
     def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
         """The stored descriptors of some rows: (len(rows), D) float32."""

@@ -17,6 +17,7 @@ from retrieval.fix import Fix, FixSettings, make_fix
 from retrieval.geo import GeoPrior
 from retrieval.images import DEFAULT_LIMITS, ImageLimits, RgbImage, decode_image, read_image_bytes
 from retrieval.place_index import PlaceIndex
+from retrieval.references.reference import Reference
 
 MAX_TOP_K: Final = 100
 
@@ -141,9 +142,10 @@ class Localizer:
         index = self.place_index
         status, fix = make_fix(index.lat[rows], index.lon[rows], scores, self.fix_settings)
         top_k = query.options.top_k
+        references = index.references(rows[:top_k])
         matches = [
-            self._match(rank, int(row), float(score))
-            for rank, (row, score) in enumerate(zip(rows[:top_k], scores[:top_k], strict=True), start=1)
+            _match_answer(rank, reference, float(score))
+            for rank, (reference, score) in enumerate(zip(references, scores[:top_k], strict=True), start=1)
         ]
         fix_ms = _ms_since(started)
         return LocalizeAnswer(
@@ -162,25 +164,25 @@ class Localizer:
             ),
         )
 
-    def _match(self, rank: int, row: int, score: float) -> MatchAnswer:
-        reference = self.place_index.reference(row)
-        assert reference.position is not None, "a place index holds positions only"
-        return MatchAnswer(
-            rank=rank,
-            reference_id=reference.id,
-            lat=reference.position.lat,
-            lon=reference.position.lon,
-            score=score,
-            heading=reference.heading_deg,
-            captured_at=reference.captured_at,
-            session=reference.session,
-            thumbnail=f"/references/{quote(reference.id, safe='/')}/image",
-        )
-
 
 def new_request_id() -> str:
     """A random request id, 128 bits in hex."""
     return secrets.token_hex(16)
+
+
+def _match_answer(rank: int, reference: Reference, score: float) -> MatchAnswer:
+    assert reference.position is not None, "a place index holds positions only"
+    return MatchAnswer(
+        rank=rank,
+        reference_id=reference.id,
+        lat=reference.position.lat,
+        lon=reference.position.lon,
+        score=score,
+        heading=reference.heading_deg,
+        captured_at=reference.captured_at,
+        session=reference.session,
+        thumbnail=f"/references/{quote(reference.id, safe='/')}/image",
+    )
 
 
 def _fix_answer(fix: Fix) -> FixAnswer:

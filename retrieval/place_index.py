@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -215,26 +215,17 @@ class PlaceIndex:
                 )
         return SearchResult(rows, scores)
 
-    def reference(self, row: int) -> Reference:
-        """The reference of one row.
+    def references(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Reference]:
+        """The references of some rows, in the order given.
 
         Raises:
             IndexError: no such row (our own mistake).
         """
-        if not 0 <= row < self.count:
-            raise IndexError(row)
-        record = {name: self._table[name][row].as_py() for name in self._table.column_names}
-        captured_at, metadata = record["captured_at"], record["metadata"]
-        return Reference(
-            id=record["id"],
-            path=Path(self.manifest.source.root) / record["path"],
-            position=Position(record["lat"], record["lon"]),
-            altitude_m=record["altitude_m"],
-            heading_deg=record["heading_deg"],
-            captured_at=datetime.fromisoformat(captured_at) if captured_at else None,
-            session=record["session"],
-            metadata=json.loads(metadata) if metadata else {},
-        )
+        wanted = np.asarray(rows, np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.count):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {self.count}")
+        root = Path(self.manifest.source.root)
+        return [_reference(record, root) for record in self._table.take(pa.array(wanted)).to_pylist()]
 
     def row_of(self, reference_id: str) -> int:
         """The row of a reference.
@@ -254,6 +245,20 @@ class PlaceIndex:
     def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
         """The stored descriptors of some rows: (len(rows), D) float32."""
         return self._vectors.descriptors(rows)
+
+
+def _reference(record: dict[str, Any], root: Path) -> Reference:
+    captured_at, metadata = record["captured_at"], record["metadata"]
+    return Reference(
+        id=record["id"],
+        path=root / record["path"],
+        position=Position(record["lat"], record["lon"]),
+        altitude_m=record["altitude_m"],
+        heading_deg=record["heading_deg"],
+        captured_at=datetime.fromisoformat(captured_at) if captured_at else None,
+        session=record["session"],
+        metadata=json.loads(metadata) if metadata else {},
+    )
 
 
 def _read_table(path: Path) -> pa.Table:

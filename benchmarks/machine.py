@@ -1,0 +1,26 @@
+"""What a measurement was taken on."""
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from retrieval.machine import available_cores
+
+
+def describe_machine() -> str:
+    """One line: date, processor, cores, Python and the versions that matter."""
+    names = ("onnxruntime", "faiss-cpu", "numpy", "pillow", "fastapi", "uvicorn")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {available_cores()} cores, "
+        f"Python {platform.python_version()}, {versions}"
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
