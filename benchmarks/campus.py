@@ -1,0 +1,70 @@
+"""The bgu_campus photos and their two protocols without training: cross-phone and day-night."""
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.indexing_throughput import PHOTOS
+from index_builder.describing import DescribeSettings, describe_references
+from retrieval.describer import Describer, Descriptors
+from retrieval.evaluation.evaluation import evaluate
+from retrieval.evaluation.positions import Positions
+from retrieval.evaluation.protocol import Protocol, Ranked
+from retrieval.evaluation.ranking import exact_ranking
+from retrieval.evaluation.report import EvaluationReport
+from retrieval.geo import Position
+from retrieval.references.reference import Reference
+
+PROTOCOLS = {"cross-phone": ("phoneA", "phoneB"), "day-night": ("day", "night")}
+
+
+@dataclass(frozen=True)
+class Campus:
+    """The described campus."""
+
+    references: list[Reference]
+    descriptors: Descriptors
+    sessions: NDArray[np.str_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sessions", np.array([reference.session for reference in self.references]))
+
+    def split(self, protocol: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of the database and of the queries."""
+        database, queries = PROTOCOLS[protocol]
+        return tuple(np.flatnonzero(np.char.find(self.sessions, part) >= 0) for part in (database, queries))  # type: ignore[return-value]
+
+    def positions(self, rows: NDArray[np.int64]) -> Positions:
+        """Where some rows lie."""
+        return Positions.from_references([self.references[row] for row in rows])
+
+    def evaluate(self, protocol: str, radii_m: tuple[float, ...] = (25.0,)) -> EvaluationReport:
+        """Recall of one protocol."""
+        database, queries = self.split(protocol)
+        rows, _ = exact_ranking(self.descriptors[database], self.descriptors[queries], 20)
+        ranked = Ranked(self.positions(database), self.positions(queries), rows)
+        return evaluate(ranked, Protocol(radii_m=radii_m, grouping="place")).report
+
+
+def campus_references(root: Path = PHOTOS) -> list[Reference]:
+    """The rows of images.csv."""
+    folder = root / "bgu_campus"
+    with (folder / "images.csv").open(encoding="utf-8-sig") as file:
+        return [
+            Reference(
+                id=row["path"],
+                path=folder / row["path"],
+                position=Position(float(row["lat"]), float(row["lon"])),
+                session=row["session"],
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def describe_campus(describer: Describer, root: Path = PHOTOS) -> Campus:
+    """Describe all 1,475 photos."""
+    described = describe_references(campus_references(root), describer, DescribeSettings(batch_size=32))
+    return Campus(described.references, described.descriptors)
