@@ -37,7 +37,7 @@ class FixSettings:
         min_radius_m: the radius never claims less: photos' own GPS is not better.
     """
 
-    method: FixMethod = "top1"
+    method: FixMethod = "weighted_cluster"
     max_matches: int = 10
     cluster_radius_m: float = 25.0
     score_scale: float = 0.05

@@ -40,7 +40,7 @@ class ServerSettings(BaseSettings):
     max_image_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     max_pixels: int = Field(default=80_000_000, ge=1)
     max_waiting: int = Field(default=64, ge=1)
-    fix_method: FixMethod = "top1"
+    fix_method: FixMethod = "weighted_cluster"
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 
     @property
