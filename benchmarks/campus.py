@@ -14,7 +14,7 @@ from retrieval.evaluation.evaluation import evaluate
 from retrieval.evaluation.positions import Positions
 from retrieval.evaluation.protocol import Protocol, Ranked
 from retrieval.evaluation.ranking import exact_ranking
-from retrieval.evaluation.report import EvaluationReport
+from retrieval.evaluation.report import Convention, EvaluationReport
 from retrieval.geo import Position
 from retrieval.references.reference import Reference
 
@@ -41,12 +41,14 @@ class Campus:
         """Where some rows lie."""
         return Positions.from_references([self.references[row] for row in rows])
 
-    def evaluate(self, protocol: str, radii_m: tuple[float, ...] = (25.0,)) -> EvaluationReport:
-        """Recall of one protocol."""
+    def evaluate(
+        self, protocol: str, radii_m: tuple[float, ...] = (25.0,), convention: Convention = "solvable"
+    ) -> EvaluationReport:
+        """Recall of one protocol, with intervals over places."""
         database, queries = self.split(protocol)
         rows, _ = exact_ranking(self.descriptors[database], self.descriptors[queries], 20)
         ranked = Ranked(self.positions(database), self.positions(queries), rows)
-        return evaluate(ranked, Protocol(radii_m=radii_m, grouping="place")).report
+        return evaluate(ranked, Protocol(radii_m=radii_m, convention=convention, grouping="place")).report
 
 
 def campus_references(root: Path = PHOTOS) -> list[Reference]:

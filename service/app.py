@@ -205,7 +205,7 @@ def _add_references(app: FastAPI, live: LiveLocalizer) -> None:
     )
     async def reference_image(reference_id: str, request: Request) -> Response:
         index = live.require().place_index
-        path = index.reference(index.row_of(reference_id)).path
+        path = index.references([index.row_of(reference_id)])[0].path
         tag = f'"{index.version}-{THUMBNAIL_SIDE}"'
         headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
         if request.headers.get("if-none-match") == tag:
