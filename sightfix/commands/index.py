@@ -26,11 +26,13 @@ def index(
     from retrieval.bundle import open_bundle
     from retrieval.describer import Describer
     from retrieval.errors import ParameterError
+    from retrieval.index_folder import check_index_name
     from retrieval.references import open_references
     from sightfix.console import console, progress_bar
 
     if storage not in ("fp16", "fp32"):
         raise ParameterError(f"storage {storage!r} is unknown", remedy="Choose fp16 or fp32")
+    check_index_name(name)
     references = open_references(source)
     describer = Describer(open_bundle(bundle))
     settings = BuildSettings(
