@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 
 from retrieval.answer import IndexAnswer, LocalizeAnswer, ModelAnswer, Problem
@@ -62,7 +63,10 @@ def create_app(live: LiveLocalizer) -> FastAPI:
         yield
         await asyncio.to_thread(live.stop)
 
-    app = FastAPI(title="sightfix", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
+    # Its documentation pages load nothing from other hosts: robots have no internet.
+    app = FastAPIOffline(
+        redoc_url=None, title="sightfix", version=__version__, description=_DESCRIPTION, lifespan=lifespan
+    )
     app.add_middleware(BodyLimit, max_bytes=live.settings.max_body_bytes)
     install_problem_handlers(app)
     _add_localize(app, live)

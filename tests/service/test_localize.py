@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import pytest
 from fastapi.testclient import TestClient
@@ -156,4 +157,11 @@ def test_the_openapi_document_describes_all_three_bodies_with_examples(http: Tes
     assert {parameter["name"] for parameter in operation["parameters"]} == {"top_k", "geo_prior", "min_score"}
     assert "application/problem+json" in operation["responses"]["422"]["content"]
     assert document["components"]["schemas"]["FixAnswer"]["properties"]["lat"]["examples"] == [55.69829]
-    assert http.get("/docs").status_code == 200
+
+
+def test_the_documentation_pages_load_nothing_from_other_hosts(http: TestClient) -> None:
+    page = http.get("/docs").text
+    links = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert links
+    assert all(link.startswith("/") for link in links)
+    assert all(http.get(link).status_code == 200 for link in links)
