@@ -1,0 +1,50 @@
+import pytest
+
+from retrieval.errors import (
+    ArtefactError,
+    BundleError,
+    ImageError,
+    IndexNotFoundError,
+    MissingExtraError,
+    ModelIndexMismatchError,
+    ParameterError,
+    PlaceIndexError,
+    ReferenceDataError,
+    ServerError,
+    SightfixError,
+    StorageError,
+)
+
+
+def test_an_error_says_where_what_and_the_remedy() -> None:
+    error = SightfixError("the row has no latitude", where="refs.csv, row 3", remedy="Fill it in")
+    assert str(error) == "refs.csv, row 3: the row has no latitude. Fill it in."
+    assert error.args == ("refs.csv, row 3: the row has no latitude. Fill it in.",)
+
+
+def test_where_and_remedy_may_be_left_out() -> None:
+    assert str(SightfixError("it is late")) == "it is late."
+    assert str(SightfixError("it is late", where="clock")) == "clock: it is late."
+    assert str(SightfixError("it is late", remedy="Sleep")) == "it is late. Sleep."
+
+
+@pytest.mark.parametrize(
+    ("error_type", "code"),
+    [
+        (SightfixError, "error"),
+        (ParameterError, "validation_error"),
+        (ImageError, "image_undecodable"),
+        (ReferenceDataError, "reference_data"),
+        (ArtefactError, "artefact_damaged"),
+        (BundleError, "bundle_damaged"),
+        (PlaceIndexError, "place_index_damaged"),
+        (IndexNotFoundError, "index_not_found"),
+        (ModelIndexMismatchError, "model_index_mismatch"),
+        (StorageError, "storage"),
+        (MissingExtraError, "missing_extra"),
+        (ServerError, "server"),
+    ],
+)
+def test_codes_are_stable(error_type: type[SightfixError], code: str) -> None:
+    assert error_type("x").code == code
+    assert error_type("x", code="special").code == "special"
