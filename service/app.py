@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final, Literal
 
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 
@@ -69,6 +69,11 @@ def create_app(live: LiveLocalizer) -> FastAPI:
     )
     app.add_middleware(BodyLimit, max_bytes=live.settings.max_body_bytes)
     install_problem_handlers(app)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return RedirectResponse("/docs")
+
     _add_localize(app, live)
     _add_health(app, live)
     _add_references(app, live)
@@ -132,9 +137,9 @@ def _localize_openapi() -> dict[str, Any]:
             {
                 "name": "geo_prior",
                 "in": "query",
-                "description": "Circle in which the answer must lie: lat,lon,radius_m",
+                # No example value: the documentation page would send it along with every trial.
+                "description": "Circle in which the answer must lie: lat,lon,radius_m, such as 55.6983,13.1951,500",
                 "schema": {"type": "string"},
-                "example": "55.6983,13.1951,500",
             },
             {"name": "min_score", "in": "query", "schema": properties["min_score"]},
         ],

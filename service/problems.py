@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from retrieval.answer import FieldProblem, Problem
 from retrieval.errors import SightfixError
@@ -101,7 +102,11 @@ def install_problem_handlers(app: FastAPI) -> None:
         _log.error("request %s failed", request_id_of(request), exc_info=error)
         return _problem(request, 500, "internal_error", "The server failed on this request; its log says why.")
 
+    async def on_client_gone(request: Request, error: Exception) -> Response:
+        return _problem(request, 400, "malformed_request", "The client left before its request was complete.")
+
     app.add_exception_handler(SightfixError, on_sightfix_error)
+    app.add_exception_handler(ClientDisconnect, on_client_gone)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, on_bug)
 

@@ -21,6 +21,8 @@ def index(
     keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
 ) -> None:
     """Describe geo-tagged photos and publish them as a place index."""
+    from collections import Counter
+
     from index_builder.building import BuildSettings, build_index
     from index_builder.describing import DescribeSettings
     from retrieval.bundle import open_bundle
@@ -44,11 +46,10 @@ def index(
         built = build_index(references, describer, indexes, name, settings, on_progress=advance)
     manifest = built.manifest
     for photo in built.unreadable:
-        console.print(f"[yellow]left out[/] {photo.error}")
-    for skipped in references.skipped[:5]:
-        console.print(f"[yellow]left out[/] {skipped.path}: {skipped.reason}")
-    if len(references.skipped) > 5:
-        console.print(f"[yellow]left out[/] {len(references.skipped) - 5} more; see: sightfix inspect {source}")
+        console.print(f"[yellow]left out[/] {photo.error}", soft_wrap=True)
+    for reason, count in Counter(skipped.reason for skipped in references.skipped).most_common():
+        first = next(skipped.path for skipped in references.skipped if skipped.reason == reason)
+        console.print(f"[yellow]left out[/] {count} photos: {reason} (the first: {first})", soft_wrap=True)
     console.print(f"[green]published[/] {manifest.count} references as [bold]{name}[/], version {manifest.version}")
     where = "" if indexes == DEFAULT_INDEXES else f" --indexes {indexes}"
     console.print(f"Next: sightfix serve --index {name}{where}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,6 +73,17 @@ def test_overload_is_refused_with_retry_after_and_never_with_an_error(
     assert all(response.headers["retry-after"] == "1" for response in refused)
     assert refused[0].json()["detail"] == "2 photos are waiting already. Try again in a moment."
     assert all(response.json()["matches"][0]["reference_id"] == "photos/0002.jpg" for response in answered)
+
+
+def test_a_client_that_leaves_in_the_middle_disturbs_nobody(server: RunningServer, published: PublishedPlaces) -> None:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as gone:
+        gone.sendall(
+            b"POST /localize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 5000\r\n\r\nhalf"
+        )
+    photo = published.places.rows[1].path.read_bytes()
+    assert httpx.post(f"{server.url}/localize", content=photo, headers=JPEG).status_code == 200
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_sigterm_ends_the_server_with_status_zero(published: PublishedPlaces, tmp_path: Path) -> None:

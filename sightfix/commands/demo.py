@@ -1,0 +1,54 @@
+"""`sightfix demo`: from nothing to a running server in one command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the toy town is drawn")] = Path("demo-town"),
+    references: Annotated[int, typer.Option(min=20, help="Reference photos, at least")] = 300,
+    queries: Annotated[int, typer.Option(min=4, help="Query photos, at least")] = 60,
+    port: Annotated[int | None, typer.Option(help="Port [default: 8080, or a free one]")] = None,
+    keep_serving: Annotated[
+        bool | None, typer.Option("--keep-serving/--exit", help="Go on serving [default: in a terminal]")
+    ] = None,
+) -> None:
+    """Draw a toy town, index it, serve it, and ask where one photo was taken."""
+    import signal
+
+    from sightfix.console import console, print_answer
+    from sightfix.demo import demo_server, prepare_town, true_distance_m
+
+    town = prepare_town(folder, references=references, queries=queries)
+    query = town.queries[len(town.queries) // 3]
+    assert query.position is not None, "the toy town knows where its photos were taken"
+    with demo_server(town, port) as url:
+        from sightfix.client import SightfixClient
+
+        console.print(f"[bold]A photo nobody indexed:[/] {query.path}")
+        console.print(f"[dim]$ sightfix localize {query.path} --server {url}[/]")
+        with SightfixClient(url) as client:
+            answer = client.localize(query.path, top_k=5)
+        print_answer(answer)
+        console.print(
+            f"True position {query.position.lat:.6f}, {query.position.lon:.6f}: "
+            f"the fix is [bold]{true_distance_m(answer, query.position):.1f} m[/] away.\n"
+        )
+        console.print(
+            f"The server runs at [bold]{url}[/] (interactive documentation: {url}/docs). Try:", soft_wrap=True
+        )
+        console.print(
+            f"  curl --data-binary @{query.path} -H 'Content-Type: image/jpeg' {url}/localize", soft_wrap=True
+        )
+        if keep_serving if keep_serving is not None else sys.stdout.isatty():
+            console.print("Press Ctrl-C to stop it.")
+            try:
+                signal.pause()
+            except KeyboardInterrupt:
+                console.print("Stopped.")
+        else:
+            console.print("Not a terminal, so it stops now; start it again with: make demo, or", soft_wrap=True)
+            console.print(f"  sightfix serve --indexes {town.indexes}", soft_wrap=True)
