@@ -1,0 +1,37 @@
+"""Evaluation of a ranking: recall@N beside chance, position error in metres, and intervals that know about groups."""
+
+from retrieval.evaluation.bootstrap import Bootstrap, place_groups, session_groups
+from retrieval.evaluation.evaluation import Evaluation, evaluate
+from retrieval.evaluation.fixes import Fixes, fixes_of_matches
+from retrieval.evaluation.positions import Positions
+from retrieval.evaluation.positives import count_positives
+from retrieval.evaluation.protocol import CONVENTIONS, GROUPINGS, Protocol, Ranked
+from retrieval.evaluation.ranking import exact_ranking
+from retrieval.evaluation.recall import chance_at, first_hits, hits_at
+from retrieval.evaluation.report import Convention, EvaluationReport, Grouping
+from retrieval.evaluation.tables import plain_text, report_tables
+
+__all__ = [
+    "CONVENTIONS",
+    "GROUPINGS",
+    "Bootstrap",
+    "Convention",
+    "Evaluation",
+    "EvaluationReport",
+    "Fixes",
+    "Grouping",
+    "Positions",
+    "Protocol",
+    "Ranked",
+    "chance_at",
+    "count_positives",
+    "evaluate",
+    "exact_ranking",
+    "first_hits",
+    "fixes_of_matches",
+    "hits_at",
+    "place_groups",
+    "plain_text",
+    "report_tables",
+    "session_groups",
+]

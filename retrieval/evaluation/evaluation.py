@@ -1,0 +1,192 @@
+"""From a ranking to a report: recall@N, chance, position error and their intervals."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrieval.errors import ParameterError
+from retrieval.evaluation.bootstrap import FEW_GROUPS, Bootstrap, place_groups, session_groups
+from retrieval.evaluation.fixes import Fixes
+from retrieval.evaluation.position_error import (
+    confidence_report,
+    estimate,
+    fix_errors_m,
+    position_error_report,
+    top_errors_m,
+)
+from retrieval.evaluation.positions import Ground, Int64Array, field_ground, true_ground
+from retrieval.evaluation.positives import count_positives
+from retrieval.evaluation.protocol import Protocol, Ranked, check_ranked
+from retrieval.evaluation.recall import chance_at, first_hits, hits_at
+from retrieval.evaluation.report import (
+    Answer,
+    EvaluationReport,
+    IntervalMethod,
+    PositionErrorReport,
+    RadiusReport,
+    RecallAt,
+)
+from retrieval.geo import Float64Array
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A report and the numbers per query behind it.
+
+    Attributes:
+        report: what to print and to keep.
+        ground: where queries and database lie, as recall measured it.
+        curves: one per radius, recall at every N from 1 to the largest asked.
+        first_hit: (radii, Nq) int64, rank (0 = best) of the first true match, K where none.
+        positives: (radii, Nq) int64, true matches of each query in the database.
+        top_error_m: (Nq,) float64 metres of the best match, NaN where unanswered.
+        fix_error_m: the same of the fix, or None.
+    """
+
+    report: EvaluationReport
+    ground: Ground
+    curves: tuple[RadiusReport, ...]
+    first_hit: Int64Array
+    positives: Int64Array
+    top_error_m: Float64Array
+    fix_error_m: Float64Array | None
+
+
+def evaluate(
+    ranked: Ranked,
+    protocol: Protocol | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    notes: Sequence[str] = (),
+) -> Evaluation:
+    """Evaluate a ranking.
+
+    Args:
+        ranked: queries, database and matches.
+        protocol: how to count; the default is 25 m, N = 1, 5, 10, 20, solvable queries.
+        on_progress: called with the number of queries done since, while true matches are counted (the longest part).
+        notes: what else a reader must know; put before our own.
+
+    Raises:
+        ParameterError: nothing to evaluate, rows that are not rows of the database, or fewer matches than the
+            largest N asks for.
+    """
+    protocol = protocol or Protocol()
+    check_ranked(ranked, protocol)
+    field = protocol.convention == "vpr-methods-evaluation"
+    ground = (field_ground if field else true_ground)(ranked.queries, ranked.database)
+    positives = count_positives(ground, protocol.radii_m, on_progress)
+    groups, method, group_notes = _groups(ranked, protocol)
+    first_hit = np.stack([first_hits(ground, ranked.rows, radius) for radius in protocol.radii_m])
+    curves = tuple(
+        _recall_curve(ranked, protocol, radius, positives[i], first_hit[i], groups)
+        for i, radius in enumerate(protocol.radii_m)
+    )
+    top_error = top_errors_m(true_ground(ranked.queries, ranked.database), ranked.rows)
+    fix_error = None if ranked.fixes is None else fix_errors_m(ranked.queries, ranked.fixes)
+    report = EvaluationReport(
+        convention=protocol.convention,
+        measure=ground.measure,
+        queries=len(ranked.queries),
+        database=len(ranked.database),
+        ranked=ranked.rows.shape[1],
+        recall=tuple(_asked_only(curve, protocol.recall_at) for curve in curves),
+        position_errors=_position_errors(top_error, fix_error, ranked.fixes, groups, protocol.bootstrap),
+        confidence=None if ranked.fixes is None or fix_error is None else confidence_report(ranked.fixes, fix_error),
+        intervals=method,
+        notes=(*notes, *group_notes, *_recall_notes(curves)),
+    )
+    return Evaluation(report, ground, curves, first_hit, positives, top_error, fix_error)
+
+
+def _groups(ranked: Ranked, protocol: Protocol) -> tuple[Int64Array, IntervalMethod, list[str]]:
+    sessions = list(ranked.sessions or [])
+    unnamed = sum(session is None for session in sessions)
+    named = len(set(sessions) - {None})
+    usable = bool(sessions) and unnamed == 0
+    grouping = protocol.grouping or ("session" if usable and named >= FEW_GROUPS else "place")
+    if grouping == "session" and not usable:
+        missing = f"{unnamed} of {len(sessions)} queries have no session" if sessions else "the queries have no session"
+        raise ParameterError(missing, remedy="Give every query a session, or group by place")
+    by_session = grouping == "session"
+    groups = session_groups(sessions) if by_session else place_groups(ranked.queries, protocol.place_m)
+    count = int(np.unique(groups).size)
+    method = IntervalMethod(
+        level=protocol.bootstrap.level,
+        resamples=protocol.bootstrap.resamples,
+        seed=protocol.bootstrap.seed,
+        grouping=grouping,
+        groups=count,
+        place_m=None if by_session else protocol.place_m,
+    )
+    return groups, method, _group_notes(method, sessions=named)
+
+
+def _group_notes(method: IntervalMethod, sessions: int) -> list[str]:
+    def counted(number: int, noun: str) -> str:
+        return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+    notes = []
+    if method.groups < FEW_GROUPS:
+        drawn = counted(method.groups, method.grouping)
+        notes.append(f"Only {drawn} to draw from: with fewer than {FEW_GROUPS} the interval is a guess")
+    if method.grouping == "place" and 0 < sessions < FEW_GROUPS:
+        source = counted(sessions, "session")
+        notes.append(f"The queries come from {source}: the interval says nothing about another day or camera")
+    return notes
+
+
+def _recall_curve(
+    ranked: Ranked,
+    protocol: Protocol,
+    radius_m: float,
+    positives: Int64Array,
+    first_hit: Int64Array,
+    groups: Int64Array,
+) -> RadiusReport:
+    solvable = positives > 0
+    counted = solvable if protocol.convention == "solvable" else np.ones_like(solvable)
+    cutoffs = range(1, max(protocol.recall_at) + 1)
+    hits = hits_at(first_hit[counted], cutoffs, ranked.rows.shape[1])
+    chance = chance_at(positives[counted], len(ranked.database), cutoffs)
+    spread = protocol.bootstrap.mean_interval(hits, groups[counted])
+    queries = int(counted.sum())
+    return RadiusReport(
+        radius_m=radius_m,
+        solvable=int(solvable.sum()),
+        solvable_share=float(solvable.mean()),
+        counted=queries,
+        groups=int(np.unique(groups[counted]).size),
+        median_positives=float(np.median(positives[solvable])) if solvable.any() else None,
+        at=tuple(
+            RecallAt(
+                n=n,
+                recall=estimate(hits[:, i].sum() / queries if queries else np.nan, spread[:, i]),
+                chance=float(chance[:, i].mean()) if queries else None,
+            )
+            for i, n in enumerate(cutoffs)
+        ),
+    )
+
+
+def _asked_only(curve: RadiusReport, recall_at: Sequence[int]) -> RadiusReport:
+    return curve.model_copy(update={"at": tuple(entry for entry in curve.at if entry.n in set(recall_at))})
+
+
+def _position_errors(
+    top_error: Float64Array, fix_error: Float64Array | None, fixes: Fixes | None, groups: Int64Array, draw: Bootstrap
+) -> tuple[PositionErrorReport, ...]:
+    errors: dict[Answer, Float64Array] = {"top-1": top_error}
+    if fix_error is not None:
+        errors["fix"] = fix_error
+        if fixes is not None and fixes.located is not None:
+            errors["located fix"] = np.where(fixes.located, fix_error, np.nan)
+    return tuple(position_error_report(answer, metres, groups, draw) for answer, metres in errors.items())
+
+
+def _recall_notes(curves: Sequence[RadiusReport]) -> list[str]:
+    return [
+        f"No query has a database image within {curve.radius_m:g} m: the recall there means nothing"
+        for curve in curves
+        if curve.solvable == 0
+    ]

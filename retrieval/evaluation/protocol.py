@@ -1,0 +1,94 @@
+"""What is evaluated and how it is counted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from retrieval.errors import ParameterError
+from retrieval.evaluation.bootstrap import Bootstrap
+from retrieval.evaluation.fixes import Fixes
+from retrieval.evaluation.positions import Int64Array, Positions
+from retrieval.evaluation.report import Convention, Grouping
+
+CONVENTIONS: tuple[Convention, ...] = ("solvable", "vpr-methods-evaluation")
+GROUPINGS: tuple[Grouping, ...] = ("session", "place")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """What is evaluated: queries, database, and the matches that were found.
+
+    Attributes:
+        database: N positions.
+        queries: Nq positions.
+        rows: (Nq, K) int64 database rows, best first, -1 where there is no match.
+        fixes: one position fix per query, or None.
+        sessions: the drive or walk of each query, for the intervals, or None.
+    """
+
+    database: Positions
+    queries: Positions
+    rows: Int64Array
+    fixes: Fixes | None = None
+    sessions: Sequence[str | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How to count.
+
+    Attributes:
+        radii_m: a match within this distance is a true one, the border included.
+        recall_at: the Ns.
+        convention: ``solvable``: only queries with a true match in the database count, and their share is reported.
+            ``vpr-methods-evaluation``: all queries count and metres are those of the plane or of UTM, as in
+            https://github.com/gmberton/VPR-methods-evaluation (Berton et al., CVPR 2023).
+        grouping: what the bootstrap draws; None: sessions where there are at least ten, else places.
+        place_m: side of a place in metres.
+        bootstrap: how intervals are drawn.
+
+    Raises:
+        ParameterError: an empty, negative or unknown value.
+    """
+
+    radii_m: tuple[float, ...] = (25.0,)
+    recall_at: tuple[int, ...] = (1, 5, 10, 20)
+    convention: Convention = "solvable"
+    grouping: Grouping | None = None
+    place_m: float = 25.0
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    def __post_init__(self) -> None:
+        if not self.radii_m or not all(np.isfinite(r) and r > 0 for r in self.radii_m):
+            raise ParameterError(
+                f"radii {list(self.radii_m)} are not all above 0", remedy="Give metres, for example 25"
+            )
+        if not self.recall_at or min(self.recall_at) < 1:
+            raise ParameterError(
+                f"recall at {list(self.recall_at)} is not all ≥ 1", remedy="Give for example 1,5,10,20"
+            )
+        if self.convention not in CONVENTIONS:
+            raise ParameterError(f"unknown convention {self.convention!r}", remedy=f"Choose {' or '.join(CONVENTIONS)}")
+        if self.grouping is not None and self.grouping not in GROUPINGS:
+            raise ParameterError(f"unknown grouping {self.grouping!r}", remedy=f"Choose {' or '.join(GROUPINGS)}")
+
+
+def check_ranked(ranked: Ranked, protocol: Protocol) -> None:
+    """Raise ParameterError unless the protocol can count this ranking."""
+    count, size = len(ranked.queries), len(ranked.database)
+    if count == 0 or size == 0:
+        raise ParameterError(f"{count} queries and {size} database images: nothing to evaluate")
+    rows = ranked.rows
+    if rows.ndim != 2 or len(rows) != count or rows.shape[1] == 0 or not np.issubdtype(rows.dtype, np.integer):
+        raise ParameterError(f"rows have shape {rows.shape} and type {rows.dtype}, not ({count}, K) int64")
+    if rows.min() < -1 or rows.max() >= size:
+        raise ParameterError(f"rows lie in [{rows.min()}, {rows.max()}], not in [-1, {size})")
+    largest = max(protocol.recall_at)
+    if rows.shape[1] < min(largest, size):
+        raise ParameterError(
+            f"recall@{largest} needs {min(largest, size)} matches per query, {rows.shape[1]} were ranked",
+            remedy="Rank more matches, or ask for a smaller N",
+        )
+    if ranked.sessions is not None and len(ranked.sessions) != count:
+        raise ParameterError(f"{len(ranked.sessions)} sessions for {count} queries")

@@ -1,0 +1,126 @@
+"""A report as tables for people: plain text here, the same rows for any other renderer."""
+
+from dataclasses import dataclass
+
+from retrieval.evaluation.report import ConfidenceReport, Estimate, EvaluationReport, PositionErrorReport, RadiusReport
+
+
+@dataclass(frozen=True, slots=True)
+class ReportTable:
+    """One table: title, column names, rows of text. The first column is a name, the others are numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def headline(report: EvaluationReport) -> str:
+    """One line: how many queries and database images, by which convention and distance."""
+    return (
+        f"{report.queries} queries against {report.database} database images · "
+        f"convention {report.convention} · distance: {report.measure}"
+    )
+
+
+def interval_line(report: EvaluationReport) -> str:
+    """One line: how the intervals were made."""
+    method = report.intervals
+    what = f"places of {method.place_m:g} m" if method.place_m is not None else "sessions"
+    return (
+        f"[..] is the {method.level:.0%} bootstrap interval over {method.groups} {what} "
+        f"({method.resamples} resamples, seed {method.seed})"
+    )
+
+
+def field_line(radius: RadiusReport) -> str:
+    """The recalls as the field's evaluators log them: percent with one decimal."""
+    values = ((entry.n, entry.recall.value) for entry in radius.at)
+    return ", ".join(f"R@{n}: {value * 100:.1f}" for n, value in values if value is not None)
+
+
+def report_tables(report: EvaluationReport) -> list[ReportTable]:
+    """The report as tables: recall, position error, and confidence where there is one."""
+    tables = [_recall_table(report), _error_table(report.position_errors)]
+    if report.confidence is not None:
+        tables.append(_confidence_table(report.confidence))
+    return tables
+
+
+def plain_text(report: EvaluationReport) -> str:
+    """The whole report as plain text, columns aligned by spaces."""
+    parts = [headline(report)]
+    parts += [_aligned(table) for table in report_tables(report)]
+    if report.convention == "vpr-methods-evaluation":
+        parts.append("\n".join(f"{radius.radius_m:g} m: {field_line(radius)}" for radius in report.recall))
+    parts.append(interval_line(report))
+    parts += [f"Note: {note}." for note in report.notes]
+    return "\n\n".join(parts)
+
+
+def _recall_table(report: EvaluationReport) -> ReportTable:
+    columns = ("radius", "solvable queries", "counted", "N", "recall, percent", "chance, percent")
+    rows = []
+    for radius in report.recall:
+        lead = (f"{radius.radius_m:g} m", f"{radius.solvable} ({radius.solvable_share:.1%})", str(radius.counted))
+        for entry in radius.at:
+            rows.append((*lead, str(entry.n), _percent(entry.recall), _chance(entry.chance)))
+            lead = ("", "", "")
+    return ReportTable("Recall", columns, tuple(rows))
+
+
+def _error_table(errors: tuple[PositionErrorReport, ...]) -> ReportTable:
+    columns = ("answer", "answered", "unanswered", "median m", "p90 m", f"within {errors[0].within_m:g} m, percent")
+    rows = tuple(
+        (
+            error.answer,
+            str(error.answered),
+            str(error.unanswered),
+            _metres(error.median_m),
+            _metres(error.p90_m),
+            _percent(error.within_share),
+        )
+        for error in errors
+    )
+    return ReportTable("Position error of the answered queries", columns, rows)
+
+
+def _confidence_table(confidence: ConfidenceReport) -> ReportTable:
+    rows = [
+        ("Brier score", f"{confidence.brier:.3f}"),
+        ("Brier score of the base rate", f"{confidence.brier_of_base_rate:.3f}"),
+        ("calibration error", f"{confidence.calibration_error:.3f}"),
+    ]
+    if confidence.radius_coverage is not None:
+        rows.append(("truth inside radius_m (should be 68 %)", f"{confidence.radius_coverage:.1%}"))
+    title = "Confidence of the fix" if confidence.calibrated else "Confidence of the fix (not calibrated)"
+    return ReportTable(title, ("measure", "value"), tuple(rows))
+
+
+def _percent(estimate: Estimate) -> str:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return "–"
+    return f"{estimate.value * 100:.1f} [{estimate.low * 100:.1f}, {estimate.high * 100:.1f}]"
+
+
+def _chance(chance: float | None) -> str:
+    if chance is None:
+        return "–"
+    percent = chance * 100
+    return f"{percent:.1f}" if percent >= 0.1 or percent == 0.0 else f"{percent:.1g}"
+
+
+def _metres(estimate: Estimate) -> str:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return "–"
+    return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
+
+
+def _aligned(table: ReportTable) -> str:
+    grid = [table.columns, *table.rows]
+    widths = [max(len(row[i]) for row in grid) for i in range(len(table.columns))]
+    lines = []
+    for row in grid:
+        first, *numbers = row
+        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(numbers, widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([table.title, *(f"  {line}" for line in lines)])
