@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from retrieval.errors import SightfixError
+from retrieval.version import __version__
 
 app = typer.Typer(
     name="sightfix",
@@ -24,6 +26,21 @@ COMMANDS = ("index", "serve", "localize")
 for _name in COMMANDS:
     _function: Callable[..., None] = getattr(import_module(f"sightfix.commands.{_name}"), _name)
     app.command(name=_name)(_function)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sightfix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Where was this photo taken? Index geo-tagged photos, serve POST /localize, get a fix."""
 
 
 def main() -> None:
