@@ -130,7 +130,7 @@ class _Rows:
     """The reference rows of a build, column by column."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
+        self._root = Path(os.path.abspath(root))  # noqa: PTH100 - as the photos' own paths below
         self._columns: dict[str, list[object]] = {name: [] for name in REFERENCE_SCHEMA.names}
         self._ids: set[str] = set()
 

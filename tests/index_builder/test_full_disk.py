@@ -1,0 +1,109 @@
+"""A disk that is full at the worst moment: nothing is published, the old version answers, nothing is left behind."""
+
+import gc
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from index_builder.building import BuildSettings, build_index
+from retrieval.describer import Describer
+from retrieval.errors import StorageError
+from retrieval.index_folder import published_versions
+from retrieval.place_index import PlaceIndex
+from tests.places import make_places
+from tests.retrieval.refusal import refused
+
+# Which step is the last before each file is written.
+BEFORE = {
+    "descriptors.raw": "draft opened",
+    "vectors.faiss": "described",
+    "references.parquet": "vectors written",
+    "manifest.json": "references written",
+    ".CURRENT.tmp": "version named",
+}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_nothing_changes(indexes: Path, photos: Path, describer: Describer, on_step: Callable[[str], None]) -> None:
+    """A build over a published version fails for want of space, and leaves every file as it was."""
+    town = indexes / "town"
+    build_index(make_places(photos / "first", 2), describer, indexes, "town")
+    before = tree(indexes)
+    text = (
+        f"{town}: writing failed (No space left on device). "
+        "Free some space or choose another folder, then run the command again; nothing was published."
+    )
+    settings = BuildSettings(storage="fp32")
+    with refused(StorageError, text, "storage"):
+        build_index(make_places(photos / "second", 3), describer, indexes, "town", settings, on_step=on_step)
+    assert tree(indexes) == before
+    assert PlaceIndex.open(town).count == 2
+    assert {entry.name for entry in (town / "versions").iterdir()} == set(published_versions(town))
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_no_space_for_any_one_file(tmp_path: Path, describer: Describer, name: str) -> None:
+    """/dev/full stands where the file would be: the kernel answers every write with ENOSPC."""
+    town = tmp_path / "indexes" / "town"
+
+    def fill(step: str) -> None:
+        if step == BEFORE[name]:
+            folder = town if name == ".CURRENT.tmp" else next((town / "versions").glob(".tmp-*"))
+            (folder / name).symlink_to("/dev/full")
+
+    assert_nothing_changes(tmp_path / "indexes", tmp_path, describer, fill)
+    again = build_index(make_places(tmp_path / "third", 4), describer, tmp_path / "indexes", "town")
+    assert PlaceIndex.open(town).version == again.folder.name
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_no_space_in_a_first_build_leaves_no_trace(tmp_path: Path, describer: Describer, name: str) -> None:
+    indexes = tmp_path / "indexes"
+
+    def fill(step: str) -> None:
+        if step == BEFORE[name]:
+            town = indexes / "town"
+            folder = town if name == ".CURRENT.tmp" else next((town / "versions").glob(".tmp-*"))
+            (folder / name).symlink_to("/dev/full")
+
+    with pytest.raises(StorageError, match="No space left on device"):
+        build_index(make_places(tmp_path, 2), describer, indexes, "town", on_step=fill)
+    assert list(indexes.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own of 512 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a tmpfs needs root; the /dev/full tests ran all the same")
+    yield folder
+    gc.collect()
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_a_real_disk_that_fills_up(small_disk: Path, tmp_path: Path, describer: Describer, name: str) -> None:
+    """Another program takes the last byte just before the file is written."""
+    ballast = small_disk / "ballast"
+
+    def fill(step: str) -> None:
+        if step == BEFORE[name]:
+            with ballast.open("wb", buffering=0) as file:
+                try:
+                    while file.write(bytes(4096)):
+                        pass
+                except OSError:
+                    return
+
+    assert_nothing_changes(small_disk / "indexes", tmp_path, describer, fill)
+    ballast.unlink()
+    build_index(make_places(tmp_path / "third", 4), describer, small_disk / "indexes", "town")
+    assert PlaceIndex.open(small_disk / "indexes" / "town").count == 4

@@ -1,0 +1,174 @@
+import contextlib
+import itertools
+from pathlib import Path
+
+import pytest
+
+from index_builder.building import BuildSettings, build_index
+from index_builder.publishing import draft_version, prune
+from retrieval.describer import Describer
+from retrieval.errors import StorageError
+from retrieval.index_folder import current_version, published_versions
+from retrieval.place_index import PlaceIndex
+from tests.places import make_places
+from tests.retrieval.refusal import refused
+
+IN_THE_WAY = "Choose another folder: a file has its name, or that of a folder above it."
+
+
+def publish(indexes: Path, *, name: str = "town", content: bytes = b"x") -> str:
+    """A version of one file, by the protocol alone."""
+    with draft_version(indexes, name) as draft:
+        (draft.folder / "file").write_bytes(content)
+        draft.name_version()
+        draft.make_current()
+    return draft.version
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_a_draft_is_hidden_until_it_is_named_and_named_until_it_is_current(tmp_path: Path) -> None:
+    first = publish(tmp_path)
+    town = tmp_path / "town"
+    with draft_version(tmp_path, "town") as draft:
+        (draft.folder / "file").write_bytes(b"second")
+        assert published_versions(town) == [first]
+        assert draft.name_version() == town / "versions" / draft.version
+        assert published_versions(town) == [first, draft.version]
+        assert current_version(town) == first
+        draft.make_current()
+        assert current_version(town) == draft.version
+    assert tree(town) == {
+        "CURRENT", ".lock", "versions",
+        f"versions/{first}", f"versions/{first}/file", f"versions/{draft.version}", f"versions/{draft.version}/file",
+    }  # fmt: skip
+
+
+def test_version_names_sort_by_age_and_never_repeat(tmp_path: Path) -> None:
+    versions = [publish(tmp_path) for _ in range(20)]
+    assert len(set(versions)) == 20
+    stamps = [version[:23] for version in versions]
+    assert stamps == sorted(stamps)
+
+
+def test_a_draft_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    with draft_version(tmp_path / "indexes", "town") as draft:
+        (draft.folder / "file").write_bytes(b"x")
+    assert tree(tmp_path / "indexes") == set()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_draft_that_fails_leaves_the_old_version_alone(tmp_path: Path, named: bool) -> None:
+    first = publish(tmp_path)
+    before = tree(tmp_path)
+    with contextlib.suppress(ZeroDivisionError), draft_version(tmp_path, "town") as draft:
+        (draft.folder / "file").write_bytes(b"x")
+        if named:
+            draft.name_version()
+        raise ZeroDivisionError
+    assert tree(tmp_path) == before
+    assert current_version(tmp_path / "town") == first
+
+
+def test_a_failed_first_build_touches_nothing_that_was_there_before(tmp_path: Path) -> None:
+    """`sightfix index photos --indexes . --name photos`: the photos lie where the index would."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "holiday.jpg").write_bytes(b"irreplaceable")
+    (photos / "versions").mkdir()
+    (photos / "versions" / "notes.txt").write_bytes(b"mine")
+    with pytest.raises(ZeroDivisionError), draft_version(tmp_path, "photos"):
+        raise ZeroDivisionError
+    assert tree(tmp_path) == {"photos", "photos/holiday.jpg", "photos/versions", "photos/versions/notes.txt"}
+
+
+def test_two_builds_of_one_index_exclude_each_other(tmp_path: Path, describer: Describer) -> None:
+    text = f"{tmp_path / 'town'}: another process is building this index. Wait for it, or stop it."
+    with draft_version(tmp_path, "town") as draft:
+        (draft.folder / "file").write_bytes(b"x")
+        with refused(StorageError, text, "build_in_progress"):
+            build_index(make_places(tmp_path / "photos", 1), describer, tmp_path, "town")
+        assert (draft.folder / "file").read_bytes() == b"x"
+        assert publish(tmp_path, name="campus")
+        draft.name_version()
+        draft.make_current()
+    assert current_version(tmp_path / "town") == draft.version
+    assert publish(tmp_path)
+
+
+def test_what_killed_builds_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    first = publish(tmp_path)
+    town = tmp_path / "town"
+    for leftover in (".tmp-2026-01-01T00-00-00.000Z-abcdef", ".tmp-pruned-2025"):
+        (town / "versions" / leftover).mkdir()
+        (town / "versions" / leftover / "vectors.faiss").write_bytes(b"half")
+    (town / ".CURRENT.tmp").write_bytes(b"2026")
+    second = publish(tmp_path)
+    assert published_versions(town) == [first, second]
+    assert {entry.name for entry in (town / "versions").iterdir()} == {first, second}
+    assert {entry.name for entry in town.iterdir()} == {"CURRENT", ".lock", "versions"}
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, 1), (2, 2), (4, 4), (5, 5), (9, 5), (0, 1)])
+def test_prune_keeps_the_latest_versions(tmp_path: Path, keep: int, left: int) -> None:
+    versions = [publish(tmp_path) for _ in range(5)]
+    ordered = published_versions(tmp_path / "town")
+    assert sorted(versions) == ordered
+    (tmp_path / "town" / "CURRENT").write_text(ordered[-1])
+    assert prune(tmp_path / "town", keep) == ordered[: 5 - left]
+    assert published_versions(tmp_path / "town") == ordered[5 - left :]
+    assert {entry.name for entry in (tmp_path / "town" / "versions").iterdir()} == set(ordered[5 - left :])
+
+
+def test_prune_never_removes_the_current_version(tmp_path: Path) -> None:
+    for _ in range(4):
+        publish(tmp_path)
+    town = tmp_path / "town"
+    oldest, *_, newest = published_versions(town)
+    (town / "CURRENT").write_text(f"{oldest}\n")
+    prune(town, 2)
+    assert published_versions(town) == [oldest, newest]
+    assert current_version(town) == oldest
+
+
+def test_builds_keep_versions_to_roll_back_to(tmp_path: Path, describer: Describer) -> None:
+    places = make_places(tmp_path, 1)
+    indexes = tmp_path / "indexes"
+    settings = BuildSettings(keep=2)
+    built = [build_index(places, describer, indexes, "town", settings).folder.name for _ in range(3)]
+    town = indexes / "town"
+    assert published_versions(town) == built[1:]
+    assert PlaceIndex.open(town).version == built[2]
+    (town / "CURRENT").write_text(built[1])
+    assert PlaceIndex.open(town).version == built[1]
+    # Publishing after a rollback goes forward again, and never changes a published version.
+    before = {path: path.read_bytes() for path in (town / "versions" / built[2]).iterdir()}
+    again = build_index(places, describer, indexes, "town", settings).folder.name
+    assert PlaceIndex.open(town).version == again
+    assert published_versions(town) == [built[2], again]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_file_in_the_way_is_told(tmp_path: Path, deep: bool) -> None:
+    indexes = tmp_path / "indexes"
+    if deep:
+        indexes.mkdir()
+    (indexes / "town" if deep else indexes).write_bytes(b"a file")
+    text = f"{indexes / 'town'}: writing failed (Not a directory). {IN_THE_WAY}"
+    with refused(StorageError, text, "storage"), draft_version(indexes, "town"):
+        pytest.fail("a draft below a file")
+
+
+def test_a_reader_sees_a_whole_version_at_every_moment(tmp_path: Path, describer: Describer) -> None:
+    places = make_places(tmp_path, 2)
+    indexes = tmp_path / "indexes"
+    first = build_index(places, describer, indexes, "town").folder.name
+    seen: list[str] = []
+    build_index(
+        places, describer, indexes, "town", on_step=lambda _: seen.append(PlaceIndex.open(indexes / "town").version)
+    )
+    second = PlaceIndex.open(indexes / "town").version
+    assert [version for version, _ in itertools.groupby(seen)] == [first, second]
