@@ -48,7 +48,7 @@ def inspect(
     if map_file is not None and suffix == ".geojson":
         write_geojson(references, map_file)
     elif map_file is not None:
-        write_map_figure(survey, f"{len(survey)} references in {references.spec}", map_file)
+        write_map_figure(survey, references.spec, map_file)
     if json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
         return

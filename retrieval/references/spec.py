@@ -1,0 +1,102 @@
+"""One string that opens any reference database: ``csv:refs.csv?sessions=phoneA_*``."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Generic
+from urllib.parse import unquote
+
+from retrieval.errors import ParameterError
+from retrieval.references.columns import TableOptions
+from retrieval.references.csv_table import CsvTable
+from retrieval.references.exif_folder import ExifFolder, ExifOptions
+from retrieval.references.gsv_cities import GsvCities, GsvCitiesOptions
+from retrieval.references.msls import Msls, MslsOptions
+from retrieval.references.nordland_folder import NordlandFolder, NordlandOptions
+from retrieval.references.parquet_table import ParquetTable
+from retrieval.references.reader import Options, parse_options
+from retrieval.references.reference import ReferenceSource
+from retrieval.references.sniffing import sniff_kind
+from retrieval.references.utm_folder import UtmFolder, UtmOptions
+
+# At least two letters: C:\photos is a path.
+_PREFIX: Final = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderKind(Generic[Options]):
+    """A reader and the type of its options."""
+
+    reader: Callable[[Path, Options, str], ReferenceSource]
+    options: type[Options]
+
+    def open(self, name: str, location: Path, given: dict[str, str], spec: str) -> ReferenceSource:
+        """Open a location with options in the text form of a spec."""
+        return self.reader(location, parse_options(name, self.options, given), spec)
+
+
+READERS: Final[dict[str, ReaderKind[Any]]] = {
+    "exif": ReaderKind(ExifFolder, ExifOptions),
+    "csv": ReaderKind(CsvTable, TableOptions),
+    "parquet": ReaderKind(ParquetTable, TableOptions),
+    "utm": ReaderKind(UtmFolder, UtmOptions),
+    "gsv-cities": ReaderKind(GsvCities, GsvCitiesOptions),
+    "msls": ReaderKind(Msls, MslsOptions),
+    "nordland": ReaderKind(NordlandFolder, NordlandOptions),
+}
+
+
+def open_references(spec: str) -> ReferenceSource:
+    """Open a reference database.
+
+    Args:
+        spec: ``[READER:]PATH[?OPTION=VALUE&…]``. Without the reader, the file suffix or the content of the folder
+            decides. Values are percent-encoded where they hold ``&`` or ``%``. Every reader takes the options
+            `sessions` (globs), `bbox` (lat_min,lon_min,lat_max,lon_max), `every` and `limit`.
+
+    Returns:
+        The source; iterating it yields `Reference` rows.
+
+    Raises:
+        ParameterError: no such reader or option (lists those there are), or a bad value.
+        ReferenceDataError: no such file or folder, or not what the reader expects; iterating may raise it too.
+    """
+    name, text = _split_prefix(spec)
+    path_text, given = _split_options(text)
+    if not path_text:
+        raise ParameterError(
+            f"the spec {spec!r} names no file or folder", remedy="Write a path, such as exif:photos/ or csv:refs.csv"
+        )
+    location = Path(path_text).expanduser()
+    if name is not None:
+        return READERS[name].open(name, location, given, spec)
+    name, opened = sniff_kind(location)
+    rest = text if opened == location else f"{opened}{text[len(path_text) :]}"
+    return READERS[name].open(name, opened, given, f"{name}:{rest}")
+
+
+def _split_prefix(spec: str) -> tuple[str | None, str]:
+    match = _PREFIX.fullmatch(spec)
+    if match is None or match[1] in READERS:
+        return (match[1], match[2]) if match else (None, spec)
+    if Path(_split_options(spec)[0]).exists():
+        return None, spec
+    raise ParameterError(
+        f"there is no reader {match[1]!r}", where=spec, remedy=f"Choose {', '.join(READERS)}, or give a path alone"
+    )
+
+
+def _split_options(text: str) -> tuple[str, dict[str, str]]:
+    if "?" not in text or Path(text).expanduser().exists():
+        return text, {}
+    path, _, query = text.partition("?")
+    given: dict[str, str] = {}
+    for part in filter(None, query.split("&")):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ParameterError(f"option {part!r} has no value", where=text, remedy=f"Write ?{part}=VALUE")
+        if name in given:
+            raise ParameterError(f"option {name!r} is given twice", where=text, remedy="Give it once")
+        given[name] = unquote(value)
+    return path, given

@@ -1,0 +1,147 @@
+"""One pass over a reference database that keeps a few numbers of each row, never the rows."""
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.geo import Float64Array
+from retrieval.references.reference import Reference, ReferenceSource, SkippedPhoto
+from retrieval.references.seen_ids import SeenIds
+
+_REPORT_EVERY = 1000
+
+
+@dataclass
+class SessionSurvey:
+    """One session: how many references, and when the first and the last were taken."""
+
+    name: str | None
+    count: int = 0
+    first: datetime | None = None
+    last: datetime | None = None
+
+    def add(self, captured_at: datetime | None) -> None:
+        """Count a reference."""
+        self.count += 1
+        if captured_at is None:
+            return
+        if self.first is None or _instant(captured_at) < _instant(self.first):
+            self.first = captured_at
+        if self.last is None or _instant(captured_at) > _instant(self.last):
+            self.last = captured_at
+
+
+def _instant(time: datetime) -> datetime:
+    # Only for ordering: a time without an offset is compared as if it were UTC.
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was seen of N references.
+
+    Attributes:
+        lat, lon: (N,) float64 degrees, NaN without a position.
+        east, north: (N,) float64 metres in the data set's plane, NaN without.
+        heading_deg: (N,) float32, NaN without.
+        session: (N,) int32, row in `sessions`.
+        sessions: in the order of their first reference.
+        without: field → how many references lack it.
+        magnetic: how many headings are magnetic.
+        repeated_ids: the ids that came more than once, once for every time too often.
+        skipped: photos that the reader left out.
+    """
+
+    lat: Float64Array
+    lon: Float64Array
+    east: Float64Array
+    north: Float64Array
+    heading_deg: NDArray[np.float32]
+    session: NDArray[np.int32]
+    sessions: tuple[SessionSurvey, ...]
+    without: dict[str, int]
+    magnetic: int
+    repeated_ids: tuple[str, ...]
+    skipped: tuple[SkippedPhoto, ...]
+
+    def __len__(self) -> int:
+        return len(self.lat)
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether any reference has a latitude and longitude."""
+        return bool(np.isfinite(self.lat).any())
+
+
+@dataclass
+class _Columns:
+    """The columns of a survey while they grow."""
+
+    lat: "array[float]" = field(default_factory=lambda: array("d"))
+    lon: "array[float]" = field(default_factory=lambda: array("d"))
+    east: "array[float]" = field(default_factory=lambda: array("d"))
+    north: "array[float]" = field(default_factory=lambda: array("d"))
+    heading: "array[float]" = field(default_factory=lambda: array("f"))
+    session: "array[int]" = field(default_factory=lambda: array("i"))
+
+    def add(self, reference: Reference, session: int) -> None:
+        position, plane, nothing = reference.position, reference.plane_m, float("nan")
+        self.lat.append(nothing if position is None else position.lat)
+        self.lon.append(nothing if position is None else position.lon)
+        self.east.append(nothing if plane is None else plane[0])
+        self.north.append(nothing if plane is None else plane[1])
+        self.heading.append(nothing if reference.heading_deg is None else reference.heading_deg)
+        self.session.append(session)
+
+
+def survey_references(source: ReferenceSource, on_progress: Callable[[int], None] | None = None) -> Survey:
+    """Read a reference database once.
+
+    Args:
+        source: the reference database. About 45 bytes of each row are kept.
+        on_progress: called now and then with the number of references read since.
+
+    Raises:
+        ReferenceDataError: it cannot be read, or holds nothing.
+    """
+    columns, seen = _Columns(), SeenIds()
+    sessions: dict[str | None, int] = {}
+    surveys: list[SessionSurvey] = []
+    without = dict.fromkeys(("position", "heading", "time", "altitude", "session"), 0)
+    magnetic, repeated = 0, []
+    count = 0
+    for count, reference in enumerate(source, start=1):
+        code = sessions.setdefault(reference.session, len(sessions))
+        if code == len(surveys):
+            surveys.append(SessionSurvey(reference.session))
+        surveys[code].add(reference.captured_at)
+        columns.add(reference, code)
+        if not seen.add(reference.id):
+            repeated.append(reference.id)
+        without["position"] += reference.position is None
+        without["heading"] += reference.heading_deg is None
+        without["time"] += reference.captured_at is None
+        without["altitude"] += reference.altitude_m is None
+        without["session"] += reference.session is None
+        magnetic += reference.metadata.get("heading_reference") == "magnetic"
+        if on_progress and count % _REPORT_EVERY == 0:
+            on_progress(_REPORT_EVERY)
+    if on_progress:
+        on_progress(count % _REPORT_EVERY)
+    return Survey(
+        lat=np.array(columns.lat),
+        lon=np.array(columns.lon),
+        east=np.array(columns.east),
+        north=np.array(columns.north),
+        heading_deg=np.array(columns.heading, np.float32),
+        session=np.array(columns.session, np.int32),
+        sessions=tuple(surveys),
+        without=without,
+        magnetic=magnetic,
+        repeated_ids=tuple(repeated),
+        skipped=tuple(source.skipped),
+    )
