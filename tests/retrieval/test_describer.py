@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
 
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import BundleError, MissingExtraError, ParameterError
 from tests.places import pattern
+from tests.retrieval.mean_colour import mean_colour_graph
 from tests.retrieval.other_bundle import change_manifest, copy_bundle, record_again
 from tests.retrieval.refusal import refused
 
@@ -133,27 +133,9 @@ def test_a_precision_the_bundle_lacks_is_refused(bundle: Bundle) -> None:
         Describer(bundle, precision="fp16")
 
 
-def write_mean_colour_graph(path: Path, height: int, width: int) -> None:
-    """A graph worked out on paper: the mean colour, unit length. Black has no direction: 0 / 0."""
-    nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
-        helper.make_node("ReduceL2", ["mean", "last"], ["length"], keepdims=1),
-        helper.make_node("Div", ["mean", "length"], ["descriptors"]),
-    ]
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", height, width, 3])
-    descriptors = helper.make_tensor_value_info("descriptors", TensorProto.FLOAT, ["N", 3])
-    axes = [
-        helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
-        helper.make_tensor("last", TensorProto.INT64, [1], [1]),
-    ]
-    graph = helper.make_graph(nodes, "mean colour", [images], [descriptors], axes)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
-
-
 def test_a_graph_worked_out_on_paper(bundle: Bundle, copied: Path) -> None:
     height, width = bundle.preprocessing.height, bundle.preprocessing.width
-    write_mean_colour_graph(copied / "model.onnx", height, width)
+    onnx.save(mean_colour_graph(height, width), copied / "model.onnx")
     change_manifest(copied, {"descriptor_dim": 3})
     record_again(copied, "model.onnx")
     describer = Describer(open_bundle(copied), threads=1)
