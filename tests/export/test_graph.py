@@ -48,9 +48,8 @@ def test_normalisation_by_hand() -> None:
     seen: list[Tensor] = []
     graph = DescriptionGraph(nn.Identity(), (10.0, 20.0, 30.0), (1.0, 2.0, 4.0))
     graph.net.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
-    graph(torch.tensor([[[[11, 24, 38]]]], dtype=torch.uint8))
-    assert seen[0].shape == (1, 3, 1, 1)
-    assert seen[0].flatten().tolist() == [1.0, 2.0, 2.0]
+    graph(torch.tensor([[[[11, 24, 38], [12, 20, 30], [10, 22, 34]]]], dtype=torch.uint8))
+    assert seen[0].tolist() == [[[[1.0, 2.0, 0.0]], [[2.0, 0.0, 1.0]], [[2.0, 0.0, 1.0]]]]
 
 
 def test_a_scalar_mean_serves_all_channels() -> None:

@@ -45,6 +45,19 @@ def test_gem_by_hand() -> None:
     assert GeM(3.0)(torch.tensor([[[[-5.0, 2.0]]]])).item() == pytest.approx(4 ** (1 / 3))
 
 
+def test_gem_of_nothing_but_zeros_has_a_gradient() -> None:
+    """The root of exactly 0 has none: that is what eps is for."""
+    spatial = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    pool = GeM(3.0)
+    pooled = pool(spatial)
+    pooled.sum().backward()
+    assert pooled.item() == pytest.approx(1e-6, rel=1e-3)
+    assert spatial.grad is not None
+    assert pool.p.grad is not None
+    assert torch.isfinite(spatial.grad).all()
+    assert torch.isfinite(pool.p.grad).all()
+
+
 def test_gem_of_a_large_p_comes_near_the_maximum() -> None:
     assert GeM(60.0)(torch.tensor([[[[0.5, 0.9, 1.0, 0.1]]]])).item() == pytest.approx(1.0, abs=0.03)
 
