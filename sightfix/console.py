@@ -10,7 +10,7 @@ from rich.table import Table
 
 from retrieval.answer import LocalizeAnswer
 
-console: Final = Console(highlight=False)
+console: Final = Console(highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -53,8 +53,7 @@ def print_answer(answer: LocalizeAnswer, shown: int = 5) -> None:
         console.print(
             f"[bold {colour}]{answer.status}[/]  [bold]{fix.lat:.6f}, {fix.lon:.6f}[/]  "
             f"± {fix.radius_m:.0f} m (68 %{calibrated})  confidence {fix.confidence:.2f}  "
-            f"{fix.support} of the matches agree",
-            soft_wrap=True,
+            f"{fix.support} of the matches agree"
         )
     if answer.matches:
         table = Table(box=None, pad_edge=False, header_style="dim")
@@ -69,6 +68,5 @@ def print_answer(answer: LocalizeAnswer, shown: int = 5) -> None:
     timings = answer.timings_ms
     console.print(
         f"[dim]{answer.index.size} references in {answer.index.name}; {timings.total:.0f} ms: "
-        f"decode {timings.decode:.0f}, describe {timings.describe:.0f}, search {timings.search:.1f}[/]",
-        soft_wrap=True,
+        f"decode {timings.decode:.0f}, describe {timings.describe:.0f}, search {timings.search:.1f}[/]"
     )

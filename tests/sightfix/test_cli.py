@@ -36,11 +36,11 @@ def test_index_then_localize_finds_the_photo(published: PublishedPlaces, tmp_pat
     assert indexed.returncode == 0, indexed.stderr
     assert "published 12 references as places, version" in indexed.stdout
     assert "Next: sightfix serve --index places" in indexed.stdout
-    photo = published.places.rows[4].path
+    photo = published.places.rows[3].path
     shown = sightfix("localize", str(photo), folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith("LOCATED  48.000000, 11.005376  ± 5 m (68 %, not calibrated)")
-    assert "0004.jpg" in shown.stdout
+    assert shown.stdout.startswith("LOCATED  48.000000, 11.004032  ± 5 m (68 %, not calibrated)")
+    assert "0003.jpg" in shown.stdout
     answer = LocalizeAnswer.model_validate_json(sightfix("localize", str(photo), "--json", folder=tmp_path).stdout)
     assert answer.matches[0].score > 0.999
     assert len(answer.matches) == 5
