@@ -1,7 +1,7 @@
 """Evaluation of a ranking: recall@N beside chance, position error in metres, and intervals that know about groups."""
 
 from retrieval.evaluation.bootstrap import Bootstrap, place_groups, session_groups
-from retrieval.evaluation.evaluation import Evaluation, evaluate
+from retrieval.evaluation.evaluation import Evaluation, evaluate, evaluation_work
 from retrieval.evaluation.fixes import Fixes, fixes_of_matches
 from retrieval.evaluation.positions import Positions
 from retrieval.evaluation.positives import count_positives
@@ -26,6 +26,7 @@ __all__ = [
     "chance_at",
     "count_positives",
     "evaluate",
+    "evaluation_work",
     "exact_ranking",
     "first_hits",
     "fixes_of_matches",

@@ -17,7 +17,8 @@ from retrieval.geo import EARTH_RADIUS_M, Float64Array
 
 # Below this many groups a percentile interval is itself a guess.
 FEW_GROUPS = 10
-_WEIGHTS_AT_ONCE = 4_000_000
+# Small enough to stay in a core's cache.
+_WEIGHTS_AT_ONCE = 250_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +80,16 @@ class Bootstrap:
         index, count = _relabel(groups)
         order = np.argsort(column, kind="stable")
         ordered, owner = column[order], index[order]
-        drawn = [_weighted_quantiles(ordered, w[:, owner], quantiles) for w in self._weights(count, width=len(column))]
-        return self._percentiles(np.concatenate(drawn))
+        drawn = [_weighted_quantiles(ordered, w[owner], quantiles) for block in self._weights(count) for w in block]
+        return self._percentiles(np.stack(drawn))
 
-    def _weights(self, groups: int, width: int = 0) -> Iterator[Float64Array]:
+    def _weights(self, groups: int) -> Iterator[Float64Array]:
         """How often each group is drawn: blocks of (b, groups) rows, `resamples` rows in all, each summing to groups.
 
-        `width` is how many columns the caller makes of a row, to bound memory. The drawn numbers do not depend on it.
+        The drawn numbers do not depend on the size of a block.
         """
         random = np.random.default_rng(self.seed)
-        block = max(1, _WEIGHTS_AT_ONCE // max(groups, width))
+        block = max(1, _WEIGHTS_AT_ONCE // groups)
         for begin in range(0, self.resamples, block):
             rows = min(block, self.resamples - begin)
             drawn = random.integers(0, groups, size=(rows, groups)) + np.arange(rows)[:, None] * groups
@@ -105,17 +106,14 @@ def _relabel(groups: Int64Array) -> tuple[Int64Array, int]:
 
 
 def _weighted_quantiles(ordered: Float64Array, weights: Float64Array, quantiles: Sequence[float]) -> Float64Array:
-    """Quantiles of `ordered` with each value repeated `weights` times: (b, len(quantiles))."""
-    cumulative = np.cumsum(weights, axis=1)
-    total = cumulative[:, -1]
-    result = np.empty((len(weights), len(quantiles)))
-    for column, quantile in enumerate(quantiles):
-        place = (total - 1) * quantile
-        below = np.floor(place)
-        low = ordered[(cumulative <= below[:, None]).sum(axis=1)]
-        high = ordered[(cumulative <= np.minimum(below + 1, total - 1)[:, None]).sum(axis=1)]
-        result[:, column] = low + (high - low) * (place - below)
-    return result
+    """Quantiles of `ordered` with each value repeated `weights` times: (len(quantiles),)."""
+    cumulative = np.cumsum(weights)
+    last = cumulative[-1] - 1
+    place = last * np.asarray(quantiles, np.float64)
+    below = np.floor(place)
+    low = ordered[np.searchsorted(cumulative, below, side="right")]
+    high = ordered[np.searchsorted(cumulative, np.minimum(below + 1, last), side="right")]
+    return np.asarray(low + (high - low) * (place - below))
 
 
 def place_groups(positions: Positions, cell_m: float) -> Int64Array:

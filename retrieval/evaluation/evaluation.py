@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval.errors import ParameterError
-from retrieval.evaluation.bootstrap import FEW_GROUPS, Bootstrap, place_groups, session_groups
+from retrieval.evaluation.bootstrap import FEW_GROUPS, place_groups, session_groups
 from retrieval.evaluation.fixes import Fixes
 from retrieval.evaluation.position_error import (
     confidence_report,
@@ -23,7 +23,6 @@ from retrieval.evaluation.report import (
     Answer,
     EvaluationReport,
     IntervalMethod,
-    PositionErrorReport,
     RadiusReport,
     RecallAt,
 )
@@ -37,6 +36,7 @@ class Evaluation:
     Attributes:
         report: what to print and to keep.
         ground: where queries and database lie, as recall measured it.
+        true_ground: the same as position errors measured it; differs from `ground` in UTM and in a plane only.
         curves: one per radius, recall at every N from 1 to the largest asked.
         first_hit: (radii, Nq) int64, rank (0 = best) of the first true match, K where none.
         positives: (radii, Nq) int64, true matches of each query in the database.
@@ -46,6 +46,7 @@ class Evaluation:
 
     report: EvaluationReport
     ground: Ground
+    true_ground: Ground
     curves: tuple[RadiusReport, ...]
     first_hit: Int64Array
     positives: Int64Array
@@ -64,7 +65,7 @@ def evaluate(
     Args:
         ranked: queries, database and matches.
         protocol: how to count; the default is 25 m, N = 1, 5, 10, 20, solvable queries.
-        on_progress: called with the number of queries done since, while true matches are counted (the longest part).
+        on_progress: called with the work done since; all of it adds up to `evaluation_work`.
         notes: what else a reader must know; put before our own.
 
     Raises:
@@ -72,18 +73,24 @@ def evaluate(
             largest N asks for.
     """
     protocol = protocol or Protocol()
+    advance = on_progress or (lambda _: None)
     check_ranked(ranked, protocol)
     field = protocol.convention == "vpr-methods-evaluation"
-    ground = (field_ground if field else true_ground)(ranked.queries, ranked.database)
-    positives = count_positives(ground, protocol.radii_m, on_progress)
+    metres = true_ground(ranked.queries, ranked.database)
+    ground = field_ground(ranked.queries, ranked.database) if field else metres
+    positives = count_positives(ground, protocol.radii_m, advance)
     groups, method, group_notes = _groups(ranked, protocol)
     first_hit = np.stack([first_hits(ground, ranked.rows, radius) for radius in protocol.radii_m])
-    curves = tuple(
-        _recall_curve(ranked, protocol, radius, positives[i], first_hit[i], groups)
-        for i, radius in enumerate(protocol.radii_m)
-    )
-    top_error = top_errors_m(true_ground(ranked.queries, ranked.database), ranked.rows)
+    curves = []
+    for i, radius in enumerate(protocol.radii_m):
+        curves.append(_recall_curve(ranked, protocol, radius, positives[i], first_hit[i], groups))
+        advance(len(ranked.queries))
+    top_error = top_errors_m(metres, ranked.rows)
     fix_error = None if ranked.fixes is None else fix_errors_m(ranked.queries, ranked.fixes)
+    position_errors = []
+    for answer, errors in _errors_by_answer(top_error, fix_error, ranked.fixes).items():
+        position_errors.append(position_error_report(answer, errors, groups, protocol.bootstrap))
+        advance(len(ranked.queries))
     report = EvaluationReport(
         convention=protocol.convention,
         measure=ground.measure,
@@ -91,12 +98,18 @@ def evaluate(
         database=len(ranked.database),
         ranked=ranked.rows.shape[1],
         recall=tuple(_asked_only(curve, protocol.recall_at) for curve in curves),
-        position_errors=_position_errors(top_error, fix_error, ranked.fixes, groups, protocol.bootstrap),
+        position_errors=tuple(position_errors),
         confidence=None if ranked.fixes is None or fix_error is None else confidence_report(ranked.fixes, fix_error),
         intervals=method,
         notes=(*notes, *group_notes, *_recall_notes(curves)),
     )
-    return Evaluation(report, ground, curves, first_hit, positives, top_error, fix_error)
+    return Evaluation(report, ground, metres, tuple(curves), first_hit, positives, top_error, fix_error)
+
+
+def evaluation_work(ranked: Ranked, protocol: Protocol) -> int:
+    """How much work `evaluate` will report: each query is counted once, then once for each interval over it."""
+    answers = 1 if ranked.fixes is None else 2 if ranked.fixes.located is None else 3
+    return len(ranked.queries) * (1 + len(protocol.radii_m) + answers)
 
 
 def _groups(ranked: Ranked, protocol: Protocol) -> tuple[Int64Array, IntervalMethod, list[str]]:
@@ -173,15 +186,15 @@ def _asked_only(curve: RadiusReport, recall_at: Sequence[int]) -> RadiusReport:
     return curve.model_copy(update={"at": tuple(entry for entry in curve.at if entry.n in set(recall_at))})
 
 
-def _position_errors(
-    top_error: Float64Array, fix_error: Float64Array | None, fixes: Fixes | None, groups: Int64Array, draw: Bootstrap
-) -> tuple[PositionErrorReport, ...]:
+def _errors_by_answer(
+    top_error: Float64Array, fix_error: Float64Array | None, fixes: Fixes | None
+) -> dict[Answer, Float64Array]:
     errors: dict[Answer, Float64Array] = {"top-1": top_error}
     if fix_error is not None:
         errors["fix"] = fix_error
         if fixes is not None and fixes.located is not None:
             errors["located fix"] = np.where(fixes.located, fix_error, np.nan)
-    return tuple(position_error_report(answer, metres, groups, draw) for answer, metres in errors.items())
+    return errors
 
 
 def _recall_notes(curves: Sequence[RadiusReport]) -> list[str]:

@@ -18,16 +18,17 @@ def headline(report: EvaluationReport) -> str:
     """One line: how many queries and database images, by which convention and distance."""
     return (
         f"{report.queries} queries against {report.database} database images · "
-        f"convention {report.convention} · distance: {report.measure}"
+        f"convention {report.convention} · distance: {'UTM' if report.measure == 'utm' else report.measure}"
     )
 
 
 def interval_line(report: EvaluationReport) -> str:
     """One line: how the intervals were made."""
     method = report.intervals
-    what = f"places of {method.place_m:g} m" if method.place_m is not None else "sessions"
+    noun = method.grouping if method.groups == 1 else f"{method.grouping}s"
+    what = f"{method.groups} {noun}" + (f" of {method.place_m:g} m" if method.place_m is not None else "")
     return (
-        f"[..] is the {method.level:.0%} bootstrap interval over {method.groups} {what} "
+        f"[..] is the {method.level:.0%} bootstrap interval over {what} "
         f"({method.resamples} resamples, seed {method.seed})"
     )
 
@@ -46,19 +47,22 @@ def report_tables(report: EvaluationReport) -> list[ReportTable]:
     return tables
 
 
+def trailing_lines(report: EvaluationReport) -> list[str]:
+    """What belongs below the tables: the field's own lines where asked, how intervals were made, and the notes."""
+    lines = []
+    if report.convention == "vpr-methods-evaluation":
+        lines += [f"{radius.radius_m:g} m: {field_line(radius)}" for radius in report.recall]
+    return [*lines, interval_line(report), *(f"Note: {note}." for note in report.notes)]
+
+
 def plain_text(report: EvaluationReport) -> str:
     """The whole report as plain text, columns aligned by spaces."""
-    parts = [headline(report)]
-    parts += [_aligned(table) for table in report_tables(report)]
-    if report.convention == "vpr-methods-evaluation":
-        parts.append("\n".join(f"{radius.radius_m:g} m: {field_line(radius)}" for radius in report.recall))
-    parts.append(interval_line(report))
-    parts += [f"Note: {note}." for note in report.notes]
+    parts = [headline(report), *(_aligned(table) for table in report_tables(report)), *trailing_lines(report)]
     return "\n\n".join(parts)
 
 
 def _recall_table(report: EvaluationReport) -> ReportTable:
-    columns = ("radius", "solvable queries", "counted", "N", "recall, percent", "chance, percent")
+    columns = ("radius", "solvable queries", "counted", "N", "recall, %", "chance, %")
     rows = []
     for radius in report.recall:
         lead = (f"{radius.radius_m:g} m", f"{radius.solvable} ({radius.solvable_share:.1%})", str(radius.counted))
@@ -69,7 +73,7 @@ def _recall_table(report: EvaluationReport) -> ReportTable:
 
 
 def _error_table(errors: tuple[PositionErrorReport, ...]) -> ReportTable:
-    columns = ("answer", "answered", "unanswered", "median m", "p90 m", f"within {errors[0].within_m:g} m, percent")
+    columns = ("answer", "answered", "unanswered", "median, m", "p90, m", f"within {errors[0].within_m:g} m, %")
     rows = tuple(
         (
             error.answer,
@@ -112,7 +116,8 @@ def _chance(chance: float | None) -> str:
 def _metres(estimate: Estimate) -> str:
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return "–"
-    return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
+    value, low, high = (f"{m:.1f}" if m < 100.0 else f"{m:.0f}" for m in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _aligned(table: ReportTable) -> str:

@@ -12,6 +12,7 @@ from retrieval.evaluation import (
     Protocol,
     Ranked,
     evaluate,
+    evaluation_work,
     plain_text,
     report_tables,
 )
@@ -68,6 +69,8 @@ def test_recall_at_is_sorted_and_deduplicated(ranked: Ranked) -> None:
 
 
 def test_more_n_than_database_images_is_fine(ranked: Ranked) -> None:
+    whole = evaluate(ranked).report.recall[0]  # four ranked of four: N = 5, 10 and 20 see them all
+    assert [entry.recall.value for entry in whole.at] == [0.5, 1.0, 1.0, 1.0]
     rows = np.pad(ranked.rows, ((0, 0), (0, 16)), constant_values=-1)
     report = evaluate(Ranked(ranked.database, ranked.queries, rows)).report
     assert [entry.n for entry in report.recall[0].at] == [1, 5, 10, 20]
@@ -119,6 +122,18 @@ def test_fixes_are_reported_beside_the_top_match(ranked: Ranked) -> None:
     assert "Confidence of the fix (not calibrated)" in plain_text(found.report)
 
 
+@pytest.mark.parametrize("with_fixes", [False, True])
+@pytest.mark.parametrize("radii_m", [(25.0,), (25.0, 10.0)])
+def test_progress_adds_up_to_the_work(ranked: Ranked, with_fixes: bool, radii_m: tuple[float, ...]) -> None:
+    protocol, seen = Protocol(radii_m=radii_m, recall_at=(1,)), list[int]()
+    at = np.zeros(3)
+    for fixes in (Fixes(at, at), Fixes(at, at, located=np.ones(3, bool))) if with_fixes else (None,):
+        asked = Ranked(ranked.database, ranked.queries, ranked.rows, fixes)
+        seen.clear()
+        evaluate(asked, protocol, seen.append)
+        assert sum(seen) == evaluation_work(asked, protocol)
+
+
 def test_notes_of_the_caller_come_first(ranked: Ranked) -> None:
     report = evaluate(ranked, Protocol(recall_at=(1,)), notes=["Mind the gap"]).report
     assert report.notes[0] == "Mind the gap"
@@ -147,6 +162,11 @@ def test_the_text_always_says_chance_counts_and_interval(ranked: Ranked) -> None
     assert "chance" in text
     assert "2 (66.7%)" in text
     assert "95% bootstrap interval over 3 places of 25 m (2000 resamples, seed 7)" in text
+
+
+def test_metres_lose_their_decimals_from_a_hundred_on(ranked: Ranked) -> None:
+    errors = report_tables(evaluate(ranked, Protocol(recall_at=(1,))).report)[1]
+    assert errors.rows[0][3] == "200 [0.0, 1000]"
 
 
 def test_every_row_of_a_table_is_as_wide_as_its_head(ranked: Ranked) -> None:

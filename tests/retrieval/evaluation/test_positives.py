@@ -16,9 +16,16 @@ def slow_counts(queries: Positions, database: Positions, radii: list[float]) -> 
 
 @pytest.mark.parametrize(
     ("lat", "lon", "spread"),
-    [(31.26, 34.8, 0.004), (0.0, 179.9999, 0.003), (89.9995, 0.0, 0.0005), (-89.999, 10.0, 0.001), (48.0, 2.0, 0.0)],
+    [
+        (31.26, 34.8, 0.004),
+        (0.0, 179.9999, 0.003),
+        (89.9995, 0.0, 0.0005),
+        (-89.999, 10.0, 0.001),
+        (48.0, 2.0, 0.0),
+        (0.0, 0.0, 60.0),
+    ],
 )
-@pytest.mark.parametrize("radii", [[25.0], [10.0, 25.0, 300.0], [1e-3, 1e5]])
+@pytest.mark.parametrize("radii", [[25.0], [10.0, 25.0, 300.0], [1e-3, 1e5], [3e6, 2.1e7]])
 def test_counts_agree_with_every_pair(lat: float, lon: float, spread: float, radii: list[float]) -> None:
     random = np.random.default_rng(7)
 

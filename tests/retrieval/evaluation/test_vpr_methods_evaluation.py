@@ -125,6 +125,14 @@ def test_utm_zones_never_touch() -> None:
     assert evaluated(database, queries, np.array([[0]]), 25.0, (1,)).report.recall[0].solvable == 0
 
 
+def test_the_equator_is_a_border_of_zones_too() -> None:
+    """South of it northings start at 10 000 km: the field's file names put these two neighbours far apart."""
+    queries, south = Positions.from_degrees([0.00001], [10.0]), Positions.from_degrees([-0.00001], [10.0])
+    first = np.array([[0]])
+    assert evaluated(south, queries, first, 25.0, (1,)).report.recall[0].solvable == 0
+    assert evaluated(south, south, first, 25.0, (1,)).report.recall[0].solvable == 1
+
+
 def test_a_plane_wins_over_degrees_here_and_loses_elsewhere() -> None:
     """The data set's own plane is what the field measures; true metres are what the others measure."""
     queries = Positions(lat=np.array([10.0]), lon=np.array([10.0]), plane_m=np.array([[0.0, 0.0]]))

@@ -1,0 +1,273 @@
+"""`sightfix evaluate`: how often, and how far off, on photos whose position is known."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retrieval.index_folder import DEFAULT_INDEXES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from index_builder.describing import DescribedReferences, DescribeSettings
+    from retrieval.describer import Describer
+    from retrieval.evaluation import Evaluation, EvaluationReport, Positions, Protocol, Ranked
+    from retrieval.references import Reference
+
+
+def evaluate(
+    queries: Annotated[str, typer.Option(help="Photos to localize, with known positions: a folder, a CSV, or a spec")],
+    database: Annotated[str | None, typer.Option(help="Photos to find them in: a folder, a CSV, or a spec")] = None,
+    index: Annotated[str | None, typer.Option(help="Or a published place index to find them in")] = None,
+    indexes: Annotated[Path, typer.Option(help="Folder of all place indexes")] = DEFAULT_INDEXES,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to describe with; the shipped one if left out")] = None,
+    radius: Annotated[
+        list[float] | None, typer.Option(help="Metres within which a match is right; repeatable; 25 if left out")
+    ] = None,
+    recall_at: Annotated[str, typer.Option(help="The Ns of recall@N")] = "1,5,10,20",
+    convention: Annotated[
+        str, typer.Option(help="solvable: only queries with a right match count; vpr-methods-evaluation: all count")
+    ] = "solvable",
+    group: Annotated[
+        str | None, typer.Option(help="What intervals draw: session, if there are ten, else place")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the report to this file")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Draw curves, successes and failures into this folder")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Photos described at once")] = 16,
+    max_unreadable: Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")] = 0,
+) -> None:
+    """Measure recall and position error on photos whose position is known."""
+    from index_builder.describing import DescribeSettings
+    from retrieval.bundle import open_bundle
+    from retrieval.describer import Describer
+    from retrieval.errors import ParameterError
+    from retrieval.evaluation import Protocol, evaluation_work
+    from retrieval.evaluation import evaluate as evaluate_ranking
+    from sightfix.console import progress_bar
+
+    if (database is None) == (index is None):
+        raise ParameterError("give either --database or --index", remedy="Say where the queries are to be found")
+    protocol = Protocol(
+        radii_m=tuple(radius or [25.0]),
+        recall_at=_whole_numbers(recall_at),
+        convention=convention,  # type: ignore[arg-type]
+        grouping=group,  # type: ignore[arg-type]
+    )
+    if figures is not None:
+        from sightfix.evaluation_figures import matplotlib_figure
+
+        matplotlib_figure()
+    describer = Describer(open_bundle(bundle))
+    settings = DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable)
+    if database is not None:
+        found = _search_photos(database, queries, describer, settings, protocol)
+    else:
+        found = _search_index(indexes, index, queries, describer, settings, protocol)
+    ranked = found.ranked()
+    with progress_bar("Evaluating", evaluation_work(ranked, protocol), "steps") as advance:
+        evaluation = evaluate_ranking(ranked, protocol, advance, found.notes())
+    _print_report(evaluation.report)
+    if json is not None:
+        _write_json(evaluation.report, json)
+    if figures is not None:
+        _draw(evaluation, ranked, protocol, found, figures)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Queries and what was found for them."""
+
+    queries: "Sequence[Reference]"
+    query_positions: "Positions"
+    database_positions: "Positions"
+    references: "Callable[[NDArray[np.int64]], Sequence[Reference]]"
+    rows: "NDArray[np.int64]"
+    scores: "NDArray[np.float32]"
+    search_notes: tuple[str, ...] = ()
+
+    def ranked(self) -> "Ranked":
+        """The ranking with a fix for every query, where degrees are known."""
+        from retrieval.evaluation import Ranked, fixes_of_matches
+        from sightfix.console import progress_bar
+
+        fixes = None
+        if self.query_positions.lat is not None and self.database_positions.lat is not None:
+            with progress_bar("Making fixes", len(self.queries), "fixes") as advance:
+                fixes = fixes_of_matches(self.database_positions, self.rows, self.scores, on_progress=advance)
+        sessions = [query.session for query in self.queries]
+        return Ranked(self.database_positions, self.query_positions, self.rows, fixes, sessions)
+
+    def notes(self) -> list[str]:
+        """What makes the numbers look better than they are."""
+        import numpy as np
+
+        notes = list(self.search_notes)
+        same = int((self.scores[:, 0] > _SAME_PHOTO).sum())
+        if same:
+            notes.append(f"{_queries(same)} a best match with a score above {_SAME_PHOTO}: the same photo, very likely")
+        distinct, back = np.unique(self.rows[:, 0], return_inverse=True)
+        sessions = np.array([reference.session or "" for reference in self.references(distinct)], dtype=object)
+        of_queries = np.array([query.session or "" for query in self.queries], dtype=object)
+        own = int(((sessions[back.ravel()] == of_queries) & (of_queries != "")).sum())
+        if own:
+            notes.append(f"{_queries(own)} a best match of the same session: not a test of another day")
+        return notes
+
+
+_SAME_PHOTO = 0.999
+
+
+def _queries(count: int) -> str:
+    return "1 query has" if count == 1 else f"{count} queries have"
+
+
+def _search_photos(
+    database: str, queries: str, describer: "Describer", settings: "DescribeSettings", protocol: "Protocol"
+) -> _Found:
+    from retrieval.evaluation import Positions, exact_ranking
+    from sightfix.console import progress_bar
+
+    described = _describe("Describing the database", database, describer, settings)
+    asked = _describe("Describing the queries", queries, describer, settings)
+    with progress_bar("Searching", len(asked.references), "queries") as advance:
+        rows, scores = exact_ranking(described.descriptors, asked.descriptors, _matches_needed(protocol), advance)
+    return _Found(
+        asked.references,
+        Positions.from_references(asked.references),
+        Positions.from_references(described.references),
+        lambda wanted: [described.references[row] for row in wanted],
+        rows,
+        scores,
+    )
+
+
+def _search_index(
+    indexes: Path,
+    name: str | None,
+    queries: str,
+    describer: "Describer",
+    settings: "DescribeSettings",
+    protocol: "Protocol",
+) -> _Found:
+    import numpy as np
+
+    from retrieval.evaluation import Positions
+    from retrieval.index_folder import find_index
+    from retrieval.place_index import PlaceIndex
+    from sightfix.console import progress_bar
+
+    place_index = PlaceIndex.open(find_index(indexes, name))
+    place_index.check_bundle(describer.bundle)
+    asked = _describe("Describing the queries", queries, describer, settings)
+    pieces = []
+    with progress_bar("Searching", len(asked.references), "queries") as advance:
+        for begin in range(0, len(asked.references), _QUERIES_AT_ONCE):
+            some = asked.descriptors[begin : begin + _QUERIES_AT_ONCE]
+            pieces.append(place_index.search(some, _matches_needed(protocol)))
+            advance(len(some))
+    notes: tuple[str, ...] = ()
+    if protocol.convention != "solvable":
+        notes = (f"The matches come from the index's own search ({place_index.manifest.storage} vectors, cosine)",)
+    return _Found(
+        asked.references,
+        Positions.from_references(asked.references),
+        Positions.from_degrees(place_index.lat, place_index.lon),
+        place_index.references,
+        np.concatenate([piece.rows for piece in pieces]),
+        np.concatenate([piece.scores for piece in pieces]),
+        notes,
+    )
+
+
+_QUERIES_AT_ONCE = 256
+
+
+def _describe(what: str, spec: str, describer: "Describer", settings: "DescribeSettings") -> "DescribedReferences":
+    from index_builder.describing import describe_references
+    from retrieval.errors import ReferenceDataError
+    from retrieval.references import open_references
+    from sightfix.console import console, progress_bar
+
+    source = open_references(spec)
+    with progress_bar(what, len(source)) as advance:
+        described = describe_references(source, describer, settings, advance)
+    if not described.references:
+        raise ReferenceDataError("there is no photo with a position", where=spec, remedy="Check folder and filters")
+    left_out = len(source.skipped) + len(described.unreadable)
+    if left_out:
+        console.print(f"[yellow]left out[/] {left_out} photos of {spec}; see: sightfix inspect {spec}", soft_wrap=True)
+    return described
+
+
+def _matches_needed(protocol: "Protocol") -> int:
+    from retrieval.fix import FixSettings
+
+    return max(*protocol.recall_at, FixSettings().max_matches)
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    from retrieval.errors import ParameterError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ParameterError(f"--recall-at {text!r} is not whole numbers", remedy="Give such as 1,5,10,20") from None
+
+
+def _print_report(report: "EvaluationReport") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from retrieval.evaluation import plain_text, report_tables
+    from retrieval.evaluation.tables import headline, trailing_lines
+    from sightfix.console import console
+
+    if not console.is_terminal:
+        console.print(plain_text(report), markup=False, soft_wrap=True)
+        return
+    console.print(headline(report))
+    look: dict[str, Any] = {"box": None, "pad_edge": False, "title_justify": "left", "header_style": "dim"}
+    for content in report_tables(report):
+        table = Table(title=content.title, title_style="bold", **look)
+        for place, column in enumerate(content.columns):
+            table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
+        for row in content.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print()
+        console.print(table)
+    for line in trailing_lines(report):
+        console.print()
+        console.print(line, markup=False)
+
+
+def _write_json(report: "EvaluationReport", path: Path) -> None:
+    from retrieval.errors import StorageError
+    from sightfix.console import console
+
+    try:
+        path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"the report cannot be written ({error.strerror})", where=str(path), remedy="Give a writable file"
+        ) from error
+    console.print(f"\n[green]wrote[/] {path}", soft_wrap=True)
+
+
+def _draw(evaluation: "Evaluation", ranked: "Ranked", protocol: "Protocol", found: _Found, folder: Path) -> None:
+    import numpy as np
+
+    from sightfix.console import console
+    from sightfix.evaluation_figures import EvaluatedPhotos, write_figures
+
+    photos = EvaluatedPhotos(
+        query=lambda row: found.queries[row].path,
+        database=lambda row: found.references(np.array([row]))[0].path,
+        scores=found.scores,
+    )
+    with console.status("Drawing"):
+        written = write_figures(evaluation, ranked, protocol, photos, folder)
+    console.print(f"[green]drew[/] {', '.join(path.name for path in written)} in {folder}", soft_wrap=True)
