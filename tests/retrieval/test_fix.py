@@ -141,7 +141,7 @@ def test_a_cluster_around_a_seam_or_a_pole_has_its_mean_in_the_middle(centre: Po
     np.testing.assert_allclose(fix.covariance_enu, [[62.5, 0], [0, 62.5]], atol=1e-3)
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.floats(-3000, 3000), st.floats(-3000, 3000), st.floats(-1.0, 1.0)), min_size=1, max_size=20),
     st.sampled_from([MUNICH, Position(0.0, 180.0), Position(90.0, 0.0), Position(-89.999, 10.0)]),

@@ -509,7 +509,7 @@ DAMAGEABLE = [
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=400, deadline=5000)
+@settings(max_examples=400, deadline=20_000)
 @given(
     st.sampled_from(DAMAGEABLE),
     st.lists(st.tuples(st.floats(0.0, 1.0, exclude_max=True), st.integers(0, 255)), max_size=6),
@@ -531,7 +531,7 @@ def test_damaged_bytes_raise_nothing_but_image_errors(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=200, deadline=5000)
+@settings(max_examples=200, deadline=20_000)
 @given(st.lists(st.tuples(st.integers(6, 120), st.integers(0, 255)), min_size=1, max_size=6))
 def test_a_jpeg_with_a_damaged_exif_block_is_always_decoded(flips: list[tuple[int, int]]) -> None:
     exif = Image.Exif()

@@ -76,7 +76,7 @@ def version(published: PublishedPlaces, tmp_path: Path) -> Path:
 # Search
 
 
-@settings(max_examples=150, deadline=3000)
+@settings(max_examples=150)
 @given(
     scatters,
     st.lists(st.none() | priors(), min_size=1, max_size=20),

@@ -9,7 +9,7 @@ from retrieval.spatial_blocks import BLOCK_ROWS, SpatialBlocks
 from tests.retrieval.scattered import Scatter, cluster, everywhere, priors, scatters, surely_inside
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300)
 @given(scatters, priors())
 def test_rows_within_are_those_a_slow_search_finds(scatter: Scatter, prior: GeoPrior) -> None:
     lat, lon = scatter.positions()
@@ -20,7 +20,7 @@ def test_rows_within_are_those_a_slow_search_finds(scatter: Scatter, prior: GeoP
     assert np.array_equal(np.setdiff1d(found, border), inside)
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300)
 @given(scatters, priors())
 def test_blocks_change_no_answer(scatter: Scatter, prior: GeoPrior) -> None:
     """The same comparison of chords row by row, without blocks: equal to the last row, borders included."""
