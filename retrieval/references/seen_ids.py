@@ -14,7 +14,7 @@ class SeenIds:
     """
 
     def __init__(self) -> None:
-        self._slots = array("Q", bytes(8 * _FIRST_SLOTS))
+        self._slots = array("Q", [0]) * _FIRST_SLOTS
         self._count = 0
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class SeenIds:
 
     def _grow(self) -> None:
         before = self._slots
-        self._slots = array("Q", bytes(8 * 2 * len(before)))
+        self._slots = array("Q", [0]) * (2 * len(before))
         for key in before:
             if key:
                 self._put(key)

@@ -48,10 +48,9 @@ class TableRows:
         if lat is None and lon is None:
             return None
         path = self._path(row, values)
-        given_id = self._text(values, "id")
         return Reference(
-            id=given_id or self._default_id(path),
-            path=path,
+            id=self._text(values, "id") or self._default_id(path),
+            path=self._root / path,
             position=self._position(row, lat, lon),
             altitude_m=self._number(row, values, "altitude"),
             heading_deg=self._heading(row, values),
@@ -122,17 +121,17 @@ class TableRows:
             remedy = "Write 2026-05-31T14:05:00+02:00, with or without the offset, or Unix time"
             raise self._error(row, "captured_at", f"'{value}' is not a time", remedy) from None
 
-    def _path(self, row: int, values: Sequence[object]) -> Path:
+    def _path(self, row: int, values: Sequence[object]) -> PurePath:
         text = self._text(values, "path")
         if text is None:
             raise self._error(row, "path", "the value is empty", "Give the path of the photo")
-        path = self._root / text
-        if "\\" in text and not path.exists():  # a table made on Windows
-            path = self._root / text.replace("\\", "/")
-        return path
+        if "\\" in text and not (self._root / text).exists():  # a table made on Windows
+            text = text.replace("\\", "/")
+        return PurePath(text)
 
     def _default_id(self, path: PurePath) -> str:
-        return (path.relative_to(self._root) if path.is_relative_to(self._root) else path).as_posix()
+        inside = path.is_absolute() and path.is_relative_to(self._root)
+        return (path.relative_to(self._root) if inside else path).as_posix()
 
     def _error(self, row: int, field: ColumnField, what: str, remedy: str) -> ReferenceDataError:
         column = self._columns.names[self._place[field]]

@@ -15,6 +15,7 @@ from retrieval.errors import MissingExtraError, ParameterError, StorageError
 from retrieval.geo import Float64Array, Position, to_local_metres
 from sightfix.inspection.coverage import longitude_bounds
 from sightfix.inspection.survey import Survey
+from sightfix.inspection.wording import counted
 
 FIGURE_SUFFIXES: Final = frozenset({".png", ".svg", ".pdf"})
 
@@ -67,17 +68,9 @@ def write_map_figure(survey: Survey, title: str, path: Path) -> None:
         )
     _draw_headings(axes, survey.heading_deg[rows], points, span)
     _frame(axes, points, span, unit)
-    drawn = f"{len(survey)} references" if len(rows) == len(survey) else f"{len(rows)} of {len(survey)} references"
-    heading, longest = f"{drawn} in {title}", int(inches[0] * _CHARACTERS_AN_INCH)
-    axes.set_title(heading if len(heading) <= longest else f"{heading[: longest - 1]}…", loc="left", fontsize=11)
+    axes.set_title(_title(len(rows), len(survey), title, inches[0]), loc="left", fontsize=11)
     if has_legend:
-        place, columns = ("outside right upper", 1) if _is_tall(span) else ("outside lower center", _LEGEND_COLUMNS)
-        legend = figure.legend(
-            loc=place, ncols=columns, fontsize=9, frameon=False, markerscale=max(1.0, math.sqrt(30.0 / size))
-        )
-        for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_alpha(1.0)
+        _draw_legend(figure, _is_tall(span), size)
     try:
         figure.savefig(path, dpi=130)
     except OSError as error:
@@ -131,7 +124,8 @@ def _groups(survey: Survey, rows: NDArray[np.int64]) -> list[tuple[str, str, str
     if others.any():
         unshown = sum(session.name is not None for session in survey.sessions) - len(shown)
         label = "no session" if unshown <= 0 else f"{unshown} more sessions"
-        label += f" ({int(others.sum())})" if shown else ""
+        counted_in_grey = sum(session.count for code, session in enumerate(survey.sessions) if code not in shown)
+        label += f" ({counted_in_grey})" if shown else ""
         groups.append((label, _GREY if shown else _SERIES[0][0], "o", others))
     for code, (colour, marker) in zip(sorted(shown, key=lambda c: str(survey.sessions[c].name)), _SERIES, strict=False):
         session = survey.sessions[code]
@@ -139,6 +133,20 @@ def _groups(survey: Survey, rows: NDArray[np.int64]) -> list[tuple[str, str, str
         short = name if len(name) <= 32 else f"…{name[-31:]}"
         groups.append((f"{short} ({session.count})", colour, marker, codes == code))
     return groups
+
+
+def _title(drawn: int, count: int, source: str, width_inches: float) -> str:
+    part = "" if drawn == count else f"{drawn} of "
+    title, longest = f"{part}{counted(count, 'reference')} in {source}", int(width_inches * _CHARACTERS_AN_INCH)
+    return title if len(title) <= longest else f"{title[: longest - 1]}…"
+
+
+def _draw_legend(figure: Any, at_the_right: bool, point_size: float) -> None:
+    place, columns = ("outside right upper", 1) if at_the_right else ("outside lower center", _LEGEND_COLUMNS)
+    larger = max(1.0, math.sqrt(30.0 / point_size))
+    legend = figure.legend(loc=place, ncols=columns, fontsize=9, frameon=False, markerscale=larger)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1.0)
 
 
 def _draw_headings(axes: Any, heading_deg: NDArray[np.float32], points: Float64Array, span: Float64Array) -> None:

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from sightfix.inspection.report import BoundsReport, CoverageReport, InspectionReport, SessionReport
+from sightfix.inspection.wording import counted
 
 _SHOWN_SESSIONS: Final = 12
 _SHOWN_GROUPS: Final = 5
@@ -18,7 +19,7 @@ _KILOMETRE: Final = 1000.0
 
 def print_report(report: InspectionReport, console: Console) -> None:
     """Print a report: what and where first, then sessions, then what is amiss."""
-    console.print(f"[bold]{report.count} references[/] in {escape(report.spec)}")
+    console.print(f"[bold]{counted(report.count, 'reference')}[/] in {escape(report.spec)}")
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -51,7 +52,7 @@ def _facts(report: InspectionReport) -> Iterable[tuple[str, str]]:
     yield "duplicates", _duplicates(report)
     if report.left_out.count:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in list(report.left_out.reasons.items())[:3])
-        yield "left out", escape(f"{report.left_out.count} photos: {reasons}")
+        yield "left out", escape(f"{counted(report.left_out.count, 'photo')}: {reasons}")
 
 
 def _bounds(bounds: BoundsReport) -> str:
@@ -80,7 +81,7 @@ def _duplicates(report: InspectionReport) -> str:
     found = report.duplicates
     parts = []
     if found.repeated_ids:
-        parts.append(f"{found.repeated_ids} repeated ids, such as {escape(found.repeated_ids_examples[0])}")
+        parts.append(f"{counted(found.repeated_ids, 'repeated id')}, such as {escape(found.repeated_ids_examples[0])}")
     if found.sharing_a_position:
         parts.append(
             f"{found.sharing_a_position} references share their exact position with another "
@@ -88,7 +89,7 @@ def _duplicates(report: InspectionReport) -> str:
         )
     if found.identical_files:
         copies = sum(len(group) - 1 for group in found.identical_files)
-        parts.append(f"{copies} files are copies of another:")
+        parts.append(f"{copies} {'file is a copy' if copies == 1 else 'files are copies'} of another:")
         parts += [f"  {escape(' = '.join(group))}" for group in found.identical_files[:_SHOWN_GROUPS]]
         if len(found.identical_files) > _SHOWN_GROUPS:
             parts.append(f"  and {len(found.identical_files) - _SHOWN_GROUPS} more groups")

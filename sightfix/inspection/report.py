@@ -11,6 +11,7 @@ from retrieval.references.reference import ReferenceSource
 from sightfix.inspection.coverage import Coverage, measure_coverage
 from sightfix.inspection.identical_files import IdenticalFiles
 from sightfix.inspection.survey import Survey
+from sightfix.inspection.wording import counted
 
 _EXAMPLES: Final = 5
 _SAME_PLACE_M: Final = 25.0
@@ -165,16 +166,18 @@ def _notes(survey: Survey, coverage: Coverage | None) -> list[str]:
             "For UTM names, give the zone: utm:FOLDER?zone=33N."
         )
     elif survey.without["position"]:
-        notes.append(f"{survey.without['position']} references have no position and cannot be indexed.")
+        notes.append(f"{counted(survey.without['position'], 'reference')} without a position, which cannot be indexed.")
     at_zero = int(((np.abs(survey.lat) < _NULL_ISLAND_DEG) & (np.abs(survey.lon) < _NULL_ISLAND_DEG)).sum())
     if at_zero:
-        notes.append(f"{at_zero} references lie at 0, 0 in the Atlantic, which usually means that the GPS had no fix.")
+        notes.append(
+            f"{counted(at_zero, 'reference')} at 0, 0 in the Atlantic, which usually means that the GPS had no fix."
+        )
     if coverage is not None and coverage.spacing_m is not None:
         notes += _spacing_notes(coverage, coverage.spacing_m)
     if survey.without["heading"] == total:
         notes.append("No headings: photos that look opposite ways from one spot count as the same place.")
     if survey.magnetic:
-        notes.append(f"{survey.magnetic} headings are magnetic: they differ from true north by the local declination.")
+        notes.append(f"Magnetic headings: {survey.magnetic} differ from true north by the local declination.")
     if survey.without["session"] == total:
         notes.append(
             "No sessions: put every walk or drive in a subfolder of its own, or fill a session column, to be able to "

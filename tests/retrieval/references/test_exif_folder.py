@@ -42,6 +42,15 @@ def test_exif_behind_the_pixels_of_a_png(tmp_path: Path) -> None:
     assert reference.position == Position(48.5, 11.25)
 
 
+def test_a_webp_with_a_chunk_of_odd_length_before_its_exif(tmp_path: Path) -> None:
+    path = write_photo(tmp_path / "a.webp", HERE)
+    data = path.read_bytes()
+    start = data.index(b"EXIF")
+    path.write_bytes(data[:start] + b"TEST" + (3).to_bytes(4, "little") + b"abc\0" + data[start:])
+    (reference,) = ExifFolder(tmp_path)
+    assert reference.position == Position(48.5, 11.25)
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".heic"])
 def test_pixels_are_never_decoded(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_photo(tmp_path / f"a{suffix}", HERE, size=64)
