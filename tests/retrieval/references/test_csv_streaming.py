@@ -18,7 +18,6 @@ from retrieval.references import Reference
 from retrieval.references.columns import TableOptions
 from retrieval.references.csv_table import CsvTable
 
-
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0\\/", exclude_categories=["Cc"]), min_size=1).filter(
     lambda text: text == text.strip() and text not in (".", "..")
 )
