@@ -60,14 +60,18 @@ def write_bundle(folder: Path, content: BundleContent, *, replace: bool = False)
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
+        replaced = temporary.with_name(f"{temporary.name}-replaced")
         try:
             _write_files(temporary, content)
             temporary.chmod(0o755)
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.rename(replaced)
             rename_into_place(temporary, folder)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if replaced.exists() and not folder.exists():
+                replaced.rename(folder)
+            for leftover in (temporary, replaced):
+                shutil.rmtree(leftover, ignore_errors=True)
     return open_bundle(folder)
 
 

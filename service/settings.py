@@ -38,7 +38,7 @@ class ServerSettings(BaseSettings):
     threads: int | None = Field(default=None, ge=1)
     decode_threads: int | None = Field(default=None, ge=1)
     max_image_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
-    max_pixels: int = Field(default=80_000_000, ge=1)
+    max_pixels: int = Field(default=80_000_000, ge=1, le=89_000_000)  # beyond, Pillow has a limit of its own
     max_waiting: int = Field(default=64, ge=1)
     fix_method: FixMethod = "weighted_cluster"
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
