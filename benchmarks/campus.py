@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 from benchmarks.indexing_throughput import PHOTOS
 from index_builder.describing import DescribeSettings, describe_references
 from retrieval.describer import Describer, Descriptors
-from retrieval.evaluation.evaluation import evaluate
-from retrieval.evaluation.positions import Positions
-from retrieval.evaluation.protocol import Protocol, Ranked
-from retrieval.evaluation.ranking import exact_ranking
+from retrieval.evaluation import Positions, Protocol, Ranked, evaluate, exact_ranking
 from retrieval.evaluation.report import Convention, EvaluationReport
 from retrieval.geo import Position
 from retrieval.references.reference import Reference

@@ -1,17 +1,12 @@
 """Which way of making a fix is the default: position errors of each on both campus protocols, with 95 % intervals."""
 
-import numpy as np
-
 from benchmarks.campus import PROTOCOLS, Campus, describe_campus
 from benchmarks.machine import describe_machine
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
-from retrieval.evaluation.evaluation import evaluate
-from retrieval.evaluation.position_error import Fixes
-from retrieval.evaluation.protocol import Protocol, Ranked
-from retrieval.evaluation.ranking import exact_ranking
+from retrieval.evaluation import Protocol, Ranked, evaluate, exact_ranking, fixes_of_matches
 from retrieval.evaluation.report import Estimate
-from retrieval.fix import FIX_METHODS, FixMethod, FixSettings, make_fix
+from retrieval.fix import FIX_METHODS, FixMethod, FixSettings
 
 
 def main() -> None:
@@ -28,23 +23,8 @@ def main() -> None:
 def _row(campus: Campus, protocol: str, method: FixMethod) -> str:
     database, queries = campus.split(protocol)
     rows, scores = exact_ranking(campus.descriptors[database], campus.descriptors[queries], 20)
-    positions = [campus.references[row].position for row in database]
-    lat = np.array([position.lat for position in positions if position])
-    lon = np.array([position.lon for position in positions if position])
-    fixes = [
-        make_fix(lat[found], lon[found], score.astype(np.float64), FixSettings(method=method))[1]
-        for found, score in zip(rows, scores, strict=True)
-    ]
-    ranked = Ranked(
-        campus.positions(database),
-        campus.positions(queries),
-        rows,
-        fixes=Fixes(
-            np.array([fix.position.lat for fix in fixes if fix]),
-            np.array([fix.position.lon for fix in fixes if fix]),
-            np.array([fix.confidence for fix in fixes if fix]),
-        ),
-    )
+    fixes = fixes_of_matches(campus.positions(database), rows, scores, FixSettings(method=method))
+    ranked = Ranked(campus.positions(database), campus.positions(queries), rows, fixes=fixes)
     report = evaluate(ranked, Protocol(grouping="place")).report
     error = next(entry for entry in report.position_errors if entry.answer == "fix")
     return (
