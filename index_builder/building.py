@@ -18,7 +18,7 @@ from retrieval.artefact import record_files
 from retrieval.describer import Describer
 from retrieval.errors import PlaceIndexError, ReferenceDataError
 from retrieval.exact_vectors import ExactVectors, Storage
-from retrieval.geo import hilbert_key
+from retrieval.geo import hilbert_key, longitude_bounds
 from retrieval.place_index import (
     REFERENCE_SCHEMA,
     REFERENCES_NAME,
@@ -174,16 +174,8 @@ class _Rows:
 
     def bounds(self) -> Bounds:
         lat, lon = self._positions()
-        west, east = _longitude_bounds(lon)
+        west, east = longitude_bounds(lon)
         return Bounds(lat_min=float(lat.min()), lat_max=float(lat.max()), lon_min=west, lon_max=east)
-
-
-def _longitude_bounds(lon: NDArray[np.float64]) -> tuple[float, float]:
-    """The narrowest (west, east) that holds all longitudes: it starts after the widest gap around the Earth."""
-    ring = np.unique(lon)
-    gaps = np.diff(ring, append=ring[0] + 360.0)
-    widest = int(np.argmax(gaps))
-    return float(ring[(widest + 1) % len(ring)]), float(ring[widest])
 
 
 def _describe_to_disk(

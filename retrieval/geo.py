@@ -119,6 +119,14 @@ def from_local_metres(origin: Position, east: float, north: float) -> Position:
     return Position(math.degrees(math.atan2(z, math.hypot(x, y))), math.degrees(math.atan2(y, x)))
 
 
+def longitude_bounds(lon: Float64Array) -> tuple[float, float]:
+    """The narrowest (west, east) in degrees that holds all longitudes: it starts after the widest gap on the Earth."""
+    ring = np.unique(lon)
+    gaps = np.diff(ring, append=ring[0] + 360.0)
+    widest = int(np.argmax(gaps))
+    return float(ring[(widest + 1) % len(ring)]), float(ring[widest])
+
+
 def unit_vectors(lat: ArrayLike, lon: ArrayLike) -> Float64Array:
     """Positions as (N, 3) float64 points on the unit sphere, free of seams and poles."""
     phi, lam = np.radians(np.asarray(lat, np.float64)), np.radians(np.asarray(lon, np.float64))

@@ -6,17 +6,17 @@ Colours are those of Okabe & Ito (2008), told apart by every kind of colour visi
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import MissingExtraError, StorageError
+from retrieval.errors import StorageError
 from retrieval.evaluation import Evaluation, Protocol, Ranked
 from retrieval.evaluation.positions import Ground, Int64Array
 from retrieval.geo import HALF_CIRCUMFERENCE_M
 from retrieval.images import Preprocessing, RgbImage, decode_image, open_image, read_image_bytes
+from sightfix.matplotlib_figure import matplotlib_figure
 
 _BLUE: Final = "#0072B2"
 _VERMILLION: Final = "#D55E00"
@@ -84,22 +84,6 @@ def write_figures(
             f"the figures cannot be written ({error.strerror})", where=str(folder), remedy="Give a writable folder"
         ) from error
     return [folder / name for name in figures]
-
-
-def matplotlib_figure() -> ModuleType:
-    """The module ``matplotlib.figure``: figures without pyplot have no window and no global state.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "figures need matplotlib, which is not installed", remedy="Run: pip install 'sightfix[figures]'"
-        ) from error
-    module: ModuleType = matplotlib.figure
-    return module
 
 
 def example_queries(evaluation: Evaluation, seed: int) -> tuple[Int64Array, Int64Array]:

@@ -58,7 +58,7 @@ def evaluate(
         grouping=group,  # type: ignore[arg-type]
     )
     if figures is not None:
-        from sightfix.evaluation_figures import matplotlib_figure
+        from sightfix.matplotlib_figure import matplotlib_figure
 
         matplotlib_figure()
     describer = Describer(open_bundle(bundle))

@@ -25,10 +25,11 @@ def inspect(
     from sightfix.console import console, progress_bar
     from sightfix.inspection.geojson import write_geojson
     from sightfix.inspection.identical_files import find_identical_files
-    from sightfix.inspection.map_figure import FIGURE_SUFFIXES, load_matplotlib, write_map_figure
+    from sightfix.inspection.map_figure import FIGURE_SUFFIXES, write_map_figure
     from sightfix.inspection.printing import print_report
     from sightfix.inspection.report import report_on
     from sightfix.inspection.survey import survey_references
+    from sightfix.matplotlib_figure import matplotlib_figure
 
     suffix = map_file.suffix.lower() if map_file else None
     if suffix is not None and suffix not in FIGURE_SUFFIXES | {".geojson"}:
@@ -36,7 +37,7 @@ def inspect(
             f"--map {map_file} is no map that can be drawn", remedy="Give .png, .svg, .pdf or .geojson"
         )
     if suffix in FIGURE_SUFFIXES:
-        load_matplotlib()
+        matplotlib_figure()
     references = open_references(source)
     with progress_bar("Reading", len(references)) as advance:
         survey = survey_references(references, advance)

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from retrieval.geo import EARTH_RADIUS_M, Float64Array, unit_vectors
+from retrieval.geo import EARTH_RADIUS_M, Float64Array, longitude_bounds, unit_vectors
 from sightfix.inspection.survey import Survey
 
 CELL_M: Final = 25.0
@@ -84,14 +84,6 @@ def measure_coverage(survey: Survey) -> Coverage | None:
         nearest_m=nearest_other_m(points),
         covered_m2=_covered_m2(north, east, on_earth),
     )
-
-
-def longitude_bounds(lon: Float64Array) -> tuple[float, float]:
-    """The narrowest (west, east) in degrees that holds all longitudes: it starts after the widest gap on the Earth."""
-    ring = np.unique(lon)
-    gaps = np.diff(ring, append=ring[0] + 360.0)
-    widest = int(np.argmax(gaps))
-    return float(ring[(widest + 1) % len(ring)]), float(ring[widest])
 
 
 def nearest_other_m(points: Float64Array, sample: int = _SAMPLE) -> Float64Array:

@@ -5,17 +5,16 @@ Colours are those of Okabe & Ito (2008), told apart by every kind of colour visi
 
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import MissingExtraError, ParameterError, StorageError
-from retrieval.geo import Float64Array, Position, to_local_metres
-from sightfix.inspection.coverage import longitude_bounds
+from retrieval.errors import ParameterError, StorageError
+from retrieval.geo import Float64Array, Position, longitude_bounds, to_local_metres
 from sightfix.inspection.survey import Survey
 from sightfix.inspection.wording import counted
+from sightfix.matplotlib_figure import matplotlib_figure
 
 FIGURE_SUFFIXES: Final = frozenset({".png", ".svg", ".pdf"})
 
@@ -44,7 +43,7 @@ def write_map_figure(survey: Survey, title: str, path: Path) -> None:
         ParameterError: no reference has a position or plane metres.
         StorageError: the file cannot be written.
     """
-    matplotlib = load_matplotlib()
+    matplotlib = matplotlib_figure()
     rows, metres = _metres(survey)
     scale, unit = (1000.0, "km") if np.ptp(metres, axis=0).max() >= 5000.0 else (1.0, "m")
     points = metres / scale
@@ -77,23 +76,6 @@ def write_map_figure(survey: Survey, title: str, path: Path) -> None:
         raise StorageError(
             f"the map cannot be written ({error.strerror})", where=str(path), remedy="Give a file in a writable folder"
         ) from error
-
-
-def load_matplotlib() -> ModuleType:
-    """The module ``matplotlib.figure``; asked for before long work, so that it is not missed at its end.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "a map as a figure needs matplotlib, which is not installed",
-            remedy="Run: pip install 'sightfix[figures]', or write --map FILE.geojson",
-        ) from error
-    module: ModuleType = matplotlib.figure
-    return module
 
 
 def _metres(survey: Survey) -> tuple[NDArray[np.int64], Float64Array]:

@@ -10,6 +10,7 @@ from retrieval.errors import MissingExtraError, StorageError
 from retrieval.evaluation import Evaluation, Fixes, Positions, Protocol, Ranked, evaluate
 from sightfix import evaluation_figures
 from sightfix.evaluation_figures import EvaluatedPhotos, example_queries, write_figures
+from sightfix.matplotlib_figure import matplotlib_figure
 
 EVERY_FIGURE = {"recall.png", "position_error.png", "confidence.png", "successes.png", "failures.png"}
 
@@ -136,7 +137,7 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(MissingExtraError, match="pip install 'sightfix\\[figures\\]'"):
-        evaluation_figures.matplotlib_figure()
+        matplotlib_figure()
 
 
 def test_a_folder_that_cannot_be_written(photo: Path, tmp_path: Path) -> None:

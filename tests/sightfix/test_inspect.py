@@ -17,10 +17,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from retrieval.errors import MissingExtraError, ParameterError, SightfixError, StorageError
-from retrieval.geo import Position, from_local_metres
+from retrieval.geo import Position, from_local_metres, longitude_bounds
 from retrieval.references import Reference, SkippedPhoto
 from sightfix.commands.inspect import inspect
-from sightfix.inspection.coverage import longitude_bounds, measure_coverage, nearest_other_m
+from sightfix.inspection.coverage import measure_coverage, nearest_other_m
 from sightfix.inspection.geojson import write_geojson
 from sightfix.inspection.identical_files import find_identical_files
 from sightfix.inspection.map_figure import write_map_figure
@@ -362,8 +362,7 @@ def test_a_missing_matplotlib_is_said_before_the_work(walk: Path, monkeypatch: p
     with pytest.raises(MissingExtraError) as caught:
         run(f"{walk}?lat=nowhere", "--map", "map.png")
     assert str(caught.value) == (
-        "a map as a figure needs matplotlib, which is not installed. "
-        "Run: pip install 'sightfix[figures]', or write --map FILE.geojson."
+        "figures need matplotlib, which is not installed. Run: pip install 'sightfix[figures]'."
     )
     assert "4 references" in run(str(walk)), "all else works without it"
 
