@@ -37,12 +37,8 @@ def demo(
             f"True position {query.position.lat:.6f}, {query.position.lon:.6f}: "
             f"the fix is [bold]{true_distance_m(answer, query.position):.1f} m[/] away.\n"
         )
-        console.print(
-            f"The server runs at [bold]{url}[/] (interactive documentation: {url}/docs). Try:", soft_wrap=True
-        )
-        console.print(
-            f"  curl --data-binary @{query.path} -H 'Content-Type: image/jpeg' {url}/localize", soft_wrap=True
-        )
+        console.print(f"The server runs at [bold]{url}[/] (interactive documentation: {url}/docs). Try:")
+        console.print(f"  curl --data-binary @{query.path} -H 'Content-Type: image/jpeg' {url}/localize")
         if keep_serving if keep_serving is not None else sys.stdout.isatty():
             console.print("Press Ctrl-C to stop it.")
             try:
@@ -50,5 +46,5 @@ def demo(
             except KeyboardInterrupt:
                 console.print("Stopped.")
         else:
-            console.print("Not a terminal, so it stops now; start it again with: make demo, or", soft_wrap=True)
-            console.print(f"  sightfix serve --indexes {town.indexes}", soft_wrap=True)
+            console.print("Not a terminal, so it stops now; start it again with: make demo, or")
+            console.print(f"  sightfix serve --indexes {town.indexes}")
