@@ -40,7 +40,7 @@ class FixSettings:
     method: FixMethod = "weighted_cluster"
     max_matches: int = 10
     cluster_radius_m: float = 25.0
-    score_scale: float = 0.05
+    score_scale: float = 0.02
     min_support_share: float = 0.5
     min_radius_m: float = 5.0
 

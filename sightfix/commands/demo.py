@@ -20,7 +20,7 @@ def demo(
     import signal
 
     from sightfix.console import console, print_answer
-    from sightfix.demo import demo_server, prepare_town, true_distance_m
+    from sightfix.demo import INDEX_NAME, demo_server, prepare_town, true_distance_m
 
     town = prepare_town(folder, references=references, queries=queries)
     query = town.queries[len(town.queries) // 3]
@@ -39,6 +39,9 @@ def demo(
         )
         console.print(f"The server runs at [bold]{url}[/] (interactive documentation: {url}/docs). Try:")
         console.print(f"  curl --data-binary @{query.path} -H 'Content-Type: image/jpeg' {url}/localize")
+        console.print("How good is it over all query photos, beside chance?")
+        queries_csv = town.folder / "queries.csv"
+        console.print(f"  sightfix evaluate --index {INDEX_NAME} --indexes {town.indexes} --queries csv:{queries_csv}")
         if keep_serving if keep_serving is not None else sys.stdout.isatty():
             console.print("Press Ctrl-C to stop it.")
             try:

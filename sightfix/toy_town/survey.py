@@ -28,12 +28,14 @@ from sightfix.toy_town.town import ToyTown
 
 Part = Literal["references", "queries"]
 
-SPACING_M: Final = 12.0
+SPACING_M: Final = 10.5
 
 # Written into the stamp: photos of another version are drawn anew.
 _VERSION: Final = 1
-_VIEWS_DEG: Final = (0.0, 55.0)
+_VIEWS_DEG: Final = (0.0, 40.0)
 _STAMP_NAME: Final = "survey.json"
+# Nobody takes photos with the nose at the house that ends a street.
+_END_M: Final = 4.0
 # Block and street, as the plan draws them on average.
 _MEAN_COLUMN_M: Final = 72.0
 _MEAN_ROW_M: Final = 63.0
@@ -98,13 +100,13 @@ def plan_references(town: ToyTown, count: int) -> list[PlannedPhoto]:
         ParameterError: count below 1.
     """
     _check_count(count)
-    spacing = town.street_m * 2 * len(_VIEWS_DEG) / count
+    spacing = sum(street.length_m - 2 * _END_M for street in town.streets) * 2 * len(_VIEWS_DEG) / count
     photos: list[PlannedPhoto] = []
     for drive, street in enumerate(town.streets):
-        stops = max(1, math.ceil((street.length_m - 8.0) / spacing))
+        stops = max(1, math.ceil((street.length_m - 2 * _END_M) / spacing))
         for reverse in (False, True):
             for stop in range(stops):
-                along = 4.0 + (stop + 0.5) * (street.length_m - 8.0) / stops
+                along = _END_M + (stop + 0.5) * (street.length_m - 2 * _END_M) / stops
                 east, north = street.at(along, -LANE_M if reverse else LANE_M)
                 for view in _VIEWS_DEG:
                     heading = (street.heading_deg + (180.0 if reverse else 0.0) + view) % 360.0

@@ -11,8 +11,8 @@ from retrieval.geo import Position, from_local_metres, haversine_m
 from retrieval.localizer import _fix_answer
 
 MUNICH = Position(48.0, 11.0)
-CLUSTER = FixSettings(method="weighted_cluster")
-TOP1 = FixSettings(method="top1")
+CLUSTER = FixSettings(method="weighted_cluster", score_scale=0.05)
+TOP1 = FixSettings(method="top1", score_scale=0.05)
 # A circular normal distribution of variance s² per axis holds 68 % within this many s.
 HOLDS_68 = math.sqrt(-2.0 * math.log(0.32))
 

@@ -1,0 +1,34 @@
+"""`sightfix demo` from nothing, as a newcomer runs it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def demo(folder: Path) -> str:
+    command = [sys.executable, "-m", "sightfix.cli", "demo", "--exit", "--references", "40", "--queries", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+def test_the_demo_answers_and_says_how_to_go_on(folder: Path) -> None:
+    first = demo(folder)
+    assert re.search(r"^(LOCATED|AMBIGUOUS)  -48\.87\d+, -123\.39\d+", first, re.MULTILINE), first
+    distance = re.search(r"the fix is (\d+\.\d) m away", first)
+    assert distance, first
+    assert float(distance.group(1)) < 200.0, "inside the town"
+    assert re.search(r"curl --data-binary @demo-town/queries/\d+\.jpg -H 'Content-Type: image/jpeg' http://", first)
+    assert "sightfix evaluate --index toy-town" in first
+    version = (folder / "demo-town" / "indexes" / "toy-town" / "CURRENT").read_text()
+    second = demo(folder)
+    assert "the fix is" in second
+    assert (folder / "demo-town" / "indexes" / "toy-town" / "CURRENT").read_text() == version, "indexed once only"
