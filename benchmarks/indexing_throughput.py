@@ -59,8 +59,8 @@ def main() -> None:
     print(f"indexing throughput, medians of {ROUNDS} rounds; {describe_machine()}")
     sets = {
         "bgu_campus 192×256": ("bgu_campus", 1),
-        "lund_exif 1024×768": ("lund_exif", 15),
-        "berlin_exif 8 MP": ("berlin_exif", 60),
+        "lund_exif 1024×768": ("lund_exif", 30),
+        "berlin_exif 8 MP": ("berlin_exif", 150),
     }
     for name, (folder, times) in sets.items():
         paths = sorted((root / folder / "images").glob("*.jpg"))
