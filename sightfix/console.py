@@ -1,6 +1,8 @@
 """What the command line prints: one console, progress bars, and an answer for people."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -10,7 +12,14 @@ from rich.table import Table
 
 from retrieval.answer import LocalizeAnswer
 
-console: Final = Console(highlight=False, soft_wrap=True)
+# A pipe or a file has no width to keep to.
+_PIPE_WIDTH: Final = 200
+
+console: Final = Console(
+    highlight=False,
+    soft_wrap=True,
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH,
+)
 
 
 @contextlib.contextmanager
