@@ -1,7 +1,6 @@
 """What the command line prints: one console, progress bars, and an answer for people."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -15,11 +14,7 @@ from retrieval.answer import LocalizeAnswer
 # A pipe or a file has no width to keep to.
 _PIPE_WIDTH: Final = 200
 
-console: Final = Console(
-    highlight=False,
-    soft_wrap=True,
-    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH,
-)
+console: Final = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from retrieval.errors import MissingExtraError, ParameterError, SightfixError, S
 from retrieval.geo import Position, from_local_metres, longitude_bounds
 from retrieval.references import Reference, SkippedPhoto
 from sightfix.commands.inspect import inspect
+from sightfix.console import console
 from sightfix.inspection.coverage import measure_coverage, nearest_other_m
 from sightfix.inspection.geojson import write_geojson
 from sightfix.inspection.identical_files import find_identical_files
@@ -74,7 +75,7 @@ def run(*arguments: str) -> str:
 @pytest.fixture
 def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Four photos in two sessions, one of them twice, and one row without a position."""
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)
     (tmp_path / "photos").mkdir()
     for name in "1234":
         Image.new("RGB", (16, 16), (40 * int(name) if name != "4" else 120, 0, 0)).save(tmp_path / f"photos/{name}.png")
@@ -369,7 +370,7 @@ def test_a_missing_matplotlib_is_said_before_the_work(walk: Path, monkeypatch: p
 
 def test_brackets_in_names_are_not_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)
     Path("[red]refs.csv").write_text("path,lat,lon,session\nx,1,2,[bold]walk[/]\ny,,,\n")
     text = run("[red]refs.csv?missing=ignore")
     assert "csv:[red]refs.csv" in text
