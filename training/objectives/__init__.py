@@ -1,0 +1,1 @@
+"""The seven training objectives, one file each: pairs of descriptors in, a loss out."""

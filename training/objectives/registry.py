@@ -1,0 +1,76 @@
+"""The objectives by name."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from training.objectives.barlow_twins import BarlowTwins
+from training.objectives.byol import Byol
+from training.objectives.mocov2 import MocoV2
+from training.objectives.objective import Objective, ObjectiveError, ObjectiveSettings
+from training.objectives.simclr import Simclr
+from training.objectives.simsiam import Simsiam
+from training.objectives.triplet import Triplet
+from training.objectives.vicreg import Vicreg
+
+OBJECTIVES: Final[dict[str, Any]] = {
+    "triplet": Triplet,
+    "simclr": Simclr,
+    "mocov2": MocoV2,
+    "byol": Byol,
+    "simsiam": Simsiam,
+    "barlow_twins": BarlowTwins,
+    "vicreg": Vicreg,
+}
+
+
+def objective_class(name: str) -> type[Objective]:
+    """The objective of that name.
+
+    Raises:
+        ObjectiveError: no objective is called so; lists those there are.
+    """
+    if name not in OBJECTIVES:
+        raise ObjectiveError(
+            f"there is no objective {name!r}", remedy=f"Choose one of {', '.join(OBJECTIVES)}", code="unknown_objective"
+        )
+    found: type[Objective] = OBJECTIVES[name]
+    return found
+
+
+def objective_settings(name: str, keys: Mapping[str, Any]) -> ObjectiveSettings:
+    """An objective's settings from a recipe's keys; what is not given has the value of VG-SSL's final configuration.
+
+    Raises:
+        ObjectiveError: no such objective, an unknown key (lists those there are) or a value outside its domain.
+    """
+    settings_class = objective_class(name).settings_class
+    try:
+        return settings_class(**keys)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise ObjectiveError(
+            f"settings that {name} does not take: {'; '.join(faults)}",
+            remedy=f"Its settings are {', '.join(settings_class.model_fields)}",
+            code="objective_settings",
+        ) from error
+
+
+def build_objective(name: str, descriptor_dim: int, settings: ObjectiveSettings | Mapping[str, Any]) -> Objective:
+    """An objective with fresh heads.
+
+    Args:
+        name: a key of `OBJECTIVES`.
+        descriptor_dim: D of the encoder.
+        settings: the objective's own settings, or a recipe's keys.
+
+    Raises:
+        ObjectiveError: no such objective, or settings that are not its own.
+    """
+    chosen: Any = objective_class(name)
+    if not isinstance(settings, ObjectiveSettings):
+        settings = objective_settings(name, settings)
+    assert type(settings) is chosen.settings_class, f"{name} takes {chosen.settings_class.__name__}"
+    built: Objective = chosen(descriptor_dim, settings)
+    return built
