@@ -24,7 +24,7 @@ class CollapseReport:
     Attributes:
         spread: mean over dimensions of the standard deviation, relative to 1/√D: near 1 when unit vectors point
             everywhere alike, 0 when all are the same.
-        effective_rank: how many dimensions they vary in, 1 to `possible_rank`.
+        effective_rank: how many dimensions they vary in, 1 to `possible_rank`; NaN when descriptors are not finite.
         possible_rank: min(N − 1, D), the most that N descriptors could vary in.
         warning: what is wrong and what helps, or None.
     """
@@ -73,7 +73,7 @@ def measure_collapse(
     centred = descriptors.detach().float()
     centred = centred - centred.mean(dim=0)
     spread = float(centred.pow(2).sum(dim=0).div(count - 1).sqrt().mean()) * math.sqrt(dim)
-    rank = effective_rank(centred)
+    rank = effective_rank(centred) if math.isfinite(spread) else math.nan
     possible = min(count - 1, dim)
     return CollapseReport(spread, rank, possible, _warning(spread, rank, possible, min_spread, min_rank_share))
 
