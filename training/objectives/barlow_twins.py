@@ -8,6 +8,7 @@ from torch import Tensor
 from training.heads import normalised_head
 from training.objectives.gathering import gathered
 from training.objectives.objective import DescribedPairs, Objective, ObjectiveSettings, Scalars, given
+from training.objectives.off_diagonal import off_diagonal
 
 
 class BarlowTwinsSettings(ObjectiveSettings):
@@ -59,8 +60,7 @@ def barlow_twins_terms(x: Tensor, y: Tensor, eps: float = 1e-4) -> tuple[Tensor,
     """
     correlation = _standardised(x, eps).T @ _standardised(y, eps) / len(x)
     diagonal = correlation.diagonal()
-    off_diagonal = correlation - diagonal.diag_embed()
-    return (diagonal - 1).pow(2).sum(), off_diagonal.pow(2).sum()
+    return (diagonal - 1).pow(2).sum(), off_diagonal(correlation).pow(2).sum()
 
 
 def _standardised(x: Tensor, eps: float) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from training.heads import normalised_head
 from training.objectives.gathering import gathered
 from training.objectives.objective import DescribedPairs, Objective, ObjectiveSettings, Scalars, given
+from training.objectives.off_diagonal import off_diagonal
 from training.torchvision_ops import define_missing_operators
 
 
@@ -30,7 +31,7 @@ class VicregSettings(ObjectiveSettings):
 
 
 class Vicreg(Objective):
-    """lightly's three VICReg terms, weighted; variance and covariance over all processes' pairs.
+    """Three weighted terms, equal to lightly's `VICRegLoss`; variance and covariance over all processes' pairs.
 
     Args:
         descriptor_dim: D.
@@ -52,10 +53,23 @@ class Vicreg(Objective):
         invariance = vicreg_loss.invariance_loss(x, y)
         x, y = gathered(x), gathered(y)
         variance = (vicreg_loss.variance_loss(x, eps=1e-4) + vicreg_loss.variance_loss(y, eps=1e-4)) / 2
-        covariance = vicreg_loss.covariance_loss(x) + vicreg_loss.covariance_loss(y)
+        covariance = covariance_term(x) + covariance_term(y)
         loss = (
             self.settings.invariance_weight * invariance
             + self.settings.variance_weight * variance
             + self.settings.covariance_weight * covariance
         )
         return loss, {"invariance": invariance, "variance": variance, "covariance": covariance}
+
+
+def covariance_term(x: Tensor) -> Tensor:
+    """The sum of squared covariances between different dimensions, divided by their number P.
+
+    Equal to lightly's `covariance_loss`, which picks the off-diagonal elements by a boolean mask; with P = 4096 that is
+    twice as slow on a CPU and waits for the GPU.
+
+    Args:
+        x: (N, P) float.
+    """
+    centred = x - x.mean(dim=0)
+    return off_diagonal(centred.T @ centred / (len(x) - 1)).pow(2).sum() / x.shape[1]
