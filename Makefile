@@ -45,5 +45,5 @@ $(VENV)/.cpu: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(INSTALL) -e '.[cpu,export,dev]'
+	$(INSTALL) -e '.[cpu,export,training,dev]'
 	@touch $@ $(VENV)/.cpu

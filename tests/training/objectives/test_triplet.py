@@ -42,8 +42,8 @@ def test_it_equals_torchs_sum_over_batch_times_negatives() -> None:
 
 
 def test_it_equals_pytorch_metric_learning_with_a_mean_reducer() -> None:
-    losses = pytest.importorskip("pytorch_metric_learning.losses", reason="pytorch-metric-learning is not installed")
-    reducers = pytest.importorskip("pytorch_metric_learning.reducers")
+    from pytorch_metric_learning import losses, reducers
+
     x, y = rows(4, 16, 1, torch.float32), rows(4, 16, 2, torch.float32)
     negatives = rows(8, 16, 3, torch.float32).detach().view(4, 2, 16)
     triples = torch.tensor([[i, 4 + i, 8 + 2 * i + k] for i in range(4) for k in range(2)])
