@@ -1,58 +1,33 @@
-"""The net that describes an image: a backbone's spatial map, pooled by GeM, optionally projected to D, unit length."""
+"""The net that describes an image: a backbone's features, pooled, optionally projected to D, unit length."""
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from training.torchvision_ops import define_missing_operators
+from training.backbones import timm_backbone
+from training.pooling import GeM, in_full_precision
 
-
-class GeM(nn.Module):
-    """Generalised-mean pooling (Radenović et al., "Fine-tuning CNN Image Retrieval …", TPAMI 2018).
-
-    Args:
-        p: the exponent; 1 is average pooling, large values approach max pooling.
-        eps: values are clamped to at least this, since p-th powers of negative numbers are not defined.
-        learnable: whether p is trained.
-    """
-
-    def __init__(self, p: float = 3.0, eps: float = 1e-6, *, learnable: bool = True) -> None:
-        super().__init__()
-        self.p = nn.Parameter(torch.tensor(float(p)), requires_grad=learnable)
-        self.eps = eps
-
-    def forward(self, spatial: Tensor) -> Tensor:
-        """Pool (N, C, H, W) float to (N, C). Written without sizes, so that export keeps H and W free."""
-        return spatial.clamp(min=self.eps).pow(self.p).mean((-2, -1)).pow(1.0 / self.p)
+__all__ = ["DescriptorNet", "GeM", "timm_backbone"]
 
 
 class DescriptorNet(nn.Module):
-    """Backbone, GeM and L2 norm: images in, descriptors out.
+    """Backbone, pooling and L2 norm: images in, descriptors out. What is exported; projection heads are elsewhere.
 
     Args:
-        backbone: maps (N, 3, H, W) float to a spatial map (N, C, h, w) by its `forward_features`.
-        pool: (N, C, h, w) → (N, C).
+        backbone: maps (N, 3, H, W) float to features by its `forward_features`: a spatial map (N, C, h, w), or
+            (N, h, w, C), or tokens (N, T, C).
+        pool: these features → (N, C); see `training.pooling`.
         projection: (N, C) → (N, D), or None to keep D = C. Part of the descriptor, not a projection head.
     """
 
-    def __init__(self, backbone: nn.Module, pool: GeM, projection: nn.Linear | None = None) -> None:
+    def __init__(self, backbone: nn.Module, pool: nn.Module, projection: nn.Linear | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.pool = pool
         self.projection = projection or nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Describe normalised images: (N, 3, H, W) float → (N, D) float, unit rows."""
+        """Describe normalised images: (N, 3, H, W) float → (N, D) float, unit rows, float32 under autocast."""
         forward_features: Any = self.backbone.forward_features
         pooled: Tensor = self.pool(forward_features(images))
-        return nn.functional.normalize(self.projection(pooled), dim=-1)
-
-
-def timm_backbone(name: str) -> nn.Module:
-    """A timm model by name with random weights; its classifier is removed."""
-    define_missing_operators()
-    import timm
-
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
-    return model
+        return nn.functional.normalize(in_full_precision(self.projection(pooled)), dim=-1)

@@ -1,0 +1,124 @@
+"""The encoder: a descriptor net with all that is needed to describe a photo with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from retrieval.bundle import Provenance
+from retrieval.errors import ParameterError
+from retrieval.images import Preprocessing
+from training.backbones import FeatureShape, examine_features, set_image_size
+from training.descriptor_net import DescriptorNet
+from training.normalisation import InputNormalisation
+from training.pooling import ChannelsLastGeM, ClassToken, DistilledHeads, GeM, PatchGeM
+from training.pretrained import pretrained_backbone
+from training.recipe_settings import NetworkSettings
+
+UNTRAINED = "never trained for places"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """What a checkpoint holds and a bundle is exported from.
+
+    Attributes:
+        net: normalised images (N, 3, H, W) float → descriptors (N, D) float, unit rows.
+        descriptor_dim: D.
+        preprocessing: from a photo to (H, W, 3) uint8 RGB.
+        normalisation: from 8-bit RGB to what the net sees.
+        provenance: backbone, weights, licence, and what it was trained on.
+    """
+
+    net: DescriptorNet
+    descriptor_dim: int
+    preprocessing: Preprocessing
+    normalisation: InputNormalisation
+    provenance: Provenance
+
+    def trained(self, objective: str, training_data: str, recalls: Mapping[str, float]) -> "Encoder":
+        """The same net, stating how it was trained.
+
+        Args:
+            objective: its name.
+            training_data: name and size of the reference database, for people.
+            recalls: by protocol and N, such as `west R@1 25 m`; shares from 0 to 1.
+        """
+        stated = {"objective": objective, "training_data": training_data, "recalls": dict(recalls)}
+        return replace(self, provenance=self.provenance.model_copy(update=stated))
+
+
+def build_encoder(network: NetworkSettings, preprocessing: Preprocessing) -> Encoder:
+    """Build the net of a recipe, with pretrained weights if it names some; new layers take torch's random state.
+
+    Args:
+        network: the recipe's `[network]`.
+        preprocessing: the recipe's `[image]`.
+
+    Raises:
+        ParameterError: the pooling does not suit the backbone, or the image size its patches.
+        SightfixError: the weights cannot be had or do not fit; see `pretrained_backbone`.
+    """
+    pretrained = pretrained_backbone(network.backbone, network.pretrained, drop_classifier=network.drop_classifier)
+    backbone = pretrained.backbone
+    set_image_size(backbone, preprocessing.height, preprocessing.width)
+    shape = examine_features(backbone, preprocessing.height, preprocessing.width)
+    pool = _pool(network, shape)
+    projection, descriptor_dim = None, network.descriptor_dim or shape.channels
+    if network.descriptor_dim is not None and network.pooling != "distilled_heads":
+        projection = nn.Linear(shape.channels, descriptor_dim)
+    provenance = Provenance(
+        backbone=network.backbone,
+        aggregation=_aggregation(network),
+        weights=pretrained.weights,
+        weights_licence=pretrained.licence,
+        training_data=UNTRAINED,
+    )
+    return Encoder(
+        net=DescriptorNet(backbone, pool, projection),
+        descriptor_dim=descriptor_dim,
+        preprocessing=preprocessing,
+        normalisation=pretrained.normalisation,
+        provenance=provenance,
+    )
+
+
+def _pool(network: NetworkSettings, shape: FeatureShape) -> nn.Module:
+    possible = _possible_poolings(shape)
+    if network.pooling not in possible:
+        raise ParameterError(
+            f"the pooling {network.pooling} does not suit the backbone {network.backbone}",
+            remedy=f"Set network.pooling to {' or '.join(possible)}",
+        )
+    p, normalise = network.gem_p, network.l2_before_pool
+    if network.pooling == "gem":
+        pool = ChannelsLastGeM if shape.layout == "channels_last" else GeM
+        return pool(p, normalise_locations=normalise)
+    if network.pooling == "patch_gem":
+        return PatchGeM(shape.prefix_tokens, p, normalise_locations=normalise)
+    if network.pooling == "class_token":
+        return ClassToken()
+    return DistilledHeads(shape.channels, network.descriptor_dim or shape.channels)
+
+
+def _possible_poolings(shape: FeatureShape) -> list[str]:
+    if shape.layout != "tokens":
+        return ["gem"]
+    possible = ["patch_gem"]
+    if shape.prefix_tokens > 0:
+        possible.append("class_token")
+    if shape.distilled:
+        possible.append("distilled_heads")
+    return possible
+
+
+def _aggregation(network: NetworkSettings) -> str:
+    words = {
+        "gem": f"GeM from p={network.gem_p:g}",
+        "patch_gem": f"GeM over patches from p={network.gem_p:g}",
+        "class_token": "class token",
+        "distilled_heads": "mean of two distilled heads",
+    }[network.pooling]
+    if network.l2_before_pool and network.pooling in ("gem", "patch_gem"):
+        words = f"L2 per location, {words}"
+    return words
