@@ -74,12 +74,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     remedy = "Give a .safetensors file, or a .pth, .pt or .bin file that holds nothing but tensors"
     try:
+        path.stat()  # for the system's own words; safetensors has others
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         elif path.suffix in _TORCH_SUFFIXES:
             content = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            raise WeightsFileError(f"weights in a {path.suffix or 'nameless'} file", where=str(path), remedy=remedy)
+            raise WeightsFileError(
+                f"a {path.suffix or 'nameless'} file is not read as weights", where=str(path), remedy=remedy
+            )
     except OSError as error:
         raise WeightsFileError(
             f"the weights cannot be read ({error.strerror or error})", where=str(path), remedy="Check the path"

