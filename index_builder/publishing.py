@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from retrieval.artefact import rename_into_place, replace_file, storage_errors
-from retrieval.errors import IndexNotFoundError, StorageError
+from retrieval.errors import StorageError
 from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version, published_versions
 
 DEFAULT_KEEP: Final = 3
@@ -141,18 +141,21 @@ def _remove_unpublished(draft: Draft) -> None:
 
 def _is_current(draft: Draft) -> bool:
     try:
-        return current_version(draft.index_folder) == draft.version
-    except IndexNotFoundError:
+        return (draft.index_folder / CURRENT_NAME).read_text(encoding="utf-8").strip() == draft.version
+    except FileNotFoundError:
         return False
+    except OSError:
+        # It cannot be told (no file handle left, say): never remove what may be in force.
+        return True
 
 
 def _remove_if_nothing_published(index_folder: Path) -> None:
     """Remove the empty folders of an index that never was; a folder that holds anything else stays as it is."""
-    if published_versions(index_folder) or (index_folder / CURRENT_NAME).exists():
-        return
-    (index_folder / _LOCK_NAME).unlink(missing_ok=True)
-    for folder in (index_folder / VERSIONS_NAME, index_folder):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if published_versions(index_folder) or (index_folder / CURRENT_NAME).exists():
+            return
+        (index_folder / _LOCK_NAME).unlink(missing_ok=True)
+        for folder in (index_folder / VERSIONS_NAME, index_folder):
             folder.rmdir()
 
 

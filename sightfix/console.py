@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -34,7 +35,9 @@ def progress_bar(what: str, total: int | None, unit: str = "photos") -> Iterator
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    errors = Console(stderr=True)
+    # Where nobody watches, a bar would leave blank lines in the log.
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task(what, total=total, rate="")
 
         def advance(count: int) -> None:
@@ -66,7 +69,11 @@ def print_answer(answer: LocalizeAnswer, shown: int = 5) -> None:
         table.add_column("reference", overflow="fold")
         for match in answer.matches[:shown]:
             table.add_row(
-                str(match.rank), f"{match.score:.3f}", f"{match.lat:.6f}", f"{match.lon:.6f}", match.reference_id
+                str(match.rank),
+                f"{match.score:.3f}",
+                f"{match.lat:.6f}",
+                f"{match.lon:.6f}",
+                escape(match.reference_id),
             )
         console.print(table)
     timings = answer.timings_ms

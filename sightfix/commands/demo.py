@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 
 def demo(
@@ -25,11 +26,14 @@ def demo(
     town = prepare_town(folder, references=references, queries=queries)
     query = town.queries[len(town.queries) // 3]
     assert query.position is not None, "the toy town knows where its photos were taken"
+    photo, indexes, queries_csv = (
+        escape(str(path)) for path in (query.path, town.indexes, town.folder / "queries.csv")
+    )
     with demo_server(town, port) as url:
         from sightfix.client import SightfixClient
 
-        console.print(f"[bold]A photo nobody indexed:[/] {query.path}")
-        console.print(f"[dim]$ sightfix localize {query.path} --server {url}[/]")
+        console.print(f"[bold]A photo nobody indexed:[/] {photo}")
+        console.print(f"[dim]$ sightfix localize {photo} --server {url}[/]")
         with SightfixClient(url) as client:
             answer = client.localize(query.path, top_k=5)
         print_answer(answer)
@@ -38,10 +42,9 @@ def demo(
             f"the fix is [bold]{true_distance_m(answer, query.position):.1f} m[/] away.\n"
         )
         console.print(f"The server runs at [bold]{url}[/] (interactive documentation: {url}/docs). Try:")
-        console.print(f"  curl --data-binary @{query.path} -H 'Content-Type: image/jpeg' {url}/localize")
+        console.print(f"  curl --data-binary @{photo} -H 'Content-Type: image/jpeg' {url}/localize")
         console.print("How good is it over all query photos, beside chance?")
-        queries_csv = town.folder / "queries.csv"
-        console.print(f"  sightfix evaluate --index {INDEX_NAME} --indexes {town.indexes} --queries csv:{queries_csv}")
+        console.print(f"  sightfix evaluate --index {INDEX_NAME} --indexes {indexes} --queries csv:{queries_csv}")
         if keep_serving if keep_serving is not None else sys.stdout.isatty():
             console.print("Press Ctrl-C to stop it.")
             try:
@@ -50,4 +53,4 @@ def demo(
                 console.print("Stopped.")
         else:
             console.print("Not a terminal, so it stops now; start it again with: make demo, or")
-            console.print(f"  sightfix serve --indexes {town.indexes}")
+            console.print(f"  sightfix serve --indexes {indexes}")

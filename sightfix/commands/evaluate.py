@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from retrieval.index_folder import DEFAULT_INDEXES
 
@@ -199,7 +200,10 @@ def _describe(what: str, spec: str, describer: "Describer", settings: "DescribeS
         raise ReferenceDataError("there is no photo with a position", where=spec, remedy="Check folder and filters")
     left_out = len(source.skipped) + len(described.unreadable)
     if left_out:
-        console.print(f"[yellow]left out[/] {left_out} photos of {spec}; see: sightfix inspect {spec}", soft_wrap=True)
+        console.print(
+            f"[yellow]left out[/] {left_out} photos of {escape(spec)}; see: sightfix inspect {escape(spec)}",
+            soft_wrap=True,
+        )
     return described
 
 
@@ -254,7 +258,7 @@ def _write_json(report: "EvaluationReport", path: Path) -> None:
         raise StorageError(
             f"the report cannot be written ({error.strerror})", where=str(path), remedy="Give a writable file"
         ) from error
-    console.print(f"\n[green]wrote[/] {path}", soft_wrap=True)
+    console.print(f"\n[green]wrote[/] {escape(str(path))}", soft_wrap=True)
 
 
 def _draw(evaluation: "Evaluation", ranked: "Ranked", protocol: "Protocol", found: _Found, folder: Path) -> None:
@@ -270,4 +274,4 @@ def _draw(evaluation: "Evaluation", ranked: "Ranked", protocol: "Protocol", foun
     )
     with console.status("Drawing"):
         written = write_figures(evaluation, ranked, protocol, photos, folder)
-    console.print(f"[green]drew[/] {', '.join(path.name for path in written)} in {folder}", soft_wrap=True)
+    console.print(f"[green]drew[/] {', '.join(path.name for path in written)} in {escape(str(folder))}", soft_wrap=True)

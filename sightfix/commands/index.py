@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from retrieval.index_folder import DEFAULT_INDEXES
 
@@ -46,10 +47,10 @@ def index(
         built = build_index(references, describer, indexes, name, settings, on_progress=advance)
     manifest = built.manifest
     for photo in built.unreadable:
-        console.print(f"[yellow]left out[/] {photo.error}")
+        console.print(f"[yellow]left out[/] {escape(str(photo.error))}")
     for reason, count in Counter(skipped.reason for skipped in references.skipped).most_common():
         first = next(skipped.path for skipped in references.skipped if skipped.reason == reason)
-        console.print(f"[yellow]left out[/] {count} photos: {reason} (the first: {first})")
+        console.print(f"[yellow]left out[/] {count} photos: {reason} (the first: {escape(str(first))})")
     console.print(f"[green]published[/] {manifest.count} references as [bold]{name}[/], version {manifest.version}")
     where = "" if indexes == DEFAULT_INDEXES else f" --indexes {indexes}"
-    console.print(f"Next: sightfix serve --index {name}{where}")
+    console.print(f"Next: sightfix serve --index {name}{escape(where)}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 
 def inspect(
@@ -55,6 +56,8 @@ def inspect(
         return
     print_report(report, console)
     if map_file is not None:
-        console.print(f"[green]map[/] {map_file}")
+        console.print(f"[green]map[/] {escape(str(map_file))}")
     if survey.has_positions:
-        console.print(f"Next: sightfix index {source!r}" if "?" in source else f"Next: sightfix index {source}")
+        console.print(
+            f"Next: sightfix index {source!r}" if "?" in source else f"Next: sightfix index {source}", markup=False
+        )

@@ -1,5 +1,7 @@
 import contextlib
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,3 +174,32 @@ def test_a_reader_sees_a_whole_version_at_every_moment(tmp_path: Path, describer
     )
     second = PlaceIndex.open(indexes / "town").version
     assert [version for version, _ in itertools.groupby(seen)] == [first, second]
+
+
+OUT_OF_FILES = """
+import contextlib, os, resource, sys
+from pathlib import Path
+from index_builder.publishing import draft_version
+from retrieval.index_folder import current_version
+
+held = []
+with contextlib.suppress(RuntimeError), draft_version(Path(sys.argv[1]), "a") as draft:
+    (draft.folder / "content").write_text("whole")
+    draft.name_version()
+    draft.make_current()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 4096))
+    with contextlib.suppress(OSError):
+        while True:
+            held.append(os.open("/dev/null", os.O_RDONLY))
+    raise RuntimeError("a failure after the version became current")
+for descriptor in held:
+    os.close(descriptor)
+print(current_version(Path(sys.argv[1]) / "a") == draft.version)
+"""
+
+
+def test_a_version_in_force_is_never_removed_though_nothing_can_be_opened(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_FILES, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr

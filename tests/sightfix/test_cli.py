@@ -85,6 +85,14 @@ def test_errors_have_no_traceback_and_name_the_remedy(published: PublishedPlaces
         assert (done.returncode, done.stderr) == (1, message), arguments
 
 
+def test_brackets_in_a_path_are_not_taken_for_markup(tmp_path: Path) -> None:
+    folder = tmp_path / "[red]photos[1]"
+    folder.mkdir()
+    done = sightfix("index", str(folder))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error {folder}: there is no photo in this folder.")
+
+
 def test_a_bundle_other_than_the_indexs_is_refused(published: PublishedPlaces, tmp_path: Path) -> None:
     import shutil
 
