@@ -94,8 +94,9 @@ def build_index(
     step = on_step or (lambda _: None)
     dim = describer.bundle.descriptor_dim
     bytes_per_row = dim * (4 + (4 if settings.storage == "fp32" else 2)) + 512
-    check_free_space(indexes, len(source) * bytes_per_row)
     with draft_version(indexes, name) as draft:
+        # Here, where the leftovers of a killed build are gone already.
+        check_free_space(indexes, len(source) * bytes_per_row)
         step("draft opened")
         rows, unreadable = _describe_to_disk(source, describer, draft.folder / _RAW_NAME, settings, on_progress)
         step("described")

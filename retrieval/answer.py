@@ -92,7 +92,7 @@ class Problem(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = Field(examples=["https://sightfix.dev/problems/image_undecodable"])
+    type: str = Field(examples=["urn:sightfix:problem:image_undecodable"])
     title: str
     status: int
     detail: str

@@ -37,6 +37,9 @@ _HEIF_BRANDS: Final[frozenset[bytes]] = frozenset({b"heic", b"heix", b"hevc", b"
 _FILTERS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ORIENTATION_TAG: Final = 0x0112
 _INCOMPLETE: Final = "Check that the file is complete; it may have been cut off while copying or sending"
+# Each scan of a progressive JPEG is a pass over the whole image: a small file of thousands takes minutes to decode.
+_START_OF_SCAN: Final = b"\xff\xda"
+_MAX_SCANS: Final = 100
 _SWAPS_SIDES: Final[frozenset[int]] = frozenset({5, 6, 7, 8})
 _TURNS: Final[dict[int, Image.Transpose]] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -251,6 +254,8 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image
     """
     check_byte_count(len(data), limits)
     image_format = sniff_format(data)
+    if image_format == "JPEG" and data.count(_START_OF_SCAN) > _MAX_SCANS:
+        raise ImageError(f"the JPEG has more than {_MAX_SCANS} scans", remedy="Save the photo anew, as a baseline JPEG")
     if image_format == "HEIF":
         _register_heif()
     try:

@@ -104,7 +104,7 @@ async def read_localize_request(request: Request, limits: ImageLimits) -> Locali
 def _read_json(body: bytes) -> LocalizeRequest:
     try:
         json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON ({error})", remedy="Check the request body") from error
     try:
         parsed = LocalizeBody.model_validate_json(body)
@@ -123,8 +123,8 @@ def _read_json(body: bytes) -> LocalizeRequest:
 async def _read_multipart(request: Request) -> LocalizeRequest:
     try:
         form = await request.form(max_files=1, max_fields=16)
-    except (MultiPartException, HTTPException) as error:
-        reason = error.message if isinstance(error, MultiPartException) else error.detail
+    except (MultiPartException, HTTPException, UnicodeError) as error:
+        reason = error.detail if isinstance(error, HTTPException) else str(error) or "malformed"
         raise RequestError(
             f"the multipart body cannot be read ({reason})", remedy="Check the boundary and that the body is complete"
         ) from error
@@ -163,7 +163,7 @@ def _geo_prior(text: str) -> dict[str, Any]:
         try:
             parsed: dict[str, Any] = json.loads(text)
             return parsed
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"/geo_prior is not JSON ({error})", code="validation_error") from error
     parts = text.split(",")
     if len(parts) != 3:

@@ -52,7 +52,9 @@ class SightfixClient:
     """
 
     def __init__(self, url: str = "http://127.0.0.1:8080", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._http = httpx.Client(base_url=url, timeout=timeout_s)
+        # A proxy of the environment is for other hosts, whatever its no_proxy says.
+        local = httpx.URL(url).host in ("localhost", "127.0.0.1", "::1")
+        self._http = httpx.Client(base_url=url, timeout=timeout_s, trust_env=not local)
 
     def localize(
         self,

@@ -266,7 +266,7 @@ def test_too_little_room_is_refused_before_describing(
     steps: list[str] = []
     needed = 3 * (bundle.descriptor_dim * 6 + 512) / 1e6
     text = (
-        f"{tmp_path}: the index needs about {needed:.1f} MB, the disk has 0.0 MB free. "
+        f"{tmp_path / 'indexes'}: the index needs about {needed:.1f} MB, the disk has 0.0 MB free. "
         "Free some space or choose another folder (--indexes); nothing was published."
     )
     with refused(StorageError, text, "storage"):

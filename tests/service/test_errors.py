@@ -113,6 +113,19 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
         "malformed_request",
         "the body is not JSON (Expecting value: line 1 column 11 (char 10)). Check the request body.",
     ),
+    "JSON nested too deeply": (
+        {"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}},
+        400,
+        "malformed_request",
+        "the body is not JSON (maximum recursion depth exceeded while decoding a JSON array from a unicode string). "
+        "Check the request body.",
+    ),
+    "progressive JPEG of too many scans": (
+        {"content": jpeg() + b"\xff\xda" * 101, "headers": JPEG},
+        422,
+        "image_undecodable",
+        "the JPEG has more than 100 scans. Save the photo anew, as a baseline JPEG.",
+    ),
     "JSON without image": ({"json": {"top_k": 3}}, 422, "validation_error", "/image: Field required."),
     "JSON with a URL": (
         {"json": {"image": {"url": "http://example.org/photo.jpg"}}},
