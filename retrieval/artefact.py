@@ -19,6 +19,7 @@ from retrieval.errors import ArtefactError, StorageError
 from retrieval.version import __version__
 
 MANIFEST_NAME: Final = "manifest.json"
+SEAL_NAME: Final = "manifest.sha256"
 
 
 class FileRecord(BaseModel):
@@ -68,7 +69,7 @@ class Manifest(BaseModel):
                     where=str(path),
                     remedy=f"Install a matching sightfix, or make the {expected_kind} again with this one",
                 )
-            return cls.model_validate_json(text)
+            manifest = cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             at = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -77,10 +78,30 @@ class Manifest(BaseModel):
                 where=str(path),
                 remedy="Copy the artefact again from where it was made, or make it again",
             ) from error
+        _check_seal(folder, text, error_type)
+        return manifest
 
     def write(self, folder: Path) -> None:
-        """Write `folder/manifest.json`, flushed to the disk."""
-        write_flushed(folder / MANIFEST_NAME, self.model_dump_json(indent=2).encode() + b"\n")
+        """Write `folder/manifest.json` and, last, its own SHA-256 beside it; both flushed to the disk."""
+        text = self.model_dump_json(indent=2).encode() + b"\n"
+        write_flushed(folder / MANIFEST_NAME, text)
+        write_flushed(folder / SEAL_NAME, hashlib.sha256(text).hexdigest().encode() + b"\n")
+
+
+def _check_seal(folder: Path, text: bytes, error_type: type[ArtefactError]) -> None:
+    """Compare a manifest with its seal: what it says of itself (bounds, provenance) is nowhere else."""
+    path = folder / SEAL_NAME
+    remedy = "Copy the artefact again from where it was made, or make it again"
+    try:
+        sealed = path.read_bytes()
+    except OSError as error:
+        raise error_type(f"the file cannot be read ({error.strerror})", where=str(path), remedy=remedy) from error
+    if sealed != hashlib.sha256(text).hexdigest().encode() + b"\n":
+        raise error_type(
+            "the manifest is damaged: its SHA-256 is not the one beside it",
+            where=str(folder / MANIFEST_NAME),
+            remedy=remedy,
+        )
 
 
 class _Head(BaseModel):

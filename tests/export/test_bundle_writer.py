@@ -34,7 +34,12 @@ CONTENT = BundleContent(
 def test_a_written_bundle_opens_and_describes(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "a" / "b", CONTENT)
     assert bundle.folder == tmp_path / "a" / "b"
-    assert {path.name for path in bundle.folder.iterdir()} == {"model.onnx", "MODEL_CARD.md", "manifest.json"}
+    assert {path.name for path in bundle.folder.iterdir()} == {
+        "model.onnx",
+        "MODEL_CARD.md",
+        "manifest.json",
+        "manifest.sha256",
+    }
     assert {path.name for path in bundle.folder.parent.iterdir()} == {"b"}
     assert bundle.manifest.name == "mean colour"
     assert bundle.manifest.graphs == {"fp32": "model.onnx"}

@@ -79,7 +79,12 @@ def test_the_steps_come_in_their_order(tmp_path: Path, describer: Describer) -> 
 
 def test_a_version_holds_its_three_files_and_nothing_else(tmp_path: Path, describer: Describer) -> None:
     built = build_index(make_places(tmp_path, 2), describer, tmp_path / "indexes", "town")
-    assert {entry.name for entry in built.folder.iterdir()} == {"manifest.json", "references.parquet", "vectors.faiss"}
+    assert {entry.name for entry in built.folder.iterdir()} == {
+        "manifest.json",
+        "manifest.sha256",
+        "references.parquet",
+        "vectors.faiss",
+    }
     town = tmp_path / "indexes" / "town"
     assert {entry.name for entry in town.iterdir()} == {"CURRENT", "versions", ".lock"}
     assert (town / "CURRENT").read_text() == f"{built.folder.name}\n"

@@ -21,6 +21,7 @@ from retrieval.artefact import (
 from retrieval.errors import ArtefactError, BundleError, StorageError
 from retrieval.version import __version__
 from tests.retrieval.refusal import refused
+from tests.seal import seal
 
 AGAIN = "Copy the artefact again from where it was made, or make it again."
 
@@ -46,6 +47,7 @@ def sample(tmp_path: Path) -> Path:
 def change_manifest(folder: Path, **changes: object) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    seal(path)
 
 
 def test_a_manifest_round_trip_keeps_everything(sample: Path) -> None:

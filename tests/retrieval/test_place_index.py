@@ -367,3 +367,15 @@ def test_a_table_of_other_columns_is_refused(version: Path) -> None:
     text = f"{version / 'references.parquet'}: the reference table has other columns than it should."
     with refused(PlaceIndexError, text, "place_index_damaged"):
         PlaceIndex.open(version)
+
+
+def test_a_flip_of_any_byte_of_the_manifest_is_refused(published: PublishedPlaces, tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    shutil.copytree(next((published.indexes / published.name / "versions").glob("2*")), version)
+    whole = (version / "manifest.json").read_bytes()
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        (version / "manifest.json").write_bytes(flipped)
+        with pytest.raises(PlaceIndexError):
+            PlaceIndex.open(version)

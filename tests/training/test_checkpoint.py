@@ -12,6 +12,7 @@ from retrieval.bundle import open_bundle
 from retrieval.errors import ParameterError, StorageError
 from retrieval.version import __version__
 from tests.retrieval.refusal import refused
+from tests.seal import seal
 from tests.training.small_encoder import small_encoder, small_recipe
 from training.checkpoint import CheckpointError, load_encoder, open_checkpoint, save_encoder
 from training.encoder import Encoder
@@ -42,6 +43,7 @@ def folder(tmp_path: Path, encoder: Encoder, recipe: Recipe) -> Path:
 def change_manifest(folder: Path, **changes: object) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    seal(path)
 
 
 def describe(encoder: Encoder) -> torch.Tensor:
@@ -63,7 +65,12 @@ def test_an_encoder_comes_back_whole(folder: Path, encoder: Encoder, recipe: Rec
     checkpoint = open_checkpoint(folder)
     assert checkpoint.recipe == recipe
     assert (checkpoint.manifest.name, checkpoint.manifest.epoch) == (recipe.name, 3)
-    assert sorted(entry.name for entry in folder.iterdir()) == ["encoder.safetensors", "manifest.json", "recipe.json"]
+    assert sorted(entry.name for entry in folder.iterdir()) == [
+        "encoder.safetensors",
+        "manifest.json",
+        "manifest.sha256",
+        "recipe.json",
+    ]
     assert [entry.name for entry in folder.parent.iterdir()] == ["best"]
 
 
@@ -155,6 +162,7 @@ def test_weights_that_do_not_fit_list_their_keys(folder: Path) -> None:
 def test_a_recipe_of_another_time_is_refused(folder: Path) -> None:
     path = folder / "recipe.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
+    seal(path)
     replace_recorded(folder, path.name)
     text = (
         f"{path}: the recipe is damaged at colour (Extra inputs are not permitted). "
