@@ -66,18 +66,23 @@ class GeoPairSettings(RecipeTable):
     Attributes:
         positive_radius_m: a photo's positives were taken within this many metres.
         never_negative_radius_m: photos within this many metres are never negatives of each other.
-        heading_window_deg: positives look the same way within this many degrees; without it any way.
-        other_session_only: positives come from another session than the query.
+        batch_separation_m: photos of different pairs of a batch lie further apart than this; without it, than
+            never_negative_radius_m. May be less where an area is too small to fill batches otherwise.
+        heading_window_deg: positives look the same way within this many degrees, which photos of unknown heading never
+            do; without it any way.
+        other_session_only: positives come from another session than the query; photos without one count as one session.
         same_session_fallback: where no other session has a positive, take one of the same.
         positive: which of a query's positives: the `nearest` or `farthest` by descriptor, or a `random` one.
         negative_mining: `none`; `random`; `partial` (hardest of a sample); `full` (hardest of all, and the last ones).
             The triplet objective compares with these; the others take two views of each as a further pair of the batch.
-        negative_sample: how many photos are drawn, anew in each epoch, to mine the hardest from.
+        negative_sample: how many photos are drawn, anew in each epoch, to mine the hardest from: once for all queries,
+            or with `full` for each.
         negatives_per_query: how many mined negatives a query gets.
     """
 
     positive_radius_m: float = Field(default=10.0, gt=0)
     never_negative_radius_m: float = Field(default=25.0, gt=0)
+    batch_separation_m: float | None = Field(default=None, gt=0)
     heading_window_deg: float | None = Field(default=None, gt=0, le=180)
     other_session_only: bool = False
     same_session_fallback: bool = False
@@ -143,14 +148,19 @@ class TrainingSettings(RecipeTable):
     """`[training]`: how long, how much at once, how exactly.
 
     Attributes:
-        pairs: pairs in one loss on one device; with mined negatives half of them are pairs of a negative's two views
-            (triplet: queries).
+        pairs: pairs in one loss on one device; with mined negatives some of them (half, with one negative a query)
+            are pairs of a negative's two views. For the triplet objective: queries.
         queries_per_epoch: queries in one epoch at most.
         epochs: at most; patience may end training earlier.
         precision: of the forward pass; fp16 and bf16 keep weights and losses in fp32.
         accumulation: batches for one step of the optimiser. In-batch negatives stay those of one batch.
         clip_norm: largest norm of the gradient; 0 for no clipping.
         compile: use torch.compile; slower to start.
+        freeze_batch_norm: the backbone's batch norms keep the statistics they began with, as when describing. Small
+            batches of one place after another make poor statistics; heads keep theirs of the batch.
+        channels_last: keep images channels last in memory, which convolutions prefer.
+        log_every_steps: steps of the optimiser between two rows of the log.
+        save_every_minutes: save the `last` checkpoint so often within an epoch too; 0 for after each epoch only.
         seed: of all random choices.
     """
 
@@ -161,6 +171,10 @@ class TrainingSettings(RecipeTable):
     accumulation: int = Field(default=1, ge=1)
     clip_norm: float = Field(default=0.0, ge=0)
     compile: bool = False
+    freeze_batch_norm: bool = False
+    channels_last: bool = True
+    log_every_steps: int = Field(default=10, ge=1)
+    save_every_minutes: float = Field(default=15.0, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 
@@ -169,10 +183,14 @@ class ValidationSettings(RecipeTable):
 
     Attributes:
         every_epochs: measure after every so many epochs.
+        recall_at: the N of the recall@N that chooses the best checkpoint; recall@1, 5 and 10 are logged anyway.
+        radius_m: a match within this distance is a true one.
         patience: stop after so many measurements without a better recall; 0 to train on to the last epoch.
     """
 
     every_epochs: int = Field(default=1, ge=1)
+    recall_at: Literal[1, 5, 10] = 1
+    radius_m: float = Field(default=25.0, gt=0)
     patience: int = Field(default=0, ge=0)
 
 
@@ -200,15 +218,26 @@ class Recipe(RecipeTable):
 
     @property
     def views_of_negatives(self) -> bool:
-        """Whether half of a batch's pairs are two views of a mined negative (VG-SSL's `pair_negative`)."""
+        """Whether some of a batch's pairs are two views of a mined negative (VG-SSL's `pair_negative`)."""
         return self.objective.name != _TRIPLET and self.geopair.negative_mining != "none"
+
+    @property
+    def queries_per_batch(self) -> int:
+        """How many queries, each with its positive, a batch has."""
+        if not self.views_of_negatives:
+            return self.training.pairs
+        return self.training.pairs // (1 + self.geopair.negatives_per_query)
 
     @model_validator(mode="after")
     def _check_negatives(self) -> Self:
         if self.objective.name == _TRIPLET and self.geopair.negative_mining == "none":
             raise ValueError("the triplet objective needs negatives: set geopair.negative_mining to partial or full")
-        if self.views_of_negatives and self.training.pairs % 2:
-            raise ValueError("training.pairs is odd, but half of the pairs are views of mined negatives")
+        each = 1 + self.geopair.negatives_per_query
+        if self.views_of_negatives and self.training.pairs % each:
+            raise ValueError(
+                f"training.pairs is no multiple of {each}: a query comes with one pair of its own and "
+                f"{each - 1} of its mined negatives' views"
+            )
         augmentation = self.augmentation
         differ = augmentation.crop_scale < 1 or augmentation.colour_jitter > 0 or augmentation.blur_sigma > 0
         if self.views_of_negatives and not differ:

@@ -160,7 +160,8 @@ def test_an_unknown_table_lists_all_keys(path: Path) -> None:
         (
             "[training]\npairs = 8",
             '[augmentation]\ncrop_scale = 0.5\n[geopair]\nnegative_mining = "partial"\n[training]\npairs = 7',
-            "training.pairs is odd, but half of the pairs are views of mined negatives.",
+            "training.pairs is no multiple of 2: a query comes with one pair of its own and 1 of its mined negatives' "
+            "views.",
         ),
     ],
 )

@@ -1,16 +1,16 @@
 """Heat maps of photos: how strongly each location responds, and where the score of a pair comes from."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.encoder import Encoder
+from training.evaluation_mode import evaluating
 from training.heat_maps.look import Look, look
 
 _AT_ONCE: Final = 16
@@ -50,7 +50,7 @@ def activation_maps(encoder: Encoder, images: NDArray[np.uint8]) -> NDArray[np.f
     Raises:
         ParameterError: the backbone cannot be looked into.
     """
-    with _evaluating(encoder.net):
+    with evaluating(encoder.net):
         return np.concatenate([_numpy(_look_at(encoder, batch).activation) for batch in _batches(images)])
 
 
@@ -85,7 +85,7 @@ def heat_maps(encoder: Encoder, images_a: NDArray[np.uint8], images_b: NDArray[n
     if len(images_a) != len(images_b):
         raise ValueError(f"{len(images_a)} photos cannot be paired with {len(images_b)}")
     pieces: list[tuple[NDArray[np.float32], ...]] = []
-    with _evaluating(encoder.net):
+    with evaluating(encoder.net):
         for batch_a, batch_b in zip(_batches(images_a), _batches(images_b), strict=True):
             a = _look_at(encoder, batch_a)
             b = a if images_b is images_a else _look_at(encoder, batch_b)
@@ -105,19 +105,6 @@ def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"images are (N, H, W, 3) uint8, not {images.shape} {images.dtype}")
     return (images[begin : begin + _AT_ONCE] for begin in range(0, max(1, len(images)), _AT_ONCE))
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, whatever the caller's; every module is put back in the mode it was in."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _numpy(values: Tensor) -> NDArray[np.float32]:

@@ -1,0 +1,124 @@
+"""In which order photos are tried as a query's negatives: the hardest first, or by chance."""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import numpy as np
+
+from training.geopair.arrays import Float32Array, Int64Array
+from training.geopair.descriptors import DescribedRows
+
+RANKED_AT_MOST: Final = 4096
+"""How far down its ranking a query may walk; one whose negatives all lie deeper waits for another batch."""
+
+# Bounds the cosines in memory, whatever the sample.
+_QUERIES_AT_ONCE: Final = 128
+
+OwnRandom = Callable[[int], np.random.Generator]
+"""A query's row → its own generator of random numbers in this epoch, whoever else is sampled."""
+
+
+class NegativeRanking(Protocol):
+    """Ranks photos as negatives of queries. Whether they lie far enough is not its business."""
+
+    def rank(self, queries: Int64Array) -> list[Int64Array]:
+        """The rows to try for each of the (n,) queries, in order."""
+        ...
+
+
+class RandomNegatives:
+    """`random`: every query has photos of the whole table in random order.
+
+    Args:
+        count: N photos in the table.
+        sample: how many are tried at most.
+        own_random: the draws.
+    """
+
+    def __init__(self, count: int, sample: int, own_random: OwnRandom) -> None:
+        self._count = count
+        self._sample = min(count, sample, RANKED_AT_MOST)
+        self._own_random = own_random
+
+    def rank(self, queries: Int64Array) -> list[Int64Array]:
+        """Random rows, another order for each query."""
+        return [self._own_random(query).choice(self._count, self._sample, replace=False) for query in queries.tolist()]
+
+
+class SharedSample:
+    """`partial`: all queries have the same sample of an epoch, each with its hardest first (VG-SSL, section 1.4).
+
+    Args:
+        sample: (C,) rows, ascending.
+        described: they and the queries.
+    """
+
+    def __init__(self, sample: Int64Array, described: DescribedRows) -> None:
+        self._sample = sample
+        self._described = described
+        self._transposed = np.ascontiguousarray(described.of(sample).T)
+
+    def rank(self, queries: Int64Array) -> list[Int64Array]:
+        """The sample by descending cosine; of equal ones the lower row first."""
+        rankings: list[Int64Array] = []
+        for begin in range(0, len(queries), _QUERIES_AT_ONCE):
+            cosines = self._described.of(queries[begin : begin + _QUERIES_AT_ONCE]) @ self._transposed
+            rankings.extend(self._sample[order] for order in _descending(cosines))
+        return rankings
+
+
+class OwnSamples:
+    """`full`: every query has its own sample of the whole table, and the negatives that were its hardest before.
+
+    Args:
+        own_rows: a query's row → (C,) rows, ascending, distinct; asked again for the same query it says the same.
+        described: they and the queries.
+    """
+
+    def __init__(self, own_rows: Callable[[int], Int64Array], described: DescribedRows) -> None:
+        self._own_rows = own_rows
+        self._described = described
+
+    def rank(self, queries: Int64Array) -> list[Int64Array]:
+        """Its own rows by descending cosine; of equal ones the lower row first."""
+        rankings = []
+        for query, descriptor in zip(queries.tolist(), self._described.of(queries), strict=True):
+            rows = self._own_rows(query)
+            rankings.append(rows[_descending((self._described.of(rows) @ descriptor)[None, :])[0]])
+        return rankings
+
+
+class LastHardest:
+    """The negatives that queries had when they were last in a batch: state of `full` mining.
+
+    Args:
+        queries: (m,) rows, ascending.
+        negatives: (m, K) rows.
+    """
+
+    def __init__(self, queries: Int64Array, negatives: Int64Array) -> None:
+        self.queries = queries
+        self.negatives = negatives
+
+    def of(self, query: int) -> Int64Array:
+        """(K,) rows, or none."""
+        place = int(np.searchsorted(self.queries, query))
+        if place < len(self.queries) and self.queries[place] == query:
+            return np.asarray(self.negatives[place])
+        return np.empty(0, np.int64)
+
+    def updated(self, queries: Int64Array, negatives: Int64Array) -> "LastHardest":
+        """The same with newer ones in place of older ones: (n,) distinct rows and (n, K) rows."""
+        kept = ~np.isin(self.queries, queries)
+        all_queries = np.concatenate([self.queries[kept], queries])
+        order = np.argsort(all_queries)
+        return LastHardest(all_queries[order], np.concatenate([self.negatives[kept], negatives])[order])
+
+
+def _descending(scores: Float32Array) -> Int64Array:
+    """(n, C) → (n, min(C, RANKED_AT_MOST)) columns by descending score, equal ones by column."""
+    if scores.shape[1] <= RANKED_AT_MOST:
+        return np.argsort(-scores, axis=1, kind="stable")
+    highest = np.sort(np.argpartition(-scores, RANKED_AT_MOST, axis=1)[:, :RANKED_AT_MOST], axis=1)
+    order = np.argsort(-np.take_along_axis(scores, highest, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(highest, order, axis=1)
