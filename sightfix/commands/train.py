@@ -1,0 +1,132 @@
+"""`sightfix train`: geo-tagged photos in, a checkpoint out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from training.recipe import Recipe
+    from training.train import TrainingPhotos
+
+
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's name, or a .toml file; without one, list them")
+    ] = None,
+    photos: Annotated[str | None, typer.Option(help="Photos to train on: a folder, a CSV, or a spec")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE if left out")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="table.key=value over the recipe's; repeatable")
+    ] = None,
+    validation_database: Annotated[str | None, typer.Option(help="Photos to measure recall on: the database")] = None,
+    validation_queries: Annotated[str | None, typer.Option(help="And the queries to find in it")] = None,
+    hold_out: Annotated[
+        float, typer.Option(help="Else: share of the photos, at one end of the area, to measure recall on; 0 for none")
+    ] = 0.15,
+    cache: Annotated[Path, typer.Option(help="Folder of decoded photos, shared by all runs")] = Path("photo-cache"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="GPUs that train together")] = 1,
+    max_unreadable: Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on")] = False,
+) -> None:
+    """Train a place descriptor on geo-tagged photos; the same command goes on with an interrupted run."""
+    from retrieval.errors import ParameterError
+    from sightfix.console import console
+
+    if recipe is None:
+        _list_recipes()
+        return
+    if photos is None:
+        raise ParameterError("there are no photos to train on", remedy="Add --photos FOLDER, or a CSV or spec")
+    _check_extra()
+    from sightfix.training_console import ConsoleObserver
+    from training.recipe import load_recipe
+    from training.run_device import DeviceSettings
+    from training.train import TrainSettings
+    from training.train import train as train_recipe
+
+    settings = load_recipe(recipe, set_ or [])
+    chosen = _photos(photos, validation_database, validation_queries, hold_out)
+    folder = out or Path("runs") / settings.name
+    console.print(_headline(settings, chosen))
+    how = TrainSettings(
+        cache=cache,
+        device=DeviceSettings(device, devices),  # type: ignore[arg-type]
+        max_unreadable=max_unreadable,
+        restart=restart,
+    )
+    from training.training_run import TrainingStoppedError
+
+    try:
+        result = train_recipe(settings, chosen, folder, how, ConsoleObserver())
+    except TrainingStoppedError as stopped:
+        console.print(f"[yellow]{escape(str(stopped))}[/]")
+        raise typer.Exit(128 + stopped.signal_number) from stopped
+    console.print(f"[green]trained[/] {escape(str(result.best))}, {result.progress.epoch} epochs")
+    if result.progress.best_epoch:
+        recall, at = 100 * result.progress.best_recall, settings.validation.recall_at
+        console.print(f"best after epoch {result.progress.best_epoch}: validation R@{at} {recall:.1f} %")
+    console.print(f"Next: sightfix explain PHOTO --checkpoint {escape(str(result.best))}")
+
+
+def _check_extra() -> None:
+    from importlib.util import find_spec
+
+    from retrieval.errors import MissingExtraError
+
+    if any(find_spec(name) is None for name in ("torch", "timm", "lightning")):
+        raise MissingExtraError(
+            "training needs PyTorch, timm and Lightning", remedy="Install them: pip install 'sightfix[cpu,training]'"
+        )
+
+
+def _list_recipes() -> None:
+    import tomllib
+    from importlib import resources
+
+    from sightfix.console import console
+
+    console.print("Recipes; choose one: sightfix train RECIPE --photos FOLDER\n")
+    for entry in sorted((resources.files("training") / "recipes").iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".toml"):
+            content = tomllib.loads(entry.read_text(encoding="utf-8"))
+            console.print(f"  [bold]{content['name']:32}[/] {escape(content['description'])}")
+
+
+def _photos(spec: str, database: str | None, queries: str | None, share: float) -> "TrainingPhotos":
+    """Open the photos, and set some aside where no others are given to validate on."""
+    from retrieval.errors import ParameterError
+    from retrieval.references import open_references
+    from sightfix.console import console
+    from training.hold_out import ValidationPhotos, hold_out
+    from training.train import TrainingPhotos
+
+    if (database is None) != (queries is None):
+        raise ParameterError(
+            "validation needs a database and queries",
+            remedy="Give both --validation-database and --validation-queries, or neither",
+        )
+    source = open_references(spec)
+    references = list(source)
+    name = source.root.name or spec
+    if database is not None and queries is not None:
+        validation = ValidationPhotos(tuple(open_references(database)), tuple(open_references(queries)))
+        return TrainingPhotos(name, references, validation)
+    if share == 0:
+        return TrainingPhotos(name, references, None)
+    held = hold_out(references, share)
+    console.print(
+        f"[dim]held out to measure recall on: {len(held.validation.database)} photos to find, "
+        f"{len(held.validation.queries)} queries; {held.margin} more lie too near to them to train on[/]"
+    )
+    return TrainingPhotos(name, held.training, held.validation)
+
+
+def _headline(recipe: "Recipe", photos: "TrainingPhotos") -> str:
+    return (
+        f"[bold]{escape(recipe.name)}[/]  {recipe.objective.name} on {recipe.network.backbone}, "
+        f"{recipe.image.height}×{recipe.image.width}, {len(photos.training)} photos, "
+        f"{recipe.training.pairs} pairs a batch, {recipe.training.epochs} epochs at most"
+    )
