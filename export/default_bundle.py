@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-import numpy as np
-import onnxruntime
-import torch
-
 from export.bundle_writer import BundleContent, write_bundle
 from export.graph import DescriptionGraph, export_graph, store_weights_as_fp16
-from retrieval.bundle import INPUT_NAME, Bundle, ParityReport, Provenance, default_bundle_folder
+from export.parity import compare_with_pytorch
+from retrieval.bundle import Bundle, ParityReport, Provenance, default_bundle_folder
 from retrieval.errors import BundleError
-from retrieval.images import Preprocessing, RgbImage
+from retrieval.images import Preprocessing
 from training.descriptor_net import DescriptorNet, GeM, timm_backbone
 from training.pretrained import (
     EFFICIENTNET_LITE0,
@@ -59,7 +56,7 @@ def make_default_bundle(
     model = export_graph(graph, preprocessing.height, preprocessing.width, metadata)
     if weight_storage == "fp16":
         store_weights_as_fp16(model)
-    parity = _compare(graph, model.SerializeToString(), preprocessing)
+    parity = compare_with_pytorch(graph, model.SerializeToString(), preprocessing.height, preprocessing.width)
     if parity.min_cosine < MIN_COSINE[weight_storage]:
         raise BundleError(f"the graph differs from PyTorch: worst cosine {parity.min_cosine:.6f}", code="parity_failed")
     content = BundleContent(
@@ -80,26 +77,6 @@ def make_default_bundle(
         weight_storage=weight_storage,
     )
     return write_bundle(folder, content, replace=replace)
-
-
-def _compare(graph: DescriptionGraph, model: bytes, preprocessing: Preprocessing) -> ParityReport:
-    """Cosine between PyTorch's and ONNX Runtime's descriptors over noise of many scales, the hardest inputs we know."""
-    rng = np.random.default_rng(0)
-    shape = (preprocessing.height, preprocessing.width, 3)
-    images = np.stack([_noise(rng, shape, cells) for cells in (1, 2, 4, 8, 16, 32, 64, 128)])
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    ours = session.run(None, {INPUT_NAME: images})[0]
-    with torch.inference_mode():
-        theirs = graph(torch.from_numpy(images)).numpy()
-    cosine = float((ours * theirs).sum(axis=1).min())
-    return ParityReport(reference=f"PyTorch {torch.__version__.split('+')[0]}", images=len(images), min_cosine=cosine)
-
-
-def _noise(rng: np.random.Generator, shape: tuple[int, int, int], cells: int) -> RgbImage:
-    coarse = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-    rows = np.arange(shape[0]) * cells // shape[0]
-    columns = np.arange(shape[1]) * cells // shape[1]
-    return coarse[rows][:, columns]
 
 
 def _model_card(preprocessing: Preprocessing, parity: ParityReport) -> str:
