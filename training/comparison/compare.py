@@ -1,0 +1,290 @@
+"""Train recipes with several seeds, evaluate them on several sets, and write one table; interrupted, go on.
+
+Finished runs and finished evaluations are recorded, so that a second call does only what is missing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from retrieval.artefact import replace_file, storage_errors
+from retrieval.errors import SightfixError, StorageError
+from retrieval.images import Preprocessing
+from training.checkpoint import Checkpoint, load_encoder, open_checkpoint
+from training.comparison.checkpoints import checkpoint_hash, checkpoint_row, network_hash, untrained_checkpoint
+from training.comparison.comparison_observer import ComparisonObserver
+from training.comparison.errors import ComparisonError
+from training.comparison.eval_set import OVERLAP_M, Truth, overlap
+from training.comparison.evaluating import EvalPhotos, evaluate_encoder, evaluation_keys
+from training.comparison.evaluation_record import EvaluationRecord, read_evaluation, write_record
+from training.comparison.machine_line import machine_line
+from training.comparison.methods import UNTRAINED, ComparedRow
+from training.comparison.plan import ComparisonPlan, with_seed
+from training.comparison.report import ComparisonReport, Epochs
+from training.comparison.report_building import ReportBuilder, RowRecords
+from training.comparison.run_record import RUN_RECORD_NAME, RunRecord, finished_run, training_photos_hash
+from training.comparison.table_text import csv_text, markdown
+from training.recipe_settings import Recipe, TrainingSettings
+from training.resuming import OtherRunError
+from training.run_device import DeviceSettings, make_fabric
+from training.run_observer import RunObserver
+from training.train import DEFAULT_CACHE, TrainingPhotos, TrainSettings
+from training.train import train as train_recipe
+from training.training_run import RunResult
+
+TABLE_NAME: Final = "table.md"
+CSV_NAME: Final = "table.csv"
+_DIVERGED: Final = "diverged"
+
+Train = Callable[[Recipe, TrainingPhotos, Path, TrainSettings, RunObserver], RunResult]
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """How a comparison is carried out.
+
+    Attributes:
+        cache: folder of decoded photos.
+        device: where to compute.
+        max_unreadable: training photos that may be left out as undecodable; those to evaluate on must all be readable.
+    """
+
+    cache: Path = DEFAULT_CACHE
+    device: DeviceSettings = field(default_factory=DeviceSettings)
+    max_unreadable: int = 0
+
+
+def compare(
+    plan: ComparisonPlan,
+    folder: Path,
+    settings: CompareSettings | None = None,
+    observer: ComparisonObserver | None = None,
+    train: Train = train_recipe,
+) -> ComparisonReport:
+    """Compare recipes and checkpoints; writes `table.md` and `table.csv` after each run.
+
+    Args:
+        plan: what is compared, and on what.
+        folder: of the comparison: tables, `runs/RECIPE/seed-N/`, `untrained/`, `evaluations/`.
+        settings: device, cache.
+        observer: is told what happens.
+        train: trains one run; as `training.train.train`.
+
+    Returns:
+        The final report. A run that diverged is named in `missing`, and the others go on.
+
+    Raises:
+        ComparisonError: an evaluation set without a solvable query, or a run's folder that holds another run.
+        TrainingStoppedError: a signal; the same call goes on from there.
+        SightfixError: photos, weights, checkpoints, device, disk; see `train` and `load_encoder`.
+    """
+    comparison = _Comparison(plan, folder, settings or CompareSettings(), observer or ComparisonObserver(), train)
+    return comparison.run()
+
+
+class _Comparison:
+    def __init__(
+        self,
+        plan: ComparisonPlan,
+        folder: Path,
+        settings: CompareSettings,
+        observer: ComparisonObserver,
+        train: Train,
+    ) -> None:
+        self.plan, self.folder, self.settings = plan, folder, settings
+        self.observer, self.train = observer, train
+        fabric = make_fabric(replace(settings.device, processes=1), TrainingSettings(pairs=1, epochs=1))
+        self.device: torch.device = fabric.device
+        self.truths = {photos.name: Truth.of(photos, plan.protocol) for photos in plan.eval_sets}
+        self.identities = {photos.name: photos.identity() for photos in plan.eval_sets}
+        self.training_photos = "" if plan.photos is None else training_photos_hash(plan.photos)
+        self.builder = ReportBuilder(self.truths, plan.baseline)
+        self.rows: dict[ComparedRow, RowRecords] = {}
+        self.photos: dict[Preprocessing, EvalPhotos] = {}
+        self.diverged: set[tuple[str, int]] = set()
+        self.made_with: list[str] = []
+        self.notes = self._overlaps()
+
+    def run(self) -> ComparisonReport:
+        for note in self.notes:
+            self.observer.warning(note)
+        given = {label: open_checkpoint(folder) for label, folder in self.plan.checkpoints.items()}
+        # Before anything is trained: photos that cannot be read, weights that cannot be had.
+        for image in (
+            *(recipe.image for recipe in self.plan.recipes),
+            *(c.manifest.preprocessing for c in given.values()),
+        ):
+            self._decode(image)
+        for recipe in self.plan.recipes:
+            self._add_untrained(recipe)
+        for label, checkpoint in given.items():
+            self._add_untrained_of(label, checkpoint)
+            row = checkpoint_row(checkpoint, label, label)
+            self._add(row, 1, 0, checkpoint, Epochs(checkpoint.manifest.epoch, None))
+        # What was done before first, lest tables lack it until its turn comes.
+        to_do = [run for run in enumerate(self.plan.runs, 1) if not self._add_if_done(*run)]
+        for number, (recipe, seed) in to_do:
+            self._report()
+            self.observer.run_begins(number, len(self.plan.runs), recipe.name, seed, done=False)
+            self._run(recipe, seed)
+        return self._report()
+
+    # ---- rows ----
+
+    def _add_untrained(self, recipe: Recipe) -> None:
+        name = network_hash(recipe)
+        checkpoint = untrained_checkpoint(recipe, self.folder / UNTRAINED / name)
+        row = replace(checkpoint_row(checkpoint, UNTRAINED, f"{UNTRAINED}-{name}"), method=UNTRAINED)
+        if row not in self.rows:
+            self._add(row, 1, 0, checkpoint, Epochs(0, None))
+
+    def _add_untrained_of(self, label: str, checkpoint: Checkpoint) -> None:
+        """The net that a given checkpoint started from, where its weights can be had here."""
+        try:
+            self._add_untrained(checkpoint.recipe)
+        except StorageError:
+            raise
+        except SightfixError as error:
+            note = f"No untrained row for {label}: {error.what}"
+            self.notes.append(note)
+            self.observer.warning(note)
+
+    def _add_if_done(self, number: int, run: tuple[Recipe, int]) -> bool:
+        """Add a run that is trained and evaluated, or say that it is not."""
+        recipe, seed = run
+        finished = finished_run(self._run_folder(recipe, seed), with_seed(recipe, seed), self.training_photos)
+        if finished is None or not self._is_evaluated(finished[1], recipe.name, seed):
+            return False
+        self.observer.run_begins(number, len(self.plan.runs), recipe.name, seed, done=True)
+        self._add_run(recipe, seed, *finished)
+        return True
+
+    def _run(self, recipe: Recipe, seed: int) -> None:
+        """Train and evaluate one run, as far as that was not done before."""
+        seeded, folder = with_seed(recipe, seed), self._run_folder(recipe, seed)
+        try:
+            finished = finished_run(folder, seeded, self.training_photos) or self._train(seeded, folder)
+            self._add_run(recipe, seed, *finished)
+        except SightfixError as error:
+            if error.code != _DIVERGED:
+                raise
+            self.diverged.add((recipe.name, seed))
+            self.observer.warning(str(error))
+
+    def _add_run(self, recipe: Recipe, seed: int, record: RunRecord, checkpoint: Checkpoint) -> None:
+        row = checkpoint_row(checkpoint, recipe.name, recipe.name)
+        self._add(row, self.plan.seeds, seed, checkpoint, Epochs(record.evaluated_epoch, record.trained_epochs))
+        if record.made_with not in self.made_with:
+            self.made_with.append(record.made_with)
+
+    def _run_folder(self, recipe: Recipe, seed: int) -> Path:
+        return self.folder / "runs" / recipe.name / f"seed-{seed}"
+
+    def _train(self, recipe: Recipe, folder: Path) -> tuple[RunRecord, Checkpoint]:
+        if self.plan.photos is None:
+            raise AssertionError("a plan with recipes has photos")
+        how = TrainSettings(
+            cache=self.settings.cache, device=self.settings.device, max_unreadable=self.settings.max_unreadable
+        )
+        try:
+            result = self.train(recipe, self.plan.photos, folder, how, self.observer)
+        except OtherRunError as error:
+            raise ComparisonError(
+                error.what,
+                where=error.where,
+                remedy="Choose another --out, or remove this run's folder",
+                code=error.code,
+            ) from error
+        checkpoint = open_checkpoint(result.best)
+        record = RunRecord(
+            recipe=recipe,
+            photos=self.training_photos,
+            checkpoint=result.best.name,
+            encoder=checkpoint_hash(checkpoint),
+            evaluated_epoch=checkpoint.manifest.epoch,
+            trained_epochs=result.progress.epoch,
+            made_with=machine_line(self.device),
+        )
+        write_record(folder / RUN_RECORD_NAME, record)
+        return record, checkpoint
+
+    def _add(self, row: ComparedRow, wanted: int, seed: int, checkpoint: Checkpoint, epochs: Epochs) -> None:
+        found = self._evaluate(checkpoint, row.folder, seed)
+        before = self.rows.get(row) or RowRecords(row, wanted, (), dict.fromkeys(self.truths, ()), ())
+        self.rows[row] = before.with_seed(seed, found, epochs)
+
+    # ---- evaluation ----
+
+    def _record_path(self, row_folder: str, seed: int, name: str) -> Path:
+        return self.folder / "evaluations" / row_folder / f"seed-{seed}" / f"{name}.json"
+
+    def _found(self, checkpoint: Checkpoint, row_folder: str, seed: int) -> dict[str, EvaluationRecord | None]:
+        keys = evaluation_keys(checkpoint_hash(checkpoint), self.identities, self.plan.protocol)
+        return {name: read_evaluation(self._record_path(row_folder, seed, name), key) for name, key in keys.items()}
+
+    def _is_evaluated(self, checkpoint: Checkpoint, row_folder: str, seed: int) -> bool:
+        return all(record is not None for record in self._found(checkpoint, row_folder, seed).values())
+
+    def _evaluate(self, checkpoint: Checkpoint, row_folder: str, seed: int) -> dict[str, EvaluationRecord]:
+        found = self._found(checkpoint, row_folder, seed)
+        there = {name: record for name, record in found.items() if record is not None}
+        keys = evaluation_keys(checkpoint_hash(checkpoint), self.identities, self.plan.protocol)
+        missing = {name: key for name, key in keys.items() if name not in there}
+        if missing:
+            encoder = load_encoder(checkpoint.folder)
+            encoder.net.to(self.device)
+            photos = self._decode(encoder.preprocessing)
+            new = evaluate_encoder(encoder, photos, self.truths, missing, self.observer)
+            for name, record in new.items():
+                write_record(self._record_path(row_folder, seed, name), record)
+            there |= new
+        return there
+
+    def _decode(self, image: Preprocessing) -> EvalPhotos:
+        if image not in self.photos:
+            self.photos[image] = EvalPhotos.decode(self.plan.eval_sets, image, self.settings.cache, self.observer)
+        return self.photos[image]
+
+    # ---- report ----
+
+    def _overlaps(self) -> list[str]:
+        if self.plan.photos is None:
+            return []
+        notes = []
+        for photos in self.plan.eval_sets:
+            near = overlap(self.plan.photos.training, photos)
+            if near is None:
+                notes.append(f"Whether training photos lie near the queries of {photos.name} cannot be told")
+            elif near:
+                notes.append(
+                    f"{near} of {len(self.plan.photos.training)} training photos lie within {OVERLAP_M:g} m of a "
+                    f"query of {photos.name}: its numbers are optimistic"
+                )
+        return notes
+
+    def _missing(self) -> list[str]:
+        there = {(records.row.label, seed) for records in self.rows.values() for seed in records.seeds}
+        missing = []
+        for recipe in self.plan.recipes:
+            seeds = [seed for seed in range(self.plan.seeds) if (recipe.name, seed) not in there]
+            told = [f"{seed} (diverged)" if (recipe.name, seed) in self.diverged else str(seed) for seed in seeds]
+            if told:
+                missing.append(f"{recipe.name}, {'seed' if len(told) == 1 else 'seeds'} {', '.join(told)}")
+        return missing
+
+    def _report(self) -> ComparisonReport:
+        report = self.builder.build(
+            list(self.rows.values()),
+            missing=self._missing(),
+            notes=self.notes,
+            made_with=self.made_with or [machine_line(self.device)],
+        )
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_file(self.folder / TABLE_NAME, markdown(report).encode())
+            replace_file(self.folder / CSV_NAME, csv_text(report).encode())
+        self.observer.reported(report)
+        return report
