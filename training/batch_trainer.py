@@ -41,6 +41,9 @@ class BatchTrainer:
         recipe: decides everything.
         encoder: its net is trained in place.
         fabric: device, precision, processes.
+
+    Raises:
+        ObjectiveError: the objective cannot work on batches of the recipe's size.
     """
 
     def __init__(self, recipe: Recipe, encoder: Encoder, fabric: "Fabric") -> None:
@@ -48,6 +51,7 @@ class BatchTrainer:
         self.fabric = fabric
         self._views = ViewMaker(recipe, encoder.normalisation)
         objective = build_objective(recipe.objective.name, encoder.descriptor_dim, recipe.objective.settings)
+        objective.check_batch_size(recipe.training.pairs * fabric.world_size)
         self.model = PairModel(encoder.net, objective)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             synchronised: Any = torch.nn.SyncBatchNorm

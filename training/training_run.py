@@ -181,6 +181,11 @@ class TrainingRun:
         # Every process gets as many batches; the last few that cannot be shared out evenly are left to the next epoch.
         world = self._fabric.world_size
         own = range(self._fabric.global_rank, len(plan.batches) // world * world, world)
+        if not own:
+            raise TrainingError(
+                f"{world} devices cannot share {len(plan.batches)} batches an epoch",
+                remedy="Lower --devices or training.pairs, or give more photos",
+            )
         order = own[self.progress.next_batch :]
         on_gpu = self._fabric.device.type == "cuda"
         workers = self._device_settings.loader_workers

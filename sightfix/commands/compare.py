@@ -48,8 +48,8 @@ def compare(
 ) -> None:
     """Compare objectives: recipes × seeds trained, evaluated, and put into one table; the same command goes on."""
     from retrieval.errors import ParameterError
-    from sightfix.commands.train import _check_extra
     from sightfix.console import console
+    from sightfix.extras import require
     from sightfix.matplotlib_figure import matplotlib_figure
 
     if not recipes and not checkpoint:
@@ -57,7 +57,7 @@ def compare(
             "there is nothing to compare", remedy="Give recipes (sightfix train lists them), or --checkpoint LABEL=DIR"
         )
     matplotlib_figure()
-    _check_extra()
+    require("training")
     from training.comparison.compare import CompareSettings
     from training.comparison.plan import DEFAULT_RADII_M, ComparisonPlan
     from training.run_device import DeviceSettings

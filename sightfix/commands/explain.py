@@ -1,6 +1,5 @@
 """`sightfix explain`: where a descriptor looks in a photo, and where the score of two photos comes from."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from training.encoder import Encoder
 
 _SHIPPED_RECIPE: Final = "simclr-efficientnet-lite0"
-_NEEDED: Final = {"torch": "PyTorch", "timm": "timm", "safetensors": "safetensors"}
 
 
 def explain(
@@ -31,6 +29,7 @@ def explain(
     from retrieval.errors import ParameterError
     from retrieval.images import decode_image, read_image_bytes
     from sightfix.console import console
+    from sightfix.extras import require
     from sightfix.heat_map_figure import check_figure_path, write_heat_map_figure
 
     if checkpoint is not None and recipe is not None:
@@ -38,7 +37,7 @@ def explain(
     check_figure_path(out)
     paths = [photo] if other is None else [photo, other]
     encoded = [read_image_bytes(path) for path in paths]
-    _check_installed()
+    require("heat maps")
     with console.status("Looking"):
         encoder = _encoder(checkpoint, recipe)
         views = [
@@ -52,17 +51,6 @@ def explain(
         write_heat_map_figure(photos, score if other is not None else None, model, out)
     _print(photos, score if other is not None else None)
     console.print(f"[green]wrote[/] {escape(str(out))}", soft_wrap=True)
-
-
-def _check_installed() -> None:
-    from retrieval.errors import MissingExtraError
-
-    missing = [words for module, words in _NEEDED.items() if find_spec(module) is None]
-    if missing:
-        raise MissingExtraError(
-            f"heat maps need {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
-            remedy="Run: pip install 'sightfix[training]'",
-        )
 
 
 def _encoder(checkpoint: Path | None, recipe: str | None) -> "Encoder":

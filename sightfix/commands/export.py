@@ -14,15 +14,10 @@ def export(
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there")] = False,
 ) -> None:
     """Turn a trained checkpoint into a bundle that index and server use."""
-    from importlib.util import find_spec
-
-    from retrieval.errors import MissingExtraError
     from sightfix.console import console
+    from sightfix.extras import require
 
-    if any(find_spec(needed) is None for needed in ("torch", "timm", "onnx", "onnxscript")):
-        raise MissingExtraError(
-            "exporting needs PyTorch, timm and ONNX", remedy="Run: pip install 'sightfix[cpu,export]'"
-        )
+    require("export")
     from export.checkpoint_bundle import export_checkpoint
 
     with console.status("Exporting"):

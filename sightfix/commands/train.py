@@ -34,13 +34,14 @@ def train(
     """Train a place descriptor on geo-tagged photos; the same command goes on with an interrupted run."""
     from retrieval.errors import ParameterError
     from sightfix.console import console
+    from sightfix.extras import require
 
     if recipe is None:
         _list_recipes()
         return
     if photos is None:
         raise ParameterError("there are no photos to train on", remedy="Add --photos FOLDER, or a CSV or spec")
-    _check_extra()
+    require("training")
     from sightfix.training_console import ConsoleObserver
     from training.recipe import load_recipe
     from training.run_device import DeviceSettings
@@ -69,17 +70,6 @@ def train(
         recall, at = 100 * result.progress.best_recall, settings.validation.recall_at
         console.print(f"best after epoch {result.progress.best_epoch}: validation R@{at} {recall:.1f} %")
     console.print(f"Next: sightfix explain PHOTO --checkpoint {escape(str(result.best))}")
-
-
-def _check_extra() -> None:
-    from importlib.util import find_spec
-
-    from retrieval.errors import MissingExtraError
-
-    if any(find_spec(name) is None for name in ("torch", "timm", "lightning")):
-        raise MissingExtraError(
-            "training needs PyTorch, timm and Lightning", remedy="Install them: pip install 'sightfix[cpu,training]'"
-        )
 
 
 def _list_recipes() -> None:

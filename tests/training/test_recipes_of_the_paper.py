@@ -130,10 +130,13 @@ def test_the_small_recipes_suit_two_cores(method: str) -> None:
     recipe = recipe_of(method, "efficientnet-lite0")
     assert (recipe.network.backbone, recipe.network.pretrained) == ("tf_efficientnet_lite0", "wheel")
     assert (recipe.image.height, recipe.image.width) == (256, 256)
-    assert (recipe.optimiser.name, recipe.optimiser.learning_rate) == ("adamw", 1e-4)
-    assert 24 <= recipe.training.pairs <= 48
+    assert (recipe.optimiser.name, recipe.optimiser.learning_rate) == ("adamw", 3e-5)
+    assert 16 <= recipe.training.pairs <= 32
+    assert recipe.training.freeze_batch_norm
     assert recipe.training.epochs <= 10
     assert recipe.geopair.other_session_only
+    assert recipe.geopair.positive == "nearest"
+    assert recipe.geopair.batch_separation_m <= 10.0
     assert recipe.geopair.positive_radius_m == 10.0
     settings = objective_settings(method, recipe.objective.settings).model_dump()
     assert settings.get("temperature", 0.07) == 0.07

@@ -61,6 +61,15 @@ class KeyQueue(nn.Module):
         self.register_buffer("positions", torch.full((size, 3), math.nan, dtype=torch.float64))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
 
+    def check_room(self, keys: int) -> None:
+        """Raise ObjectiveError unless so many keys fit at once."""
+        size = len(self.keys)
+        if keys > size:
+            raise ObjectiveError(
+                f"the queue holds {size} keys, fewer than one batch of {keys}",
+                remedy=f"Set queue_size to {keys} or more, or lower the batch size",
+            )
+
     @torch.no_grad()
     def push(self, keys: Tensor, positions: Tensor | None) -> None:
         """Let new keys take the place of the oldest.
@@ -72,12 +81,8 @@ class KeyQueue(nn.Module):
         Raises:
             ObjectiveError: more keys than the queue holds.
         """
+        self.check_room(len(keys))
         size = len(self.keys)
-        if len(keys) > size:
-            raise ObjectiveError(
-                f"the queue holds {size} keys, fewer than one batch of {len(keys)}",
-                remedy=f"Set queue_size to {len(keys)} or more, or lower the batch size",
-            )
         places = (self.oldest + torch.arange(len(keys), device=keys.device)) % size
         self.keys[places] = keys.to(self.keys.dtype)
         self.positions[places] = math.nan if positions is None else positions.double()
@@ -107,6 +112,11 @@ class MocoV2(Objective):
     def make_target(self, encoder: nn.Module) -> MomentumEncoder:
         """The momentum encoder that makes the keys."""
         return MomentumEncoder(encoder, self.projection, self.settings.decay)
+
+    def check_batch_size(self, pairs: int) -> None:
+        """As every objective, and the queue must hold a batch."""
+        super().check_batch_size(pairs)
+        self.queue.check_room(pairs)
 
     def loss(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
         """InfoNCE; the queue is read first and in train mode then takes this batch's keys, of all processes."""

@@ -89,6 +89,14 @@ class Objective(nn.Module, ABC):
         del encoder
         return None
 
+    def check_batch_size(self, pairs: int) -> None:
+        """Raise ObjectiveError where batches of so many pairs, of all processes, can never work."""
+        if pairs < self.min_pairs:
+            raise ObjectiveError(
+                f"{type(self).__name__} needs at least {self.min_pairs} pairs in a batch and was given {pairs}",
+                remedy="Raise the batch size, or give more photos",
+            )
+
     def forward(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
         """The loss of a batch, always in full precision, and numbers to log.
 
@@ -116,11 +124,7 @@ class Objective(nn.Module, ABC):
         if self.needs_negatives and pairs.negatives is None:
             missing.append("negatives")
         assert not missing, f"{type(self).__name__} was given no {', '.join(missing)}"
-        if len(pairs.x) < self.min_pairs:
-            raise ObjectiveError(
-                f"{type(self).__name__} needs at least {self.min_pairs} pairs in a batch and was given {len(pairs.x)}",
-                remedy="Raise the batch size, or give more photos",
-            )
+        Objective.check_batch_size(self, len(pairs.x))
 
 
 def given(tensor: Tensor | None) -> Tensor:
