@@ -411,13 +411,14 @@ class _Pace:
 
 
 def _planner(recipe: Recipe, table: PhotoTable, fabric: "Fabric") -> GeoPairs:
+    min_pairs = objective_class(recipe.objective.name).min_pairs  # the two views of a mined negative are a pair too
     return GeoPairs(
         table,
         recipe.geopair,
         queries_per_batch=recipe.queries_per_batch,
         queries_per_epoch=recipe.training.queries_per_epoch,
         seed=recipe.training.seed,
-        min_queries=objective_class(recipe.objective.name).min_pairs,
+        min_queries=math.ceil(min_pairs * recipe.queries_per_batch / recipe.training.pairs),
         equal_batches=fabric.world_size > 1,
         separate_negatives=recipe.views_of_negatives,
     )

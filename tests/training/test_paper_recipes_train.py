@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from export.checkpoint_bundle import export_checkpoint
+from retrieval.describer import Describer
 from retrieval.references.reference import Reference
 from tests.training.walks import make_walks
 from training.checkpoint import ENCODER_NAME, load_encoder
@@ -17,7 +19,7 @@ from training.recipe import load_recipe
 from training.training_run import TrainingRun
 
 # One query and, where negatives are mined, one: the smallest batch that batch norms can take.
-ONE_STEP = ["network.pretrained=none", "training.pairs=2", "training.queries_per_epoch=2", "training.epochs=1"]
+ONE_STEP = ["network.pretrained=none", "training.pairs=2", "training.epochs=1"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,11 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> list[Reference]:
 @pytest.mark.parametrize("backbone", ["resnet50", "deit-small"])
 @pytest.mark.parametrize("method", list(OBJECTIVES))
 def test_a_recipe_of_the_paper_trains(method: str, backbone: str, tmp_path: Path, references: list[Reference]) -> None:
-    recipe = load_recipe(f"{method.replace('_', '-')}-{backbone}", ONE_STEP)
+    name = f"{method.replace('_', '-')}-{backbone}"
+    mines = load_recipe(name).geopair.negative_mining != "none"
+    # Random nets tell random pictures apart by more than the paper's margin, and nothing would be learnt.
+    margin = ["objective.margin=4.0"] if method == "triplet" else []
+    recipe = load_recipe(name, [*ONE_STEP, *margin, f"training.queries_per_epoch={1 if mines else 2}"])
     assert (recipe.image.height, recipe.image.width) == (480, 640)
     cache: PhotoCache = fill_photo_cache(tmp_path / "cache", references, recipe.image)
     run = TrainingRun(recipe, cache, None, tmp_path / "run", photos_name="walks")
@@ -36,7 +42,8 @@ def test_a_recipe_of_the_paper_trains(method: str, backbone: str, tmp_path: Path
     result = run.run()
     assert result.progress.step == 1
     moved = [name for name, tensor in run.encoder.net.named_parameters() if not torch.equal(tensor, before[name])]
-    assert len(moved) > 0.9 * len(before)
+    # timm begins ResNet's residual branches at zero: in the first step only their last norm has a gradient.
+    assert len(moved) > (0.3 if backbone == "resnet50" else 0.9) * len(before)
 
     kept = load_file(result.last / ENCODER_NAME)
     assert set(kept) == set(run.encoder.net.state_dict())
@@ -48,3 +55,7 @@ def test_a_recipe_of_the_paper_trains(method: str, backbone: str, tmp_path: Path
     np.testing.assert_allclose(
         describe_cached(encoder, cache, rows), describe_cached(run.encoder, cache, rows), atol=1e-5
     )
+    # The network does not depend on the method (test_recipes_of_the_paper), and exporting it takes a while.
+    if method == "simclr":
+        exported = Describer(export_checkpoint(result.last, tmp_path / "bundle")).describe(cache.rows(rows))
+        assert (exported * describe_cached(encoder, cache, rows)).sum(axis=1).min() > 0.99999
