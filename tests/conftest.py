@@ -1,6 +1,11 @@
 """Fixtures that every floor's tests share."""
 
 import os
+
+# Several pytest workers share the cores: with as many threads each they wait for one another more than they work.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from dataclasses import dataclass
 from pathlib import Path
 
