@@ -20,7 +20,8 @@ A recipe is a TOML file that decides everything of a training run but the photos
 shipped (`training/recipes/`); any of them by name, or a file of your own by path, goes into `sightfix train` and
 `sightfix compare`. Every key is typed, and an unknown one is an error that suggests the nearest.
 
-`--set table.key=value` changes a key for one run: `--set training.pairs=32`; `none` takes away a key that may be missing.
+`--set table.key=value` changes a key for one run: `--set training.pairs=32`; `none` takes away a key that may be
+missing.
 """
 _OBJECTIVE = """## `[objective]`
 

@@ -30,7 +30,7 @@ SMALL = [
     "schedule.warm_up_epochs=0",
 ]
 EPOCHS = 2
-# A queue begins with random keys, which are easy: a short one, so that it is soon full of real ones, and longer training.
+# A queue begins with random keys, which are easy: a short one is soon full of real ones. Then longer training.
 OF_OBJECTIVE = {"mocov2": ["objective.queue_size=16", "objective.decay=0.9"]}
 EPOCHS_OF = {"mocov2": 6}
 QUEUE_FILLED = 2
