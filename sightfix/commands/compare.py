@@ -9,7 +9,6 @@ from rich.markup import escape
 
 if TYPE_CHECKING:
     from training.comparison.compare import CompareSettings
-    from training.comparison.eval_set import EvalSet
     from training.comparison.plan import ComparisonPlan
     from training.recipe import Recipe
     from training.train import TrainingPhotos
@@ -49,6 +48,7 @@ def compare(
     """Compare objectives: recipes × seeds trained, evaluated, and put into one table; the same command goes on."""
     from retrieval.errors import ParameterError
     from sightfix.console import console
+    from sightfix.eval_set_options import open_eval_sets
     from sightfix.extras import require
     from sightfix.matplotlib_figure import matplotlib_figure
 
@@ -65,7 +65,7 @@ def compare(
     plan = ComparisonPlan(
         recipes=tuple(_recipes(recipes or [], set_ or [])),
         photos=None if train is None else _training_photos(train, hold_out),
-        eval_sets=tuple(_eval_sets(eval_ or [], eval_database or [], eval_queries or [])),
+        eval_sets=tuple(open_eval_sets(eval_ or [], eval_database or [], eval_queries or [])),
         seeds=seeds,
         checkpoints=_checkpoints(checkpoint or []),
         radii_m=tuple(radius or DEFAULT_RADII_M),
@@ -119,22 +119,6 @@ def _training_photos(spec: str, share: float) -> "TrainingPhotos":
         f"{len(held.validation.queries)} queries; {held.margin} more lie too near to them to train on[/]"
     )
     return TrainingPhotos(name, held.training, held.validation)
-
-
-def _eval_sets(names: Sequence[str], databases: Sequence[str], queries: Sequence[str]) -> "list[EvalSet]":
-    from retrieval.errors import ParameterError
-    from retrieval.references import open_references
-    from training.comparison.eval_set import EvalSet
-
-    if not len(names) == len(databases) == len(queries):
-        raise ParameterError(
-            f"there are {len(names)} --eval, {len(databases)} --eval-database and {len(queries)} --eval-queries",
-            remedy="Give the three for each evaluation set, in the same order",
-        )
-    return [
-        EvalSet(name, tuple(open_references(database)), tuple(open_references(asked)))
-        for name, database, asked in zip(names, databases, queries, strict=True)
-    ]
 
 
 def _checkpoints(given: Sequence[str]) -> dict[str, Path]:

@@ -7,11 +7,10 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from retrieval.errors import SightfixError
+from retrieval.errors import ParameterError, SightfixError
 from sightfix.commands.compare import compare
 from tests.training.small_encoder import SMALL_NETWORK
 from tests.training.walks import make_walks
-from training.comparison.errors import ComparisonError
 from training.training_run import TrainingStoppedError
 
 APP = typer.Typer()
@@ -133,5 +132,5 @@ def test_hold_out_chooses_the_best(west: str, east: tuple[str, ...], tmp_path: P
 
 def test_queries_far_from_the_database(west: str, east: tuple[str, ...], tmp_path: Path) -> None:
     mixed = (*east[:4], "--eval-queries", west)
-    with pytest.raises(ComparisonError, match="evaluation set forth: none of the 24 queries"):
+    with pytest.raises(ParameterError, match="evaluation set forth: none of the 24 queries"):
         run("simclr-efficientnet-lite0", "--train", west, *mixed, "--out", tmp_path, *SETTINGS)

@@ -12,12 +12,12 @@ import torch
 
 from retrieval.artefact import replace_file, storage_errors
 from retrieval.errors import SightfixError, StorageError
+from retrieval.evaluation.eval_set import OVERLAP_M, Truth, overlap
 from retrieval.images import Preprocessing
 from training.checkpoint import Checkpoint, load_encoder, open_checkpoint
 from training.comparison.checkpoints import checkpoint_hash, checkpoint_row, network_hash, untrained_checkpoint
 from training.comparison.comparison_observer import ComparisonObserver
 from training.comparison.errors import ComparisonError
-from training.comparison.eval_set import OVERLAP_M, Truth, overlap
 from training.comparison.evaluating import EvalPhotos, evaluate_encoder, evaluation_keys
 from training.comparison.evaluation_record import EvaluationRecord, read_evaluation, write_record
 from training.comparison.machine_line import machine_line

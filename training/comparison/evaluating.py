@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from retrieval.errors import ParameterError
 from retrieval.evaluation import Protocol, exact_ranking, first_hits
+from retrieval.evaluation.eval_set import EvalSet, Truth
 from retrieval.images import Preprocessing
 from retrieval.references.reference import Reference
 from training.comparison.errors import ComparisonError
-from training.comparison.eval_set import EvalSet, Truth
 from training.comparison.evaluation_record import HEAT_QUERIES, HEAT_TOP, EvaluationKey, EvaluationRecord
 from training.describing import describe_cached
 from training.encoder import Encoder

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from retrieval.evaluation import Protocol
+from retrieval.evaluation.eval_set import EvalSet
 from training.comparison.errors import ComparisonError
-from training.comparison.eval_set import EvalSet
 from training.comparison.methods import METHOD_NAMES, UNTRAINED
 from training.recipe_settings import Recipe
 from training.train import TrainingPhotos

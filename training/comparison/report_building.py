@@ -8,8 +8,8 @@ import numpy as np
 
 from retrieval.evaluation import Protocol
 from retrieval.evaluation.bootstrap import FEW_GROUPS
+from retrieval.evaluation.eval_set import Truth
 from retrieval.geo import Float64Array
-from training.comparison.eval_set import Truth
 from training.comparison.evaluation_record import EvaluationRecord
 from training.comparison.methods import CONTRASTS, FAMILIES, ComparedRow, paper_order
 from training.comparison.report import Column, ComparisonReport, Contrast, Difference, Epochs, Heat, ReportRow

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retrieval.evaluation import Bootstrap, Protocol
+from retrieval.evaluation.eval_set import EvalSet, Truth
 from retrieval.geo import Position
 from retrieval.references.reference import Reference
-from training.comparison.eval_set import EvalSet, Truth
 from training.comparison.evaluation_record import EvaluationKey, EvaluationRecord
 from training.comparison.methods import ComparedRow
 from training.comparison.report import Epochs

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval.errors import SightfixError
+from retrieval.errors import ParameterError, SightfixError
+from retrieval.evaluation.eval_set import EvalSet
 from retrieval.references.reference import Reference
 from tests.training.small_encoder import small_encoder, small_recipe
 from tests.training.walks import make_walks
@@ -18,7 +19,6 @@ from training.checkpoint import CheckpointError, save_encoder
 from training.comparison.compare import CompareSettings, compare
 from training.comparison.comparison_observer import ComparisonObserver
 from training.comparison.errors import ComparisonError
-from training.comparison.eval_set import EvalSet
 from training.comparison.plan import ComparisonPlan
 from training.comparison.report import ComparisonReport
 from training.recipe import Recipe
@@ -355,7 +355,7 @@ def test_a_checkpoint_that_is_none(plan: ComparisonPlan, tmp_path: Path) -> None
 
 def test_no_solvable_query(plan: ComparisonPlan, far_walks: list[Reference], tmp_path: Path) -> None:
     photos = replace(plan.eval_sets[0], queries=tuple(far_walks))
-    with pytest.raises(ComparisonError, match=r"evaluation set walks: none of the 12 queries"):
+    with pytest.raises(ParameterError, match=r"evaluation set walks: none of the 12 queries"):
         run(replace(plan, eval_sets=(photos,)), tmp_path)
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from retrieval.errors import ParameterError
+from retrieval.evaluation.eval_set import EvalSet, Truth, overlap
 from tests.training.comparison.places_in_a_row import PROTOCOL, at, eval_set, truth
-from training.comparison.errors import ComparisonError
-from training.comparison.eval_set import EvalSet, Truth, overlap
 
 
 def test_positives_by_hand() -> None:
@@ -36,13 +36,13 @@ def test_nearest_takes_the_first_of_equals() -> None:
 
 
 def test_without_a_solvable_query() -> None:
-    with pytest.raises(ComparisonError, match=r"none of the 2 queries has a database photo within 10 m") as error:
+    with pytest.raises(ParameterError, match=r"none of the 2 queries has a database photo within 10 m") as error:
         truth([0.0], [20.0, 22.0])
     assert "evaluation set east" in str(error.value)
 
 
 def test_an_empty_set() -> None:
-    with pytest.raises(ComparisonError, match=r"0 queries and 1 database photos"):
+    with pytest.raises(ParameterError, match=r"0 queries and 1 database photos"):
         Truth.of(eval_set([0.0], []), PROTOCOL)
 
 

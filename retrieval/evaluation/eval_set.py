@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import ParameterError
-from retrieval.evaluation import Positions, Protocol, chance_at, count_positives, place_groups
-from retrieval.evaluation.positions import Ground, Int64Array, true_ground
+from retrieval.evaluation.bootstrap import place_groups
+from retrieval.evaluation.positions import Ground, Int64Array, Positions, true_ground
+from retrieval.evaluation.positives import count_positives
+from retrieval.evaluation.protocol import Protocol
+from retrieval.evaluation.recall import chance_at
 from retrieval.geo import Float64Array
 from retrieval.references.reference import Reference
-from training.comparison.errors import ComparisonError
 
 # A photo trained on and a query this near to each other very likely show the same place.
 OVERLAP_M: Final = 25.0
@@ -66,11 +68,11 @@ class Truth:
         """Count what is right.
 
         Raises:
-            ComparisonError: no query has a true match within one of the radii.
+            ParameterError: no query has a true match within one of the radii.
             ParameterError: queries and database share no kind of position.
         """
         if not photos.database or not photos.queries:
-            raise ComparisonError(
+            raise ParameterError(
                 f"{len(photos.queries)} queries and {len(photos.database)} database photos: nothing to evaluate",
                 where=f"evaluation set {photos.name}",
                 remedy="Check folder and filters with: sightfix inspect SPEC",
@@ -80,7 +82,7 @@ class Truth:
         positives = count_positives(ground, protocol.radii_m)
         for radius, counts in zip(protocol.radii_m, positives, strict=True):
             if not counts.any():
-                raise ComparisonError(
+                raise ParameterError(
                     f"none of the {len(photos.queries)} queries has a database photo within {radius:g} m",
                     where=f"evaluation set {photos.name}",
                     remedy="Give database and queries of one area, or a larger --radius",
