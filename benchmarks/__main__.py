@@ -9,6 +9,7 @@ MODULES = (
     "geo_prior",
     "indexing_throughput",
     "localize_latency",
+    "describer_overhead",
     "campus_recall",
     "fix_methods",
     "default_bundle_size",

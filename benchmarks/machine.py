@@ -2,7 +2,7 @@
 
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from retrieval.machine import available_cores
@@ -10,12 +10,19 @@ from retrieval.machine import available_cores
 
 def describe_machine() -> str:
     """One line: date, processor, cores, Python and the versions that matter."""
-    names = ("onnxruntime", "faiss-cpu", "numpy", "pillow", "fastapi", "uvicorn")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    names = ("onnxruntime", "onnxruntime-gpu", "faiss-cpu", "faiss-gpu", "numpy", "pillow", "fastapi", "uvicorn")
+    versions = ", ".join(f"{name} {found}" for name in names if (found := _version(name)) is not None)
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {available_cores()} cores, "
         f"Python {platform.python_version()}, {versions}"
     )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -52,7 +52,9 @@ class ModelAnswer(AnswerPart):
     name: str
     fingerprint: str
     precision: str
-    provider: str
+    provider: str = Field(description="Where it really computes", examples=["cpu"])
+    runtime: str = Field(description="What computes, with its version", examples=["ONNX Runtime 1.32.0"])
+    device: str = Field(examples=["CPU, 2 threads"])
 
 
 class IndexAnswer(AnswerPart):

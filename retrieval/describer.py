@@ -1,57 +1,96 @@
-"""Bundle and images in, descriptors out: one ONNX Runtime session."""
+"""Bundle and images in, descriptors out: one engine, whichever provider runs it."""
 
-from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, Final, Literal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, Bundle, Precision
-from retrieval.errors import BundleError, MissingExtraError, ParameterError
+from retrieval.bundle import Bundle, Precision
+from retrieval.engines.batch_profiles import default_profiles
+from retrieval.engines.choosing import EngineRequest, ProviderChoice, choose_engine
+from retrieval.engines.engine import EngineDescription, Provider
+from retrieval.engines.engine_cache import default_engine_cache
+from retrieval.errors import BundleError, ParameterError
 from retrieval.images import RgbImage
 from retrieval.machine import available_cores
 
 Descriptors = NDArray[np.float32]
-Provider = Literal["cpu", "cuda"]
 
-_PROVIDERS: Final[dict[Provider, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# These compile, search algorithms or take memory for each batch size when they first see it.
+_WARM_EVERY_SIZE: Final[frozenset[Provider]] = frozenset({"tensorrt", "cuda"})
 
 
 class Describer:
-    """Describes images with a bundle's graph. Calls may come from any thread; one at a time is fastest.
+    """Describes images with a bundle's graph. Calls may come from any thread; they run one after another.
 
     Args:
         bundle: the opened bundle.
-        provider: where to compute; asking for one that is not available is an error, never a silent fallback.
+        provider: where to compute, `auto` for the best there is. A named one that cannot be had is an error, never a
+            silent fallback. The default is the one that gives the same descriptors on every machine and never builds.
         precision: which of the bundle's graphs.
-        threads: of ONNX Runtime; by default every core this process may use.
-        max_batch: larger inputs are described in pieces of this many images.
+        threads: of the CPU; by default every core this process may use.
+        max_batch: larger inputs are described in pieces of this many images; compiled engines are built for it.
+        allow_cpu_fallback: whether the CPU may take the place of a named provider that cannot be had.
+        gpu_mem_limit: of ONNX Runtime's memory arena on a GPU, bytes; None sets no limit.
+        engine_cache: where compiled engines are kept; see `default_engine_cache`.
+        on_build: is told, in words for people, that a build of some minutes begins.
 
     Raises:
         BundleError: the graph cannot be loaded, or does not have the contract's input and output.
-        ParameterError: the provider is not available on this machine.
-        MissingExtraError: ONNX Runtime is not installed.
+        ParameterError: an unknown provider, or max_batch or threads below 1.
+        ProviderUnavailableError: the provider is not available on this machine.
+        MissingExtraError: its runtime is not installed.
+        EngineError, DeviceError: its compiled engine is damaged, or the GPU refuses.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         *,
-        provider: Provider = "cpu",
+        provider: ProviderChoice = "cpu",
         precision: Precision = "fp32",
         threads: int | None = None,
         max_batch: int = 32,
+        allow_cpu_fallback: bool = False,
+        gpu_mem_limit: int | None = None,
+        engine_cache: Path | None = None,
+        on_build: Callable[[str], None] = lambda _: None,
     ) -> None:
         if max_batch < 1:
             raise ParameterError(f"max_batch {max_batch} is below 1")
+        if threads is not None and threads < 1:
+            raise ParameterError(f"threads {threads} is below 1")
         self.bundle = bundle
-        self.provider = provider
         self.precision = precision
         self.threads = threads or available_cores()
         self.max_batch = max_batch
-        self._session = self._open_session(_onnxruntime())
-        self._check_contract()
+        self._profiles = default_profiles(max_batch)
+        request = EngineRequest(
+            bundle,
+            precision,
+            self.threads,
+            self._profiles,
+            engine_cache or default_engine_cache(),
+            gpu_mem_limit,
+            on_build,
+        )
+        chosen = choose_engine(request, provider, allow_cpu_fallback=allow_cpu_fallback)
+        self.passed_over = chosen.passed_over
+        self._engine = chosen.engine
+        self._one_at_a_time = Lock()
+
+    @property
+    def description(self) -> EngineDescription:
+        """What really computes."""
+        return self._engine.description
+
+    @property
+    def provider(self) -> Provider:
+        """Where it computes."""
+        return self._engine.description.provider
 
     def describe(self, images: NDArray[np.uint8] | Sequence[RgbImage]) -> Descriptors:
         """Describe images that `decode_image` made with this bundle's preprocessing.
@@ -65,78 +104,44 @@ class Describer:
         Raises:
             ParameterError: another size or type than the bundle's input.
             BundleError: the graph returned something that is not a number.
+            DeviceError: the GPU failed.
         """
-        size = (self.bundle.preprocessing.height, self.bundle.preprocessing.width, 3)
-        for image in images:
-            if image.shape != size or image.dtype != np.uint8:
-                raise ParameterError(
-                    f"an image is {image.shape} {image.dtype}, the bundle wants {size} uint8",
-                    remedy="Decode it with the bundle's preprocessing (retrieval.images.decode_image)",
-                )
+        self._check(images)
         if len(images) == 0:
             return np.empty((0, self.bundle.descriptor_dim), np.float32)
-        pieces = [
-            self._session.run([OUTPUT_NAME], {INPUT_NAME: np.asarray(images[start : start + self.max_batch])})[0]
-            for start in range(0, len(images), self.max_batch)
-        ]
+        pieces = []
+        for start in range(0, len(images), self.max_batch):
+            piece = np.ascontiguousarray(images[start : start + self.max_batch])
+            with self._one_at_a_time:
+                pieces.append(self._engine.run(piece))
         descriptors: Descriptors = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         if not np.isfinite(descriptors).all():
             raise BundleError("the graph returned a descriptor that is not finite", where=str(self.bundle.folder))
         return descriptors
 
     def warm_up(self) -> None:
-        """Describe a blank batch once, so that the first real image does not pay for lazy initialisation."""
+        """Describe blank batches, so that no real image pays for lazy initialisation.
+
+        One batch on the CPU; every batch size that can reach a GPU, where each may cost seconds the first time.
+        """
         preprocessing = self.bundle.preprocessing
-        self.describe(np.zeros((1, preprocessing.height, preprocessing.width, 3), np.uint8))
+        for size in self._profiles.sizes if self.provider in _WARM_EVERY_SIZE else (1,):
+            self.describe(np.zeros((size, preprocessing.height, preprocessing.width, 3), np.uint8))
 
-    def _open_session(self, ort: ModuleType) -> Any:
-        wanted = _PROVIDERS[self.provider]
-        if wanted not in ort.get_available_providers():
-            raise ParameterError(
-                f"the provider {self.provider} is not available to the installed ONNX Runtime",
-                remedy="Install sightfix[gpu] on a machine with a GPU, or choose the provider cpu",
-            )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Threads that spin while idle steal the cores from image decoding.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = self.bundle.graph_path(self.precision)
-        try:
-            session = ort.InferenceSession(str(path), options, providers=[wanted])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class but this
-            raise BundleError(
-                f"ONNX Runtime cannot load the graph ({error})", where=str(path), remedy="Export the bundle again"
-            ) from error
-        if session.get_providers()[0] != wanted:
-            raise ParameterError(
-                f"ONNX Runtime fell back from {wanted} to {session.get_providers()[0]}",
-                remedy="Check the GPU driver, CUDA and cuDNN, or choose the provider cpu",
-            )
-        return session
+    def close(self) -> None:
+        """Free the engine's memory; the describer cannot be used afterwards."""
+        self._engine.close()
 
-    def _check_contract(self) -> None:
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        preprocessing, dim = self.bundle.preprocessing, self.bundle.descriptor_dim
-        found_in = [(i.name, i.type, i.shape[1:]) for i in inputs]
-        found_out = [(o.name, o.type, o.shape[1:]) for o in outputs]
-        if found_in != [(INPUT_NAME, "tensor(uint8)", [preprocessing.height, preprocessing.width, 3])] or (
-            found_out != [(OUTPUT_NAME, "tensor(float)", [dim])]
-        ):
-            raise BundleError(
-                f"the graph has input {found_in} and output {found_out}, which is not the bundle's contract",
-                where=str(self.bundle.folder),
-                remedy="Export the bundle again",
-            )
-
-
-def _onnxruntime() -> ModuleType:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            "ONNX Runtime is not installed", remedy="Run: pip install 'sightfix[cpu]' (or [gpu] beside CUDA)"
-        ) from error
-    module: ModuleType = onnxruntime
-    return module
+    def _check(self, images: NDArray[np.uint8] | Sequence[RgbImage]) -> None:
+        size = (self.bundle.preprocessing.height, self.bundle.preprocessing.width, 3)
+        if isinstance(images, np.ndarray):
+            # One look at an array is enough: all its images have the same size and type.
+            kinds = {(images.shape[1:], images.dtype)} if len(images) else set()
+        else:
+            kinds = {(image.shape, image.dtype) for image in images}
+        for shape, dtype in kinds:
+            if shape != size or dtype != np.uint8:
+                raise ParameterError(
+                    f"an image is {shape} {dtype}, the bundle wants {size} uint8",
+                    remedy="Decode it with the bundle's preprocessing (retrieval.images.decode_image)",
+                )

@@ -95,6 +95,24 @@ class MissingExtraError(SightfixError):
     default_code = "missing_extra"
 
 
+class ProviderUnavailableError(SightfixError):
+    """A provider was asked for that this machine or installation does not have."""
+
+    default_code = "provider_unavailable"
+
+
+class EngineError(ArtefactError):
+    """A compiled engine that cannot be built, opened or run: damaged, or made for another model or machine."""
+
+    default_code = "engine_damaged"
+
+
+class DeviceError(SightfixError):
+    """The GPU refused: out of memory, a kernel that failed, a device that was lost."""
+
+    default_code = "device"
+
+
 class ServerError(SightfixError):
     """A running sightfix server refused or could not be reached."""
 

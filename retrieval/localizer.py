@@ -81,12 +81,14 @@ class Localizer:
         self.place_index = place_index
         self.fix_settings = fix_settings or FixSettings()
         self.limits = limits
-        bundle, manifest = describer.bundle, place_index.manifest
+        bundle, manifest, computes = describer.bundle, place_index.manifest, describer.description
         self.model_answer = ModelAnswer(
             name=bundle.name,
             fingerprint=bundle.fingerprint,
-            precision=describer.precision,
-            provider=describer.provider,
+            precision=computes.precision,
+            provider=computes.provider,
+            runtime=computes.runtime,
+            device=computes.device,
         )
         self.index_answer = IndexAnswer(
             name=manifest.name, version=manifest.version, size=manifest.count, type=manifest.index_type

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from retrieval.answer import IndexAnswer, LocalizeAnswer, ModelAnswer, Problem
 from retrieval.images import ImageLimits
@@ -49,6 +49,7 @@ class InfoAnswer(BaseModel):
 
     sightfix_version: str
     model: ModelAnswer
+    passed_over: list[str] = Field(description="Why the model does not compute on a better provider")
     index: IndexAnswer
     bounds: Bounds
     limits: dict[str, int]
@@ -195,6 +196,7 @@ def _add_health(app: FastAPI, live: LiveLocalizer) -> None:
         return InfoAnswer(
             sightfix_version=__version__,
             model=localizer.model_answer,
+            passed_over=list(localizer.describer.passed_over),
             index=localizer.index_answer,
             bounds=localizer.place_index.manifest.bounds,
             limits={

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from retrieval.answer import LocalizeAnswer
-from retrieval.bundle import open_bundle
+from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import SightfixError
 from retrieval.fix import FixSettings
@@ -69,6 +69,11 @@ class LiveLocalizer:
         if self._loader is not None:
             self._loader.join(timeout_s)
 
+    def still_loading(self, reason: str) -> None:
+        """Say what loading is busy with, to whoever asks for readiness."""
+        if self._readiness.state == "loading":
+            self._readiness = Readiness("loading", reason)
+
     def require(self) -> Localizer:
         """The localizer.
 
@@ -124,14 +129,18 @@ class LiveLocalizer:
         settings = self.settings
         started = time.perf_counter()
         try:
-            describer = Describer(open_bundle(settings.bundle), provider=settings.provider, threads=settings.threads)
+            bundle = open_bundle(settings.bundle)
+            # Before the model: nobody should wait for an engine's build to read that the index is of another model.
             place_index = PlaceIndex.open(find_index(settings.indexes, settings.index))
+            place_index.check_bundle(bundle)
+            describer = self._open_describer(bundle)
             self._localizer = Localizer(
                 describer,
                 place_index,
                 FixSettings(method=settings.fix_method),
                 ImageLimits(settings.max_image_bytes, settings.max_pixels),
             )
+            self.still_loading("the model is being warmed up")
             describer.warm_up()
         except SightfixError as error:
             self.failure = error
@@ -150,6 +159,19 @@ class LiveLocalizer:
                 place_index.version,
                 place_index.count,
             )
+
+    def _open_describer(self, bundle: Bundle) -> Describer:
+        settings = self.settings
+        return Describer(
+            bundle,
+            provider=settings.provider,
+            precision=settings.precision,
+            threads=settings.threads,
+            allow_cpu_fallback=settings.allow_cpu_fallback,
+            gpu_mem_limit=settings.gpu_mem_limit,
+            engine_cache=settings.engine_cache,
+            on_build=self.still_loading,
+        )
 
 
 def _localize_one(localizer: Localizer, query: DecodedQuery) -> tuple[LocalizeAnswer, float]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from retrieval.describer import Provider
+from retrieval.bundle import Precision
+from retrieval.engines.choosing import ProviderChoice
 from retrieval.fix import FixMethod
 from retrieval.index_folder import DEFAULT_INDEXES
 
@@ -18,8 +19,12 @@ class ServerSettings(BaseSettings):
         indexes: the folder of all place indexes.
         index: which one to serve; may be left out when there is only one.
         bundle: the bundle the index was made with; None is the one shipped with sightfix.
-        provider: where ONNX Runtime computes.
-        threads: of ONNX Runtime; None takes every core.
+        provider: where the model computes; auto takes the best there is, see `choose_engine`.
+        precision: which of the bundle's graphs.
+        allow_cpu_fallback: whether the CPU may take the place of a named provider that cannot be had.
+        gpu_mem_limit: of ONNX Runtime's memory arena on a GPU, bytes; None sets no limit.
+        engine_cache: where engines compiled for a GPU are kept; None is the user's cache folder.
+        threads: of the model on the CPU; None takes every core.
         decode_threads: photos decoded at the same time; None takes every core.
         max_image_bytes: largest encoded image accepted.
         max_pixels: largest image accepted, by its header.
@@ -34,7 +39,11 @@ class ServerSettings(BaseSettings):
     indexes: Path = DEFAULT_INDEXES
     index: str | None = None
     bundle: Path | None = None
-    provider: Provider = "cpu"
+    provider: ProviderChoice = "auto"
+    precision: Precision = "fp32"
+    allow_cpu_fallback: bool = False
+    gpu_mem_limit: int | None = Field(default=None, ge=64 * 1024 * 1024)
+    engine_cache: Path | None = None
     threads: int | None = Field(default=None, ge=1)
     decode_threads: int | None = Field(default=None, ge=1)
     max_image_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)

@@ -9,6 +9,13 @@ import typer
 from rich.markup import escape
 
 from retrieval.index_folder import DEFAULT_INDEXES
+from sightfix.describer_options import (
+    CpuFallbackOption,
+    PrecisionOption,
+    ProviderOption,
+    ThreadsOption,
+    make_describer,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,13 +45,15 @@ def evaluate(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the report to this file")] = None,
     figures: Annotated[Path | None, typer.Option(help="Draw curves, successes and failures into this folder")] = None,
+    provider: ProviderOption = None,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    allow_cpu_fallback: CpuFallbackOption = None,
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Photos described at once")] = 16,
     max_unreadable: Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")] = 0,
 ) -> None:
     """Measure recall and position error on photos whose position is known."""
     from index_builder.describing import DescribeSettings
-    from retrieval.bundle import open_bundle
-    from retrieval.describer import Describer
     from retrieval.errors import ParameterError
     from retrieval.evaluation import Protocol, evaluation_work
     from retrieval.evaluation import evaluate as evaluate_ranking
@@ -62,7 +71,7 @@ def evaluate(
         from sightfix.matplotlib_figure import matplotlib_figure
 
         matplotlib_figure()
-    describer = Describer(open_bundle(bundle))
+    describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
     settings = DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable)
     if database is not None:
         found = _search_photos(database, queries, describer, settings, protocol)

@@ -7,6 +7,13 @@ import typer
 from rich.markup import escape
 
 from retrieval.index_folder import DEFAULT_INDEXES
+from sightfix.describer_options import (
+    CpuFallbackOption,
+    PrecisionOption,
+    ProviderOption,
+    ThreadsOption,
+    make_describer,
+)
 
 
 def index(
@@ -17,6 +24,10 @@ def index(
     indexes: Annotated[Path, typer.Option(help="Folder of all place indexes")] = DEFAULT_INDEXES,
     bundle: Annotated[Path | None, typer.Option(help="Bundle to describe with; the shipped one if left out")] = None,
     storage: Annotated[str, typer.Option(help="Of the vectors: fp16 or fp32")] = "fp16",
+    provider: ProviderOption = None,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    allow_cpu_fallback: CpuFallbackOption = None,
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Photos described at once")] = 16,
     max_unreadable: Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")] = 0,
     keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
@@ -26,8 +37,6 @@ def index(
 
     from index_builder.building import BuildSettings, build_index
     from index_builder.describing import DescribeSettings
-    from retrieval.bundle import open_bundle
-    from retrieval.describer import Describer
     from retrieval.errors import ParameterError
     from retrieval.index_folder import check_index_name
     from retrieval.references import open_references
@@ -37,7 +46,7 @@ def index(
         raise ParameterError(f"storage {storage!r} is unknown", remedy="Choose fp16 or fp32")
     check_index_name(name)
     references = open_references(source)
-    describer = Describer(open_bundle(bundle))
+    describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
     settings = BuildSettings(
         storage=storage,  # type: ignore[arg-type]
         describe=DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable),

@@ -8,6 +8,13 @@ import typer
 
 from retrieval.geo import GeoPrior
 from retrieval.index_folder import DEFAULT_INDEXES
+from sightfix.describer_options import (
+    CpuFallbackOption,
+    PrecisionOption,
+    ProviderOption,
+    ThreadsOption,
+    make_describer,
+)
 
 
 def localize(
@@ -21,6 +28,10 @@ def localize(
     top_k: Annotated[int, typer.Option(help="How many matches, 1 to 100")] = 5,
     near: Annotated[str | None, typer.Option(help="Geo prior: LAT,LON,RADIUS_M; the answer must lie inside")] = None,
     min_score: Annotated[float | None, typer.Option(help="Leave out matches below this cosine")] = None,
+    provider: ProviderOption = None,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    allow_cpu_fallback: CpuFallbackOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON")] = False,
 ) -> None:
     """Where was this photo taken?"""
@@ -36,15 +47,15 @@ def localize(
         with SightfixClient(server) as client:
             answer = client.localize(photo, top_k=top_k, geo_prior=prior, min_score=min_score)
     else:
-        from retrieval.bundle import open_bundle
-        from retrieval.describer import Describer
         from retrieval.index_folder import find_index
         from retrieval.localizer import LocalizeOptions, Localizer
         from retrieval.place_index import PlaceIndex
 
         options = LocalizeOptions(top_k, prior, min_score)
         place_index = PlaceIndex.open(find_index(indexes, index))
-        answer = Localizer(Describer(open_bundle(bundle)), place_index).localize_file(photo, options)
+        # One photo is not worth the seconds in which a GPU starts: the CPU, unless told otherwise.
+        describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback, default_provider="cpu")
+        answer = Localizer(describer, place_index).localize_file(photo, options)
     if json:
         sys.stdout.write(answer.model_dump_json(indent=2) + "\n")
     else:

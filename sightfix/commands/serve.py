@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from sightfix.describer_options import CpuFallbackOption, PrecisionOption, ProviderOption, ThreadsOption
+
 
 def serve(
     index: Annotated[str | None, typer.Option(help="Place index to serve; the only one there is if left out")] = None,
@@ -14,8 +16,10 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one [default: 8080]")] = None,
-    provider: Annotated[str | None, typer.Option(help="Where to compute: cpu or cuda [default: cpu]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of ONNX Runtime [default: every core]")] = None,
+    provider: ProviderOption = None,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    allow_cpu_fallback: CpuFallbackOption = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [default: info]")] = None,
 ) -> None:
     """Serve POST /localize. Every option is also an environment variable: SIGHTFIX_PORT, SIGHTFIX_INDEX, …"""
@@ -33,7 +37,9 @@ def serve(
         "host": host,
         "port": port,
         "provider": provider,
+        "precision": precision,
         "threads": threads,
+        "allow_cpu_fallback": allow_cpu_fallback,
         "log_level": log_level,
     }
     try:

@@ -34,7 +34,9 @@ ANSWER = LocalizeAnswer(
             rank=1, reference_id="a.jpg", lat=1.0, lon=2.0, score=0.8, captured_at=datetime(2026, 1, 2, tzinfo=UTC)
         )
     ],
-    model=ModelAnswer(name="m", fingerprint="f", precision="fp32", provider="cpu"),
+    model=ModelAnswer(
+        name="m", fingerprint="f", precision="fp32", provider="cpu", runtime="ONNX Runtime 1.32.0", device="CPU"
+    ),
     index=IndexAnswer(name="i", version="v", size=1, type="exact"),
     timings_ms=TimingsAnswer(decode=1.0, describe=2.0, search=3.0, fix=4.0, total=10.0),
 )

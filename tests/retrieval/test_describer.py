@@ -1,4 +1,5 @@
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer
-from retrieval.errors import BundleError, MissingExtraError, ParameterError
+from retrieval.engines import choosing
+from retrieval.engines.engine import EngineDescription
+from retrieval.errors import BundleError, MissingExtraError, ParameterError, ProviderUnavailableError
 from tests.places import pattern
 from tests.retrieval.mean_colour import mean_colour_graph
 from tests.retrieval.other_bundle import change_manifest, copy_bundle, record_again
@@ -108,16 +111,88 @@ def test_max_batch_below_1_is_refused(bundle: Bundle) -> None:
         Describer(bundle, max_batch=0)
 
 
+def test_threads_below_1_are_refused(bundle: Bundle) -> None:
+    with refused(ParameterError, "threads 0 is below 1.", "validation_error"):
+        Describer(bundle, threads=0)
+
+
 @pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA"
 )
 def test_cuda_where_there_is_none_is_an_error_and_no_fallback(bundle: Bundle) -> None:
-    text = (
-        "the provider cuda is not available to the installed ONNX Runtime. "
-        "Install sightfix[gpu] on a machine with a GPU, or choose the provider cpu."
-    )
-    with refused(ParameterError, text, "validation_error"):
+    what = f"the installed ONNX Runtime {onnxruntime.__version__} was built without the provider cuda"
+    remedy = "Install sightfix[gpu] in an environment without sightfix[cpu], on a machine with an NVIDIA GPU"
+    with refused(ProviderUnavailableError, f"{what}. {remedy}.", "provider_unavailable"):
         Describer(bundle, provider="cuda")
+    describer = Describer(bundle, provider="cuda", allow_cpu_fallback=True)
+    assert (describer.provider, describer.passed_over) == ("cpu", (f"cuda: {what}",))
+
+
+def test_the_describer_says_what_computes(bundle: Bundle) -> None:
+    describer = Describer(bundle, threads=1)
+    runtime = f"ONNX Runtime {onnxruntime.__version__}"
+    assert describer.description == EngineDescription("cpu", "fp32", runtime, "CPU, 1 thread")
+    assert (describer.provider, describer.passed_over) == ("cpu", ())
+
+
+def test_openvino_describes_the_same(bundle: Bundle, photos: np.ndarray, described: np.ndarray) -> None:
+    describer = Describer(bundle, provider="openvino", threads=1, max_batch=4)
+    describer.warm_up()
+    assert cosines(describer.describe(photos), described).min() > 0.999999
+
+
+class Recording:
+    """An engine that takes note of its batches, and of two callers at once."""
+
+    def __init__(self, provider: str, dim: int) -> None:
+        self.description = EngineDescription(provider, "fp32", "made up", "made up")  # type: ignore[arg-type]
+        self.dim = dim
+        self.batches: list[int] = []
+        self.inside = 0
+        self.most_inside = 0
+        self.all_contiguous = True
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        self.inside += 1
+        self.most_inside = max(self.most_inside, self.inside)
+        time.sleep(0.002)
+        self.all_contiguous &= images.flags.c_contiguous
+        self.batches.append(len(images))
+        self.inside -= 1
+        return np.ones((len(images), self.dim), np.float32)
+
+
+@pytest.fixture
+def recording(bundle: Bundle, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Recording:
+    """In place of the provider that the test asks for."""
+    provider = getattr(request, "param", "cpu")
+    engine = Recording(provider, bundle.descriptor_dim)
+    monkeypatch.setitem(choosing._OPEN, provider, lambda _: engine)  # type: ignore[misc]
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("recording", "batches"), [("tensorrt", [1, 2, 4, 6]), ("cuda", [1, 2, 4, 6]), ("cpu", [1])], indirect=["recording"]
+)
+def test_every_batch_size_that_a_gpu_may_see_is_warmed_up(
+    bundle: Bundle, recording: Recording, batches: list[int]
+) -> None:
+    Describer(bundle, provider=recording.description.provider, max_batch=6).warm_up()
+    assert recording.batches == batches
+
+
+def test_an_engine_has_one_caller_at_a_time(bundle: Bundle, recording: Recording, photos: np.ndarray) -> None:
+    describer = Describer(bundle)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: describer.describe(photos[:1]), range(12)))
+    assert (len(recording.batches), recording.most_inside) == (12, 1)
+
+
+def test_an_engine_is_given_bytes_in_the_order_of_their_pixels(
+    bundle: Bundle, recording: Recording, photos: np.ndarray
+) -> None:
+    Describer(bundle, max_batch=4).describe(photos[:, :, ::-1])
+    assert (recording.batches, recording.all_contiguous) == ([4, 3], True)
 
 
 def test_a_missing_onnx_runtime_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,8 +241,8 @@ def test_a_graph_that_is_no_graph_is_refused(copied: Path) -> None:
 def test_a_graph_of_another_length_than_the_manifest_says_is_refused(bundle: Bundle, copied: Path) -> None:
     change_manifest(copied, {"descriptor_dim": 7})
     preprocessing = bundle.preprocessing
-    inputs = [("images", "tensor(uint8)", [preprocessing.height, preprocessing.width, 3])]
-    outputs = [("descriptors", "tensor(float)", [bundle.descriptor_dim])]
+    inputs = [("images", "uint8", [preprocessing.height, preprocessing.width, 3])]
+    outputs = [("descriptors", "float32", [bundle.descriptor_dim])]
     text = (
         f"{copied}: the graph has input {inputs} and output {outputs}, which is not the bundle's contract. "
         "Export the bundle again."

@@ -145,6 +145,8 @@ def test_the_answer_names_model_index_and_thumbnails(localizer: Localizer, bundl
         "fingerprint": bundle.fingerprint,
         "precision": "fp32",
         "provider": "cpu",
+        "runtime": localizer.describer.description.runtime,
+        "device": localizer.describer.description.device,
     }
     manifest = localizer.place_index.manifest
     assert answer.index.model_dump() == {"name": "places", "version": manifest.version, "size": 12, "type": "exact"}

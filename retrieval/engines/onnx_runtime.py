@@ -1,0 +1,214 @@
+"""ONNX Runtime: its sessions, what really computes in them, and the engine of the provider cpu."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, Bundle, Precision
+from retrieval.engines.contract import TensorContract, check_contract
+from retrieval.engines.engine import EngineDescription, Provider
+from retrieval.errors import BundleError, MissingExtraError, ProviderUnavailableError
+
+_log = logging.getLogger("sightfix.engines")
+
+PROVIDER_NAMES: Final[dict[Provider, str]] = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+
+# ONNX Runtime's name of a provider, and its options.
+ProviderWithOptions = tuple[str, Mapping[str, str]]
+
+_TYPES: Final = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+
+# ONNX Runtime itself puts these on the CPU: they compute shapes, a few integers, and copying those would cost more.
+_SHAPE_ARITHMETIC: Final = frozenset(
+    {"Add", "Cast", "Concat", "Constant", "Div", "Expand", "Gather", "Mul", "Range", "Shape", "Slice", "Squeeze", "Sub"}
+    | {"Unsqueeze"}
+)
+
+
+def load_onnxruntime() -> ModuleType:
+    """The module `onnxruntime`.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            "ONNX Runtime is not installed", remedy="Run: pip install 'sightfix[cpu]' (or [gpu] beside CUDA)"
+        ) from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+def check_installed(ort: ModuleType, provider: Provider) -> None:
+    """Check that the installed ONNX Runtime was built with a provider; whether it works, only a session can tell.
+
+    Raises:
+        ProviderUnavailableError: it was not.
+    """
+    if PROVIDER_NAMES[provider] not in ort.get_available_providers():
+        raise ProviderUnavailableError(
+            f"the installed ONNX Runtime {ort.__version__} was built without the provider {provider}",
+            remedy="Install sightfix[gpu] in an environment without sightfix[cpu], on a machine with an NVIDIA GPU",
+        )
+
+
+def open_session(ort: ModuleType, graph: Path, providers: Sequence[ProviderWithOptions], threads: int) -> Any:
+    """A session that computes where it is told, with as many threads as it is told.
+
+    Args:
+        ort: the module `onnxruntime`.
+        graph: the ONNX file.
+        providers: the wanted one first.
+        threads: of the CPU.
+
+    Raises:
+        Exception: whatever ONNX Runtime raises; its exceptions share no other base class.
+    """
+    options = ort.SessionOptions()
+    # Never 0: ONNX Runtime would count the host's cores, not the container's, and pin threads to cores it may not use.
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Threads that spin while idle steal the cores from image decoding.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # The CPU arena stays on. Measured with the default bundle: it grows to what the largest batch needs (580 MB for 32
+    # images) and no further over all other sizes, and batches are bounded by max_batch; without it the memory drifts
+    # between 140 and 250 MB and a batch of 8 takes 30 % longer.
+    # Without enable_fallback=0 a failing provider is replaced in the middle of a request, with a line on stdout.
+    return ort.InferenceSession(str(graph), options, providers=list(providers), enable_fallback=0)
+
+
+def judge_providers(wanted: Provider, got: Sequence[str]) -> None:
+    """Refuse a session that computes elsewhere than asked for: ONNX Runtime falls back without an error.
+
+    Args:
+        wanted: what was asked for.
+        got: `session.get_providers()`.
+
+    Raises:
+        ProviderUnavailableError: another provider comes first.
+    """
+    name = PROVIDER_NAMES[wanted]
+    if not got or got[0] != name:
+        raise ProviderUnavailableError(
+            f"ONNX Runtime fell back from {name} to {got[0] if got else 'nothing'}",
+            remedy="Check the GPU driver, CUDA 13 and cuDNN 9 (and TensorRT for tensorrt), or choose the provider cpu",
+        )
+
+
+def placement(session: Any) -> dict[str, Counter[str]]:
+    """Which provider computes which nodes: their operators and how many of each; empty where it cannot be told.
+
+    Args:
+        session: of `open_session`.
+    """
+    ask = getattr(session, "get_provider_graph_assignment_info", None)
+    placed: dict[str, Counter[str]] = {}
+    for subgraph in ask() if ask is not None else ():
+        placed.setdefault(subgraph.ep_name, Counter()).update(node.op_type for node in subgraph.get_nodes())
+    return placed
+
+
+def judge_placement(wanted: Provider, placed: Mapping[str, Counter[str]]) -> None:
+    """Refuse a session in which the wanted provider computes nothing; log what is left to others.
+
+    Args:
+        wanted: what was asked for.
+        placed: of `placement`; nothing is judged when it is empty.
+
+    Raises:
+        ProviderUnavailableError: not one node is computed by it.
+    """
+    if not placed:
+        return
+    name = PROVIDER_NAMES[wanted]
+    total = sum(nodes.total() for nodes in placed.values())
+    own = placed.get(name, Counter[str]()).total()
+    if own == 0:
+        raise ProviderUnavailableError(
+            f"{name} computes none of the graph's {total} nodes, {' and '.join(sorted(placed))} would",
+            remedy="Choose another provider or precision",
+        )
+    others = {other: nodes for other, nodes in placed.items() if other != name}
+    if others:
+        left = "; ".join(f"{other}: {', '.join(sorted(nodes))}" for other, nodes in sorted(others.items()))
+        heavy = any(set(nodes) - _SHAPE_ARITHMETIC for nodes in others.values())
+        _log.log(logging.WARNING if heavy else logging.INFO, "%s computes %d of %d nodes; %s", name, own, total, left)
+
+
+class OnnxRuntimeEngine:
+    """An `Engine` on the CPU.
+
+    Args:
+        bundle: whose graph.
+        precision: of the graph.
+        threads: of the CPU, at least 1.
+
+    Raises:
+        BundleError: the graph cannot be loaded, or does not have the contract's input and output.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+
+    def __init__(self, bundle: Bundle, precision: Precision, threads: int) -> None:
+        ort = load_onnxruntime()
+        path = bundle.graph_path(precision)
+        try:
+            session = open_session(ort, path, [(PROVIDER_NAMES["cpu"], {})], threads)
+        except Exception as error:  # see open_session
+            raise BundleError(
+                f"ONNX Runtime cannot load the graph ({error})", where=str(path), remedy="Export the bundle again"
+            ) from error
+        judge_providers("cpu", session.get_providers())
+        check_session(bundle, session)
+        self._session: Any = session
+        self._description = EngineDescription("cpu", precision, runtime_name(ort), cpu_name(threads))
+
+    @property
+    def description(self) -> EngineDescription:
+        """What computes."""
+        return self._description
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Describe one batch of any size; see `Engine.run`."""
+        descriptors: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
+        return descriptors
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+def check_session(bundle: Bundle, session: Any) -> None:
+    """Check a session's input and output against the bundle's contract.
+
+    Raises:
+        BundleError: they are others.
+    """
+    check_contract(bundle, _contracts(session.get_inputs()), _contracts(session.get_outputs()))
+
+
+def _contracts(tensors: Sequence[Any]) -> list[TensorContract]:
+    return [(tensor.name, _TYPES.get(tensor.type, tensor.type), tensor.shape[1:]) for tensor in tensors]
+
+
+def runtime_name(ort: ModuleType) -> str:
+    """Such as `ONNX Runtime 1.32.0`."""
+    return f"ONNX Runtime {ort.__version__}"
+
+
+def cpu_name(threads: int) -> str:
+    """Such as `CPU, 2 threads`."""
+    return f"CPU, {threads} thread{'' if threads == 1 else 's'}"

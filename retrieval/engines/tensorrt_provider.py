@@ -1,0 +1,248 @@
+"""ONNX Runtime's TensorRT provider: its options, where its engines are kept, and when one has to be built.
+
+The other door to TensorRT is a plan built beforehand (`retrieval.engines.tensorrt_plan`). This one needs no step of
+its own: the first start builds, some minutes, and every later start loads.
+"""
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+import numpy as np
+
+from retrieval.bundle import INPUT_NAME, Bundle, Precision
+from retrieval.engines.batch_profiles import BatchProfile, BatchProfiles
+from retrieval.engines.cuda_provider import DeviceBoundEngine, cuda_provider_options, preload_cuda
+from retrieval.engines.engine import EngineDescription
+from retrieval.engines.engine_cache import EngineKey
+from retrieval.engines.nvidia_driver import NvidiaGpu, first_gpu
+from retrieval.engines.onnx_runtime import (
+    PROVIDER_NAMES,
+    check_installed,
+    check_session,
+    judge_placement,
+    judge_providers,
+    load_onnxruntime,
+    open_session,
+    placement,
+    runtime_name,
+)
+from retrieval.engines.tensorrt_library import load_linked_tensorrt
+from retrieval.errors import ProviderUnavailableError, SightfixError, StorageError
+
+_log = logging.getLogger("sightfix.engines")
+
+_PROVIDER_LIBRARY: Final = "libonnxruntime_providers_tensorrt.so"
+_TIMING_FOLDER: Final = "timing"
+
+
+def tensorrt_provider_options(
+    folder: Path, profile: BatchProfile, image: tuple[int, int, int], precision: Precision
+) -> dict[str, str]:
+    """Options of ONNX Runtime's TensorRT provider for one batch profile.
+
+    One profile, and so one session each: the provider parses several, separated by commas, and builds them into one
+    engine, but its execution context stays on the first at run time (onnxruntime#31624, still open).
+
+    Args:
+        folder: of the engines of this graph, TensorRT, GPU, precision and set of profiles; absolute.
+        profile: the batch sizes.
+        image: (H, W, 3) of the bundle's input.
+        precision: of the graph.
+    """
+    options = {
+        "device_id": "0",
+        "trt_engine_cache_enable": "1",
+        # A folder for each profile: the engine's file name would be the same for all of them.
+        "trt_engine_cache_path": str(folder / profile_folder(profile)),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder / _TIMING_FOLDER),
+        "trt_profile_min_shapes": _shape(profile.min, image),
+        "trt_profile_opt_shapes": _shape(profile.opt, image),
+        "trt_profile_max_shapes": _shape(profile.max, image),
+    }
+    # The official wheels link TensorRT 10 (1.31.1: libnvinfer.so.10) and make weakly typed networks: there a graph of
+    # fp16 tensors runs in fp16 only with this flag, which also lets TensorRT take fp16 where the graph says fp32; so
+    # powers and the sums over them, as in norms, are held in fp32. TensorRT 11 has strongly typed networks only: it
+    # does what the graph says, and BuilderFlag.FP16 and INT8 are gone. The native plan is strongly typed on both.
+    if precision == "fp16":
+        options["trt_fp16_enable"] = "1"
+        options["trt_layer_norm_fp32_fallback"] = "1"
+    # Likewise for the integers of a QDQ graph; no calibration table, the scales are in the graph.
+    if precision == "int8":
+        options["trt_int8_enable"] = "1"
+    return options
+
+
+def profile_folder(profile: BatchProfile) -> str:
+    """The name of a profile's folder, such as `b2-16-32`."""
+    return f"b{str(profile).replace(':', '-')}"
+
+
+def _shape(count: int, image: tuple[int, int, int]) -> str:
+    return f"{INPUT_NAME}:{'x'.join(str(n) for n in (count, *image))}"
+
+
+def open_tensorrt_provider(
+    bundle: Bundle,
+    precision: Precision,
+    profiles: BatchProfiles,
+    threads: int,
+    *,
+    cache: Path,
+    gpu_mem_limit: int | None = None,
+    on_build: Callable[[str], None] = lambda _: None,
+) -> DeviceBoundEngine:
+    """The engine of the provider tensorrt through ONNX Runtime; builds it when the cache has none.
+
+    Args:
+        bundle: whose graph.
+        precision: of the graph.
+        profiles: the batch sizes it is built for; others are padded to them.
+        threads: of the CPU, for what is left to it.
+        cache: the engine cache.
+        gpu_mem_limit: of the memory arena of what is left to CUDA, bytes.
+        on_build: is told, in words for people, that a build begins.
+
+    Raises:
+        ProviderUnavailableError: no GPU, no TensorRT, or TensorRT cannot build or load an engine of the graph.
+        BundleError: the graph does not have the contract's input and output.
+        StorageError: the cache cannot be written.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    ort = load_onnxruntime()
+    check_installed(ort, "tensorrt")
+    gpu = first_gpu()
+    preload_cuda(ort)
+    version = load_linked_tensorrt(Path(str(ort.__file__)).parent / "capi" / _PROVIDER_LIBRARY)
+    key = provider_key(bundle, precision, profiles, version, gpu, ort.__version__)
+    final = (cache / key.folder).absolute()
+
+    def open_from(folder: Path) -> DeviceBoundEngine:
+        try:
+            sessions = [
+                _open_session(ort, bundle, precision, profile, threads, folder, gpu_mem_limit)
+                for profile in profiles.profiles
+            ]
+        except SightfixError:
+            raise
+        except Exception as error:  # see open_session
+            raise engine_failure(precision, error, cached=final if folder == final else None) from error
+        runtime = f"{runtime_name(ort)}, TensorRT {version}"
+        description = EngineDescription("tensorrt", precision, runtime, gpu.name)
+        return DeviceBoundEngine(ort, sessions, bundle, profiles, description)
+
+    if final.is_dir():
+        return open_from(final)
+    on_build(f"TensorRT builds the engine for {gpu.architecture}, {precision} (first start only, some minutes)")
+    _log.info("TensorRT %s builds the %s engine for %s, batches %s", version, precision, gpu.architecture, profiles)
+    started = time.perf_counter()
+    with new_engine_folder(final) as folder:
+        engine = open_from(folder)
+        # What is left to build is built by running; only a whole engine goes into the cache.
+        image = (bundle.preprocessing.height, bundle.preprocessing.width, 3)
+        for size in profiles.sizes:
+            engine.run(np.zeros((size, *image), np.uint8))
+    _log.info("TensorRT built the engine in %.0f s: %s", time.perf_counter() - started, final)
+    return engine
+
+
+def provider_key(
+    bundle: Bundle, precision: Precision, profiles: BatchProfiles, tensorrt: str, gpu: NvidiaGpu, onnxruntime: str
+) -> EngineKey:
+    """What an engine of this provider depends on.
+
+    Raises:
+        BundleError: the bundle has no graph of that precision.
+    """
+    graph = bundle.manifest.files[bundle.graph_path(precision).name]
+    return EngineKey(graph.sha256, tensorrt, gpu.architecture, precision, profiles, f"onnxruntime-{onnxruntime}")
+
+
+def _open_session(
+    ort: ModuleType,
+    bundle: Bundle,
+    precision: Precision,
+    profile: BatchProfile,
+    threads: int,
+    folder: Path,
+    gpu_mem_limit: int | None,
+) -> object:
+    image = (bundle.preprocessing.height, bundle.preprocessing.width, 3)
+    options = tensorrt_provider_options(folder, profile, image, precision)
+    for path in (options["trt_engine_cache_path"], options["trt_timing_cache_path"]):
+        make_folder(Path(path))
+    providers = [
+        (PROVIDER_NAMES["tensorrt"], options),
+        (PROVIDER_NAMES["cuda"], cuda_provider_options(gpu_mem_limit)),
+    ]
+    session = open_session(ort, bundle.graph_path(precision), providers, threads)
+    judge_providers("tensorrt", session.get_providers())
+    judge_placement("tensorrt", placement(session))
+    check_session(bundle, session)
+    return session
+
+
+def engine_failure(precision: Precision, error: Exception, *, cached: Path | None) -> ProviderUnavailableError:
+    """What to tell when TensorRT refuses a graph, or an engine of the cache.
+
+    Args:
+        precision: of the graph.
+        error: of ONNX Runtime.
+        cached: the engine's folder, None when it was being built.
+    """
+    why = " ".join(str(error).split())
+    if cached is not None:
+        return ProviderUnavailableError(
+            f"TensorRT cannot load the {precision} engine ({why})",
+            where=str(cached),
+            remedy="Delete this folder to build it again, or choose the provider cuda",
+        )
+    remedy = "Choose another precision or the provider cuda"
+    if precision == "int8":
+        remedy = (
+            "TensorRT quantises symmetrically only: every zero point must be 0. Export a symmetric int8 graph, or "
+            "choose fp16 or the provider cuda"
+        )
+    return ProviderUnavailableError(f"TensorRT cannot build the {precision} engine ({why})", remedy=remedy)
+
+
+@contextmanager
+def new_engine_folder(final: Path) -> Iterator[Path]:
+    """A folder to build in, which becomes `final` when the block succeeds, and disappears when it fails.
+
+    Two processes that build at the same time both get their engine; the first one's stays in the cache.
+
+    Raises:
+        StorageError: the cache cannot be written.
+    """
+    make_folder(final.parent)
+    building = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    try:
+        yield building
+        with suppress(OSError):  # another process was first
+            building.rename(final)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of the engine cache.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the engine cache cannot be written ({error.strerror})",
+            where=str(folder),
+            remedy="Point SIGHTFIX_ENGINE_CACHE to a folder that can be written and is kept",
+        ) from error

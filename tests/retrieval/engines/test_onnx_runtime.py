@@ -1,0 +1,195 @@
+from collections import Counter
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from retrieval.bundle import Bundle
+from retrieval.engines.batch_profiles import default_profiles
+from retrieval.engines.cuda_provider import DeviceBoundEngine, cuda_provider_options, open_cuda_provider
+from retrieval.engines.engine import EngineDescription
+from retrieval.engines.onnx_runtime import (
+    OnnxRuntimeEngine,
+    check_installed,
+    judge_placement,
+    judge_providers,
+    open_session,
+    placement,
+)
+from retrieval.errors import DeviceError, ParameterError, ProviderUnavailableError
+from tests.retrieval.refusal import refused
+
+
+def test_the_engine_says_what_computes(small: Bundle) -> None:
+    description = OnnxRuntimeEngine(small, "int8", 1).description
+    runtime = f"ONNX Runtime {onnxruntime.__version__}"
+    assert description == EngineDescription("cpu", "int8", runtime, "CPU, 1 thread")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_are_what_is_asked_for_and_do_not_spin(small: Bundle, threads: int) -> None:
+    session = open_session(onnxruntime, small.graph_path("fp32"), [("CPUExecutionProvider", {})], threads)
+    options = session.get_session_options()
+    assert options.intra_op_num_threads == threads
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_a_failing_provider_is_never_replaced_within_a_request(small: Bundle) -> None:
+    session = open_session(onnxruntime, small.graph_path("fp32"), [("CPUExecutionProvider", {})], 1)
+    assert session._enable_fallback is False
+
+
+def test_the_next_run_leaves_the_descriptors_alone(small: Bundle, photos: np.ndarray) -> None:
+    engine = OnnxRuntimeEngine(small, "fp32", 1)
+    first = engine.run(photos[:2])
+    kept = first.copy()
+    engine.run(photos[2:4])
+    assert np.array_equal(first, kept)
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA"
+)
+def test_onnx_runtime_falls_back_without_an_error_and_is_found_out(small: Bundle) -> None:
+    with pytest.warns(UserWarning, match="not in available provider names"):
+        session = open_session(onnxruntime, small.graph_path("fp32"), [("CUDAExecutionProvider", {})], 1)
+    text = (
+        "ONNX Runtime fell back from CUDAExecutionProvider to CPUExecutionProvider. "
+        "Check the GPU driver, CUDA 13 and cuDNN 9 (and TensorRT for tensorrt), or choose the provider cpu."
+    )
+    with refused(ProviderUnavailableError, text, "provider_unavailable"):
+        judge_providers("cuda", session.get_providers())
+    with refused(ProviderUnavailableError, text.replace("CUDAE", "TensorrtE"), "provider_unavailable"):
+        judge_providers("tensorrt", session.get_providers())
+
+
+def test_what_was_asked_for_first_is_no_fallback() -> None:
+    judge_providers("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    judge_providers("tensorrt", ["TensorrtExecutionProvider", "CUDAExecutionProvider"])
+    with pytest.raises(ProviderUnavailableError, match="from TensorrtExecutionProvider to CUDAExecutionProvider"):
+        judge_providers("tensorrt", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(ProviderUnavailableError, match="to nothing"):
+        judge_providers("cpu", [])
+
+
+def test_every_node_of_a_session_is_accounted_for(small: Bundle) -> None:
+    session = open_session(onnxruntime, small.graph_path("fp32"), [("CPUExecutionProvider", {})], 1)
+    placed = placement(session)
+    assert list(placed) == ["CPUExecutionProvider"]
+    assert placed["CPUExecutionProvider"]["Div"] == 1
+    judge_placement("cpu", placed)
+
+
+def test_a_provider_that_computes_nothing_is_refused() -> None:
+    text = (
+        "TensorrtExecutionProvider computes none of the graph's 9 nodes, CPUExecutionProvider and "
+        "CUDAExecutionProvider would. Choose another provider or precision."
+    )
+    placed = {"CUDAExecutionProvider": Counter(Conv=8), "CPUExecutionProvider": Counter(Shape=1)}
+    with refused(ProviderUnavailableError, text, "provider_unavailable"):
+        judge_placement("tensorrt", placed)
+
+
+@pytest.mark.parametrize(
+    ("left", "level"), [(Counter(Shape=1, Concat=1), "INFO"), (Counter(Shape=1, Resize=1), "WARNING")]
+)
+def test_nodes_left_to_the_cpu_are_told(left: Counter[str], level: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    judge_placement("cuda", {"CUDAExecutionProvider": Counter(Conv=8), "CPUExecutionProvider": left})
+    assert [record.levelname for record in caplog.records] == [level]
+    names = ", ".join(sorted(left))
+    assert caplog.messages == [f"CUDAExecutionProvider computes 8 of 10 nodes; CPUExecutionProvider: {names}"]
+
+
+def test_where_placement_cannot_be_told_nothing_is_judged(caplog: pytest.LogCaptureFixture) -> None:
+    judge_placement("tensorrt", placement(object()))
+    assert not caplog.messages
+
+
+@pytest.mark.skipif(
+    "TensorrtExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime has TensorRT"
+)
+def test_a_provider_that_was_not_built_in_is_told() -> None:
+    text = (
+        f"the installed ONNX Runtime {onnxruntime.__version__} was built without the provider tensorrt. "
+        "Install sightfix[gpu] in an environment without sightfix[cpu], on a machine with an NVIDIA GPU."
+    )
+    with refused(ProviderUnavailableError, text, "provider_unavailable"):
+        check_installed(onnxruntime, "tensorrt")
+
+
+def test_the_memory_of_a_shared_gpu_is_not_taken_in_powers_of_two() -> None:
+    assert cuda_provider_options()["arena_extend_strategy"] == "kSameAsRequested"
+    assert "gpu_mem_limit" not in cuda_provider_options()
+    assert cuda_provider_options(1 << 30)["gpu_mem_limit"] == "1073741824"
+
+
+def test_fp32_on_cuda_is_not_rounded_to_tf32() -> None:
+    assert cuda_provider_options()["use_tf32"] == "0"
+
+
+@pytest.fixture
+def bound(small: Bundle) -> DeviceBoundEngine:
+    """The engine of a GPU on the CPU's memory: the same buffers, bindings and padding."""
+    session = open_session(onnxruntime, small.graph_path("fp32"), [("CPUExecutionProvider", {})], 1)
+    description = EngineDescription("cuda", "fp32", "ONNX Runtime", "memory")
+    return DeviceBoundEngine(onnxruntime, [session] * 2, small, default_profiles(6), description, device="cpu")
+
+
+def test_padding_to_bound_buffers_changes_no_descriptor(
+    small: Bundle, bound: DeviceBoundEngine, photos: np.ndarray
+) -> None:
+    expected = OnnxRuntimeEngine(small, "fp32", 1).run(photos)
+    for count in (6, 1, 3, 5, 2, 4):
+        found = bound.run(photos[:count])
+        assert found.shape == (count, 16)
+        np.testing.assert_allclose(found, expected[:count], atol=1e-6)
+
+
+def test_bound_buffers_are_not_handed_out(bound: DeviceBoundEngine, photos: np.ndarray) -> None:
+    first = bound.run(photos[:2])
+    kept = first.copy()
+    bound.run(photos[2:4])
+    assert np.array_equal(first, kept)
+    assert first.base is None
+
+
+def test_more_than_the_profiles_hold_is_refused(bound: DeviceBoundEngine, photos: np.ndarray) -> None:
+    with pytest.raises(ParameterError, match="a batch of 7 images, and the engine takes 1 to 6"):
+        bound.run(photos)
+
+
+def test_each_profile_runs_in_its_own_session(small: Bundle, photos: np.ndarray) -> None:
+    """ONNX Runtime's TensorRT provider never leaves the first profile of an engine."""
+
+    class Session:
+        def __init__(self) -> None:
+            self.sizes: list[int] = []
+            self.real = open_session(onnxruntime, small.graph_path("fp32"), [("CPUExecutionProvider", {})], 1)
+
+        def io_binding(self) -> object:
+            return self.real.io_binding()
+
+        def run_with_iobinding(self, binding: object) -> None:
+            self.real.run_with_iobinding(binding)
+            self.sizes.append(binding.get_outputs()[0].shape()[0])
+
+    single, several = Session(), Session()
+    description = EngineDescription("tensorrt", "fp32", "ONNX Runtime", "memory")
+    engine = DeviceBoundEngine(onnxruntime, [single, several], small, default_profiles(6), description, device="cpu")
+    for count in (1, 3, 6, 1):
+        engine.run(photos[:count])
+    assert (single.sizes, several.sizes) == ([1, 1], [4, 6])
+
+
+def test_a_failure_of_the_device_is_told_and_not_worked_around(bound: DeviceBoundEngine, photos: np.ndarray) -> None:
+    with pytest.raises(DeviceError, match=r"failed to describe 2 images.*Check nvidia-smi"):
+        bound.run(photos[:2, 1:])
+
+
+@pytest.mark.gpu
+def test_cuda_agrees_with_the_cpu(bundle: Bundle, photos: np.ndarray) -> None:
+    engine = open_cuda_provider(bundle, "fp32", default_profiles(4), 1)
+    expected = OnnxRuntimeEngine(bundle, "fp32", 1).run(photos[:3])
+    assert (engine.run(photos[:3]) * expected).sum(axis=1).min() > 0.9999
+    assert engine.description.provider == "cuda"
