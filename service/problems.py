@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem details with a stable `code`; no other error body ever leaves the server."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -35,6 +36,8 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "validation_error": 422,
     "queue_full": 429,
     "not_ready": 503,
+    "draining": 503,
+    "deadline_exceeded": 504,
 }
 
 _RETRY_AFTER_S: Final[Mapping[int, int]] = {429: 1, 503: 2}
@@ -45,6 +48,7 @@ class RequestError(SightfixError):
 
     Args:
         errors: the fields that are wrong.
+        retry_after_s: when it is worth trying again, seconds; a plain guess for the status if None.
     """
 
     default_code = "malformed_request"
@@ -56,9 +60,11 @@ class RequestError(SightfixError):
         code: str = "malformed_request",
         remedy: str | None = None,
         errors: Sequence[FieldProblem] | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(what, remedy=remedy, code=code)
         self.errors = errors
+        self.retry_after_s = retry_after_s
 
 
 def request_id_of(request: Request) -> str:
@@ -90,8 +96,11 @@ def install_problem_handlers(app: FastAPI) -> None:
         status = STATUS_OF_CODE.get(error.code, 500)
         if status == 500:
             _log.error("request %s failed: %s", request_id_of(request), error)
-        errors = error.errors if isinstance(error, RequestError) else None
-        return _problem(request, status, error.code, str(error), errors=errors)
+        if isinstance(error, RequestError):
+            return _problem(
+                request, status, error.code, str(error), errors=error.errors, retry_after_s=error.retry_after_s
+            )
+        return _problem(request, status, error.code, str(error))
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -119,9 +128,12 @@ def _problem(
     *,
     errors: Sequence[FieldProblem] | None = None,
     headers: Mapping[str, str] | None = None,
+    retry_after_s: float | None = None,
 ) -> Response:
     request_id = request_id_of(request)
-    extra: dict[str, Any] = {"retry_after_s": _RETRY_AFTER_S[status]} if status in _RETRY_AFTER_S else {}
+    extra: dict[str, Any] = {}
+    if status in _RETRY_AFTER_S:
+        extra["retry_after_s"] = math.ceil(retry_after_s) if retry_after_s else _RETRY_AFTER_S[status]
     body = Problem(
         type=f"{TYPE_PREFIX}{code}",
         title=HTTPStatus(status).phrase,
