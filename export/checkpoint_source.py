@@ -1,76 +1,73 @@
-"""From a checkpoint to a bundle: the encoder as an ONNX graph that describes as PyTorch does."""
+"""A trained encoder as something to export: projection head, predictor and queue are no part of it."""
 
 from pathlib import Path
-from typing import Final
 
-from export.bundle_writer import BundleContent, write_bundle
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from export.graph import DescriptionGraph, export_graph
-from export.parity import compare_with_pytorch
-from retrieval.bundle import Bundle, ParityReport
-from retrieval.errors import BundleError
-from training.checkpoint import load_encoder, open_checkpoint
+from export.source import Describe, ExportSource
+from training.checkpoint import ENCODER_NAME, load_encoder, open_checkpoint
 from training.encoder import Encoder
 
-MIN_COSINE: Final = 0.99999
 
-
-def export_checkpoint(checkpoint: Path, folder: Path, *, name: str | None = None, replace: bool = False) -> Bundle:
-    """Export a checkpoint's encoder in fp32; projection head, predictor and queue are no part of it.
+def checkpoint_source(checkpoint: Path) -> ExportSource:
+    """Trace a checkpoint's encoder.
 
     Args:
         checkpoint: folder of a checkpoint.
-        folder: where the bundle shall be.
-        name: of the bundle; the recipe's if left out.
-        replace: whether a bundle that is already there may be replaced.
 
     Raises:
-        CheckpointError, WeightsMismatchError: see `load_encoder`.
-        BundleError: the graph describes images otherwise than PyTorch does (nothing is written).
-        ParameterError: the folder exists, and either `replace` is not set or it is not a bundle's.
+        CheckpointError, WeightsMismatchError: see `load_encoder`; loading is strict, no layer is left random.
+        BundleError: the network cannot be traced (``not_exportable``).
     """
-    recipe = open_checkpoint(checkpoint).recipe
-    encoder = load_encoder(checkpoint)
-    name = name or recipe.name
-    height, width = encoder.preprocessing.height, encoder.preprocessing.width
+    opened = open_checkpoint(checkpoint)
+    return encoder_source(load_encoder(checkpoint), opened.recipe.name, opened.manifest.files[ENCODER_NAME].sha256)
+
+
+def encoder_source(encoder: Encoder, name: str, weights_sha256: str | None = None) -> ExportSource:
+    """Trace an encoder.
+
+    Args:
+        encoder: on the CPU.
+        name: of the bundle.
+        weights_sha256: of the file the weights come from, for the graph's metadata.
+    """
     graph = DescriptionGraph(encoder.net, encoder.normalisation.mean, encoder.normalisation.std).eval()
     metadata = {
         "sightfix.name": name,
         "sightfix.objective": encoder.provenance.objective or "none",
         "sightfix.descriptor_dim": str(encoder.descriptor_dim),
+        "sightfix.encoder_sha256": weights_sha256 or "none",
     }
-    model = export_graph(graph, height, width, metadata)
-    parity = compare_with_pytorch(graph, model.SerializeToString(), height, width)
-    # Not `<`: a NaN must not pass.
-    if not parity.min_cosine >= MIN_COSINE:
-        raise BundleError(f"the graph differs from PyTorch: worst cosine {parity.min_cosine:.6f}", code="parity_failed")
-    content = BundleContent(
+    height, width = encoder.preprocessing.height, encoder.preprocessing.width
+    return ExportSource(
         name=name,
-        graphs={"fp32": model},
+        graph=export_graph(graph, height, width, metadata),
         preprocessing=encoder.preprocessing,
         descriptor_dim=encoder.descriptor_dim,
         provenance=encoder.provenance,
-        parity=parity,
         licence=encoder.provenance.weights_licence,
-        model_card=_model_card(name, encoder, parity),
+        truth=in_pytorch(graph),
+        truth_name=f"PyTorch {torch.__version__.split('+')[0]}",
     )
-    return write_bundle(folder, content, replace=replace)
 
 
-def _model_card(name: str, encoder: Encoder, parity: ParityReport) -> str:
-    provenance, image = encoder.provenance, encoder.preprocessing
-    recalls = "".join(f"| {what} | {100 * recall:.1f} % |\n" for what, recall in provenance.recalls.items())
-    return f"""# {name}
+def in_pytorch(graph: DescriptionGraph, at_once: int = 8) -> Describe:
+    """Describe with PyTorch, in evaluation mode, a few images at a time.
 
-| | |
-|---|---|
-| backbone | `{provenance.backbone}`, {provenance.aggregation} |
-| descriptor | {encoder.descriptor_dim} numbers, unit length |
-| objective | {provenance.objective or "none"} |
-| began from | {provenance.weights}, {provenance.weights_licence} |
-| trained on | {provenance.training_data} |
-| input | {image.height} × {image.width} RGB, {image.fit}, {image.filter} antialiased |
-| worst cosine to {parity.reference} | {parity.min_cosine:.7f} on {parity.images} images |
-{recalls}
-Recalls are of the validation photos during training, by which the checkpoint was chosen: optimistic. Measure on photos
-of your own with `sightfix evaluate`. The licence of the photos it was trained on may bind you too.
-"""
+    Args:
+        graph: on the CPU.
+        at_once: images.
+    """
+
+    def describe(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            parts = [
+                graph(torch.from_numpy(images[begin : begin + at_once])).numpy()
+                for begin in range(0, len(images), at_once)
+            ]
+        return np.concatenate(parts)
+
+    return describe

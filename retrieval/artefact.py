@@ -109,6 +109,14 @@ class _Head(BaseModel):
     format_version: int
 
 
+def kind_of(folder: Path) -> str | None:
+    """What kind of artefact a folder says it is; None where it says nothing readable."""
+    try:
+        return _Head.model_validate_json((folder / MANIFEST_NAME).read_bytes()).kind
+    except (OSError, ValidationError):
+        return None
+
+
 def verify_files(
     folder: Path,
     files: dict[str, FileRecord],

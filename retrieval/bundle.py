@@ -9,6 +9,7 @@ from typing import Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from retrieval.artefact import FileRecord, Manifest, verify_files
+from retrieval.bundle_reports import PrecisionReport, WhiteningReport
 from retrieval.errors import BundleError
 from retrieval.images import Preprocessing
 
@@ -49,7 +50,22 @@ class ParityReport(BaseModel):
 
 
 class BundleManifest(Manifest):
-    """The manifest of a bundle. `graphs` maps each precision to its ONNX file."""
+    """The manifest of a bundle.
+
+    Attributes:
+        name: for people.
+        descriptor_dim: D.
+        preprocessing: from a photo to the graph's input.
+        graphs: the ONNX file of each precision.
+        weight_storage: how the fp32 graph's file stores weights; it computes in fp32 either way.
+        provenance: where the weights come from.
+        parity: how near the fp32 graph is to what it was made from.
+        whitening: how the descriptors were whitened, if they were.
+        precisions: how far the graphs of lower precision are from the fp32 graph.
+        camera_model_input: for a bundle that takes a camera's whole frames, the size the graph itself resizes to.
+        licence: of the weights.
+        fingerprint: see `bundle_fingerprint`.
+    """
 
     kind: Literal["bundle"] = "bundle"
     format_version: Literal[1] = 1
@@ -60,6 +76,9 @@ class BundleManifest(Manifest):
     weight_storage: Literal["fp32", "fp16"] = "fp32"
     provenance: Provenance
     parity: ParityReport | None = None
+    whitening: WhiteningReport | None = None
+    precisions: dict[Precision, PrecisionReport] = Field(default_factory=dict)
+    camera_model_input: Preprocessing | None = None
     licence: str
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
 

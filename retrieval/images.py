@@ -160,6 +160,19 @@ def decode_upright(
         return np.asarray(rgb, dtype=np.uint8)
 
 
+def fit_image(image: RgbImage, preprocessing: Preprocessing) -> RgbImage:
+    """Resize a decoded photo to the input array of a bundle, as `decode_image` does after decoding.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        preprocessing: the bundle's.
+
+    Returns:
+        (height, width, 3) uint8 RGB, C-contiguous.
+    """
+    return np.ascontiguousarray(_fit(Image.fromarray(image), preprocessing), dtype=np.uint8)
+
+
 @contextlib.contextmanager
 def _decode_errors(where: str | None) -> Iterator[None]:
     """Whatever a decoder raises on damaged input, as an ImageError that names the file."""

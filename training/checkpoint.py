@@ -141,7 +141,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Open a checkpoint and verify its encoder and recipe; the trainer's state is verified when it is asked for.
 
     Raises:
-        CheckpointError: not a checkpoint, another format version, a missing or damaged file.
+        CheckpointError: not a checkpoint, another format version, a missing or damaged file, or a recipe of another
+            objective.
     """
     if not folder.exists() and _aside(folder).exists():
         folder = _aside(folder)
@@ -160,6 +161,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             where=str(path),
             remedy=_AGAIN,
         ) from error
+    stated = manifest.provenance.objective
+    if stated is not None and stated != recipe.objective.name:
+        raise CheckpointError(
+            f"the recipe trains {recipe.objective.name}, the manifest says it was {stated}",
+            where=str(path),
+            remedy="Put back the recipe it was trained by",
+        )
     return Checkpoint(folder, manifest, recipe)
 
 

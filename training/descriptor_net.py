@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from training.backbones import timm_backbone
@@ -30,4 +31,7 @@ class DescriptorNet(nn.Module):
         """Describe normalised images: (N, 3, H, W) float → (N, D) float, unit rows, float32 under autocast."""
         forward_features: Any = self.backbone.forward_features
         pooled: Tensor = self.pool(forward_features(images))
-        return nn.functional.normalize(in_full_precision(self.projection(pooled)), dim=-1)
+        described: Tensor = in_full_precision(self.projection(pooled))
+        # Not `normalize`: in a graph it would expand lengths to a shape that it reads from the input.
+        length: Tensor = torch.linalg.vector_norm(described, dim=-1, keepdim=True)
+        return described / length.clamp_min(1e-12)

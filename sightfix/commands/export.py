@@ -1,29 +1,152 @@
-"""`sightfix export`: a checkpoint in, a bundle out."""
+"""`sightfix export`: a checkpoint or a bundle in, a bundle out."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
+if TYPE_CHECKING:
+    from export.exporting import WhiteningSettings
+    from export.source import ExportSource
+    from retrieval.bundle import Precision
+    from retrieval.references import Reference
+
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint, such as runs/RECIPE/best")],
-    out: Annotated[Path, typer.Option(help="Folder of the bundle")],
+    source: Annotated[
+        str, typer.Argument(help="Folder of a checkpoint, such as runs/RECIPE/best, or of a bundle; or: default")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle")],
     name: Annotated[str | None, typer.Option(help="Of the bundle; the recipe's if left out")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there")] = False,
+    whiten: Annotated[int | None, typer.Option(help="Whiten descriptors to so many numbers")] = None,
+    fit: Annotated[str | None, typer.Option(help="Photos to fit the whitening on: a folder, a CSV, or a spec")] = None,
+    whiten_power: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="0: principal components only; 1: all directions count alike")
+    ] = 0.5,
+    precision: Annotated[list[str] | None, typer.Option(help="fp16 or int8, beside fp32; repeatable")] = None,
+    photos: Annotated[
+        str | None,
+        typer.Option(help="At least 64 photos to calibrate and judge precisions by [default: those of --fit]"),
+    ] = None,
+    eval_: Annotated[
+        list[str] | None,
+        typer.Option("--eval", help="Name of an evaluation set, to measure what is lost; repeatable, with both below"),
+    ] = None,
+    eval_database: Annotated[
+        list[str] | None, typer.Option(help="The photos to find, one spec for each --eval")
+    ] = None,
+    eval_queries: Annotated[list[str] | None, typer.Option(help="The queries, one spec for each --eval")] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Write precisions that fail their gate; the manifest says so")
+    ] = False,
+    camera: Annotated[
+        str | None, typer.Option(help="Take a camera's whole frames, such as 1920x1080; the graph resizes them")
+    ] = None,
+    store_fp16: Annotated[
+        bool,
+        typer.Option("--store-fp16", help="Store the fp32 graph's weights as fp16: half the file, computed in fp32"),
+    ] = False,
+    triton: Annotated[Path | None, typer.Option(help="Also write a Triton model repository to this folder")] = None,
 ) -> None:
-    """Turn a trained checkpoint into a bundle that index and server use."""
-    from sightfix.console import console
+    """Turn a trained checkpoint into a bundle that index and server use, or a bundle into another."""
+    from sightfix.console import console, progress_bar
+    from sightfix.eval_set_options import open_eval_sets
+    from sightfix.export_console import print_bundle_made
     from sightfix.extras import require
 
     require("export")
-    from export.checkpoint_bundle import export_checkpoint
+    from export.bundle_writer import check_free
+    from export.exporting import ExportSettings, write_export
 
-    with console.status("Exporting"):
-        bundle = export_checkpoint(checkpoint, out, name=name, replace=replace)
-    parity = bundle.manifest.parity
-    size_mb = sum(record.size for record in bundle.manifest.files.values()) / 1e6
-    close = f", worst cosine to {parity.reference} {parity.min_cosine:.7f}" if parity else ""
-    console.print(f"[green]exported[/] {escape(str(out))}: {bundle.name}, {size_mb:.1f} MB{close}")
+    check_free(out, replace=replace)
+    whitening = _whitening(whiten, fit, whiten_power)
+    settings = ExportSettings(
+        name=name,
+        camera=_camera(camera),
+        whitening=whitening,
+        precisions=_precisions(precision or []),
+        photos=_photos(photos, whitening) if precision else (),
+        eval_sets=open_eval_sets(eval_ or [], eval_database or [], eval_queries or []),
+        accept_loss=accept_loss,
+        weight_storage="fp16" if store_fp16 else "fp32",
+    )
+    with console.status(f"Opening {escape(source)}"):
+        opened = _open(source)
+    bundle = write_export(opened, out, settings, replace_folder=replace, on_step=progress_bar)
+    print_bundle_made(bundle)
+    if triton is not None:
+        from export.triton import write_triton_repository
+
+        write_triton_repository(bundle, triton)
+        console.print(f"[green]wrote[/] {escape(str(triton))}, a Triton model repository")
     console.print(f"Next: sightfix index PHOTOS --bundle {escape(str(out))}")
+
+
+def _open(source: str) -> "ExportSource":
+    from export.bundle_source import bundle_source
+    from export.checkpoint_source import checkpoint_source
+    from retrieval.artefact import kind_of
+
+    if source == "default":
+        return bundle_source(None)
+    if kind_of(Path(source)) == "bundle":
+        return bundle_source(Path(source))
+    return checkpoint_source(Path(source))
+
+
+def _whitening(dim: int | None, fit: str | None, power: float) -> "WhiteningSettings | None":
+    from export.exporting import WhiteningSettings
+    from retrieval.errors import ParameterError
+    from retrieval.references import open_references
+
+    if (dim is None) != (fit is None):
+        raise ParameterError(
+            "--whiten and --fit belong together",
+            remedy="Say to how many numbers, and on which photos: --whiten 256 --fit photos/",
+        )
+    if dim is None or fit is None:
+        return None
+    opened = open_references(fit)
+    return WhiteningSettings(dim, list(opened), opened.root.name or fit, power)
+
+
+def _photos(spec: str | None, whitening: "WhiteningSettings | None") -> "Sequence[Reference]":
+    from retrieval.errors import ParameterError
+    from retrieval.references import open_references
+
+    if spec is not None:
+        return list(open_references(spec))
+    if whitening is not None:
+        return whitening.photos
+    raise ParameterError(
+        "a lower precision needs photos to calibrate and judge it by",
+        remedy="Add --photos with at least 64 photos of the place, such as some of those you will index",
+        code="too_few_photos",
+    )
+
+
+def _precisions(names: Sequence[str]) -> "list[Precision]":
+    from retrieval.errors import ParameterError
+
+    known: list[Precision] = ["fp16", "int8"]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ParameterError(
+            f"the precision {unknown[0]!r} is unknown", remedy="Choose fp16 or int8; fp32 is always there"
+        )
+    return [name for name in known if name in names]
+
+
+def _camera(text: str | None) -> tuple[int, int] | None:
+    """`1920x1080` → (1080, 1920)."""
+    from retrieval.errors import ParameterError
+
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ParameterError(f"--camera {text!r} is not WIDTHxHEIGHT", remedy="Write such as 1920x1080")
+    return int(height), int(width)

@@ -27,7 +27,6 @@ CONTENT = BundleContent(
     ),
     parity=ParityReport(reference="paper", images=0, min_cosine=1.0),
     licence="Apache-2.0",
-    model_card="# mean colour\n",
 )
 
 
@@ -69,7 +68,7 @@ def test_every_precision_gets_its_file(tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_refused_and_stays(tmp_path: Path) -> None:
     before = write_bundle(tmp_path / "b", CONTENT).manifest
-    text = f"{tmp_path / 'b'}: the folder exists already. Choose another, or remove it."
+    text = f"{tmp_path / 'b'}: the folder exists already. Choose another, or add --replace to replace it."
     with refused(ParameterError, text, "validation_error"):
         write_bundle(tmp_path / "b", replace(CONTENT, name="other"))
     assert open_bundle(tmp_path / "b").manifest == before
