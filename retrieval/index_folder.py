@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from retrieval.artefact import replace_file, storage_errors
 from retrieval.errors import IndexNotFoundError, ParameterError
 
 CURRENT_NAME: Final = "CURRENT"
@@ -61,6 +62,24 @@ def current_version(index_folder: Path) -> str:
             code="version_not_found",
         )
     return version
+
+
+def activate_version(index_folder: Path, version: str) -> None:
+    """Make a published version the current one: an upgrade that was held back, or a rollback.
+
+    Raises:
+        IndexNotFoundError: there is no such version (``version_not_found``).
+        StorageError: the disk refuses; CURRENT stays as it was.
+    """
+    available = published_versions(index_folder)
+    if version not in available:
+        raise IndexNotFoundError(
+            f"the index {index_folder.name} has no version {version!r}",
+            remedy=f"Choose among {', '.join(available)}",
+            code="version_not_found",
+        )
+    with storage_errors(index_folder):
+        replace_file(index_folder / CURRENT_NAME, f"{version}\n".encode())
 
 
 def find_index(indexes: Path, name: str | None) -> Path:

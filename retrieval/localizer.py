@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 
 from retrieval.answer import FixAnswer, IndexAnswer, LocalizeAnswer, MatchAnswer, ModelAnswer, TimingsAnswer
-from retrieval.describer import Describer
+from retrieval.describer import Describer, Descriptors
 from retrieval.errors import ParameterError
 from retrieval.fix import Fix, FixSettings, make_fix
 from retrieval.geo import GeoPrior
@@ -54,6 +54,16 @@ class DecodedQuery:
     options: LocalizeOptions = field(default_factory=LocalizeOptions)
     decode_ms: float = 0.0
     request_id: str = field(default_factory=lambda: new_request_id())
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is asked of one descriptor, and what it has cost until now."""
+
+    options: LocalizeOptions
+    request_id: str
+    decode_ms: float = 0.0
+    describe_ms: float = 0.0
 
 
 class Localizer:
@@ -116,15 +126,33 @@ class Localizer:
             return []
         started = time.perf_counter()
         descriptors = self.describer.describe([query.image for query in queries])
-        describe_ms, searched = _ms_since(started), time.perf_counter()
+        describe_ms = _ms_since(started)
+        asked = [_Asked(query.options, query.request_id, query.decode_ms, describe_ms) for query in queries]
+        return self._locate(descriptors, asked)
+
+    def locate(
+        self, descriptors: Descriptors, options: Sequence[LocalizeOptions], request_ids: Sequence[str]
+    ) -> list[LocalizeAnswer]:
+        """Answer for photos that were described elsewhere, in order.
+
+        Args:
+            descriptors: (N, D) float32, unit rows, of the bundle that the index was made with.
+            options: what to ask for each.
+            request_ids: of each.
+
+        Raises:
+            ParameterError: descriptors of another length.
+        """
+        asked = [_Asked(*pair) for pair in zip(options, request_ids, strict=True)]
+        return self._locate(descriptors, asked) if asked else []
+
+    def _locate(self, descriptors: Descriptors, asked: Sequence["_Asked"]) -> list[LocalizeAnswer]:
+        searched = time.perf_counter()
         # The fix always sees enough matches, however few the client wants to be told.
-        k = max(self.fix_settings.max_matches, *(query.options.top_k for query in queries))
-        found = self.place_index.search(descriptors, k, [query.options.geo_prior for query in queries])
+        k = max(self.fix_settings.max_matches, *(one.options.top_k for one in asked))
+        found = self.place_index.search(descriptors, k, [one.options.geo_prior for one in asked])
         search_ms = _ms_since(searched)
-        return [
-            self._answer(query, found.rows[place], found.scores[place], describe_ms, search_ms)
-            for place, query in enumerate(queries)
-        ]
+        return [self._answer(one, found.rows[place], found.scores[place], search_ms) for place, one in enumerate(asked)]
 
     def localize_file(self, path: Path, options: LocalizeOptions | None = None) -> LocalizeAnswer:
         """Answer for one photo on disk.
@@ -134,16 +162,14 @@ class Localizer:
         """
         return self.localize([self.decode(read_image_bytes(path, self.limits), options, where=str(path))])[0]
 
-    def _answer(
-        self, query: DecodedQuery, rows: np.ndarray, scores: np.ndarray, describe_ms: float, search_ms: float
-    ) -> LocalizeAnswer:
+    def _answer(self, asked: "_Asked", rows: np.ndarray, scores: np.ndarray, search_ms: float) -> LocalizeAnswer:
         started = time.perf_counter()
-        minimum = query.options.min_score
+        minimum = asked.options.min_score
         kept = (rows >= 0) & (scores >= (-np.inf if minimum is None else minimum))
         rows, scores = rows[kept], np.clip(scores[kept].astype(np.float64), -1.0, 1.0)
         index = self.place_index
         status, fix = make_fix(index.lat[rows], index.lon[rows], scores, self.fix_settings)
-        top_k = query.options.top_k
+        top_k = asked.options.top_k
         references = index.references(rows[:top_k])
         matches = [
             _match_answer(rank, reference, float(score))
@@ -151,18 +177,18 @@ class Localizer:
         ]
         fix_ms = _ms_since(started)
         return LocalizeAnswer(
-            request_id=query.request_id,
+            request_id=asked.request_id,
             status=status,
             fix=_fix_answer(fix) if fix else None,
             matches=matches,
             model=self.model_answer,
             index=self.index_answer,
             timings_ms=TimingsAnswer(
-                decode=query.decode_ms,
-                describe=describe_ms,
+                decode=asked.decode_ms,
+                describe=asked.describe_ms,
                 search=search_ms,
                 fix=fix_ms,
-                total=query.decode_ms + describe_ms + search_ms + fix_ms,
+                total=asked.decode_ms + asked.describe_ms + search_ms + fix_ms,
             ),
         )
 

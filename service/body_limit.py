@@ -1,4 +1,9 @@
-"""Count the bytes of a request body as they arrive; a declared length is only believed when it is too large."""
+"""Count the bytes of a request body as they arrive, and the seconds it takes to.
+
+A declared length is only believed when it is too large.
+"""
+
+import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -6,11 +11,18 @@ from service.problems import RequestError
 
 
 class BodyLimit:
-    """ASGI middleware: reading more than `max_bytes` of a body raises a `body_too_large` problem, chunked or not."""
+    """ASGI middleware: reading a body raises a problem when it is too long, chunked or not, or comes too slowly.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    Args:
+        app: what to protect.
+        max_bytes: of a whole body; beyond it ``body_too_large``, 413.
+        timeout_s: for a whole body; beyond it ``request_timeout``, 408.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float = 30.0) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app with a counted body."""
@@ -18,29 +30,50 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         received = 0
+        complete = False
+        begun: float | None = None
+        timed_out = False
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         too_large = declared.isdigit() and int(declared) > self._max_bytes
 
         async def counted_receive() -> Message:
-            nonlocal received
+            nonlocal received, complete, begun, timed_out
+            if complete:  # what is left to receive is that the client leaves, which may take its time
+                return await receive()
             if too_large:
-                raise self._error()
-            message = await receive()
+                raise self._too_large()
+            now = asyncio.get_running_loop().time()
+            begun = now if begun is None else begun
+            try:
+                async with asyncio.timeout_at(begun + self._timeout_s):
+                    message = await receive()
+            except TimeoutError:
+                timed_out = True
+                raise self._too_slow() from None
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
                 if received > self._max_bytes:
-                    raise self._error()
+                    raise self._too_large()
             return message
 
         async def closing_send(message: Message) -> None:
-            # What is left of an oversized body is never read, so the connection cannot be used again.
-            if message["type"] == "http.response.start" and (too_large or received > self._max_bytes):
+            # What is left of such a body is never read, so the connection cannot be used again.
+            unread = too_large or timed_out or received > self._max_bytes
+            if message["type"] == "http.response.start" and unread:
                 message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
             await send(message)
 
         await self._app(scope, counted_receive, closing_send)
 
-    def _error(self) -> RequestError:
+    def _too_slow(self) -> RequestError:
+        return RequestError(
+            f"the request did not arrive within {self._timeout_s:g} s",
+            code="request_timeout",
+            remedy="Send a smaller photo, or over a faster connection",
+        )
+
+    def _too_large(self) -> RequestError:
         return RequestError(
             f"the request body has more than {self._max_bytes} bytes",
             code="body_too_large",

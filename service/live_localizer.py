@@ -1,19 +1,18 @@
-"""The one localizer of a server process: loaded in the background, called by one thread, with a bounded queue."""
+"""The one localizer of a server process: loaded in the background, owned by one thread, swapped while it serves."""
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from retrieval.answer import LocalizeAnswer
 from retrieval.bundle import Bundle, open_bundle
-from retrieval.describer import Describer
+from retrieval.describer import Describer, Descriptors
 from retrieval.errors import SightfixError
 from retrieval.fix import FixSettings
 from retrieval.images import ImageLimits
@@ -21,12 +20,17 @@ from retrieval.index_folder import find_index
 from retrieval.localizer import DecodedQuery, LocalizeOptions, Localizer
 from retrieval.machine import available_cores
 from retrieval.place_index import PlaceIndex
+from service.batching import Lane, MicroBatcher
+from service.canary import CanaryReport, sing
+from service.index_watch import IndexWatch
 from service.problems import RequestError
 from service.settings import ServerSettings
+from service.works import DescribeWork, Outcome, SearchWork, Work, do_works
 
 _log = logging.getLogger("sightfix.service")
 
 State = Literal["loading", "ready", "failed", "stopping"]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,22 @@ class Readiness:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A descriptor and what it cost.
+
+    Attributes:
+        descriptor: (D,) float32, unit length.
+        decode_ms, queue_ms: milliseconds of decoding and of waiting for the model.
+    """
+
+    descriptor: Descriptors
+    decode_ms: float
+    queue_ms: float
+
+
 class LiveLocalizer:
-    """Owns the localizer. Decoding runs in bounded threads; the model and the index belong to one thread.
+    """Owns the localizer. Photos are decoded in bounded threads; the model and the index belong to one thread.
 
     Args:
         settings: of the server.
@@ -46,13 +64,22 @@ class LiveLocalizer:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
+        self.limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
         self.failure: SightfixError | None = None
+        self.canary: CanaryReport | None = None
         self._readiness = Readiness("loading", "the model and the place index are being loaded")
         self._localizer: Localizer | None = None
-        self._waiting = 0
         self._decoders = ThreadPoolExecutor(settings.decode_threads or available_cores(), "decode")
-        self._owner = ThreadPoolExecutor(1, "localize")
+        # Apart from the decoders: a page full of thumbnails must not hold up a robot.
+        self._thumbnailer = ThreadPoolExecutor(1, "thumbnail")
+        self.batcher: MicroBatcher[Work, Outcome] = MicroBatcher(
+            self._do,
+            max_batch=settings.max_batch,
+            limit=settings.max_waiting,
+            max_delay_s=settings.max_delay_ms / 1e3,
+        )
         self._loader: threading.Thread | None = None
+        self.watch: IndexWatch | None = None
 
     @property
     def readiness(self) -> Readiness:
@@ -80,50 +107,123 @@ class LiveLocalizer:
         Raises:
             RequestError: it is not ready (``not_ready``, 503).
         """
-        if self._localizer is None or self._readiness.state != "ready":
+        if self._localizer is None or self._readiness.state not in ("ready", "stopping"):
             raise RequestError(
                 f"the server is not ready: {self._readiness.reason}", code="not_ready", remedy="Try again in a moment"
             )
         return self._localizer
 
-    async def localize(self, data: bytes, options: LocalizeOptions, request_id: str) -> LocalizeAnswer:
+    def deadline(self, seconds: float | None = None) -> float:
+        """When an answer must be there, on `time.monotonic`; by default as the settings say."""
+        return time.monotonic() + (self.settings.deadline_ms / 1e3 if seconds is None else seconds)
+
+    def check_room(self, lane: Lane, deadline: float) -> None:
+        """Refuse at the door, before a body is read.
+
+        Raises:
+            RequestError: not ready, or shutting down.
+            RefusedError: too many are waiting, or the answer would come too late (``queue_full``, 429).
+        """
+        self.require()
+        self.batcher.check_room(lane, deadline)
+
+    async def localize(
+        self,
+        data: bytes,
+        options: LocalizeOptions,
+        request_id: str,
+        *,
+        lane: Lane = "robot",
+        deadline: float | None = None,
+    ) -> LocalizeAnswer:
         """Answer for one encoded photo.
+
+        Args:
+            data: JPEG, PNG, WebP or HEIC.
+            options: what to ask.
+            request_id: to be named in the answer.
+            lane: robot goes before bulk.
+            deadline: `time.monotonic` seconds; by default as the settings say.
 
         Raises:
             ImageError: it cannot be decoded.
-            RequestError: not ready, or too many photos are waiting (``queue_full``, 429).
+            RequestError: not ready, refused (429), or too late (504).
         """
         localizer = self.require()
-        with self._admitted():
-            started = time.perf_counter()
-            loop = asyncio.get_running_loop()
-            query = await loop.run_in_executor(self._decoders, localizer.decode, data, options, request_id)
-            queued = time.perf_counter()
-            answer, begun = await loop.run_in_executor(self._owner, _localize_one, localizer, query)
-            total_ms = (time.perf_counter() - started) * 1e3
-        timings = answer.timings_ms.model_copy(update={"queue": (begun - queued) * 1e3, "total": total_ms})
-        return answer.model_copy(update={"timings_ms": timings})
+        started = time.perf_counter()
+        async with self.batcher.admitted(lane, deadline or self.deadline()) as ticket:
+            query = await self._decode(localizer, data, options, request_id)
+            answer, waited = await ticket.run(query)
+        assert isinstance(answer, LocalizeAnswer)
+        return _timed(answer, waited, started)
 
-    async def in_decoder(self, work: Callable[[Path], bytes], path: Path) -> bytes:
-        """Run other image work in the bounded decode threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, path)
+    async def describe(self, data: bytes, *, lane: Lane = "robot", deadline: float | None = None) -> Timed:
+        """The descriptor of one encoded photo.
+
+        Raises:
+            ImageError, RequestError: as `localize`.
+        """
+        localizer = self.require()
+        async with self.batcher.admitted(lane, deadline or self.deadline()) as ticket:
+            query = await self._decode(localizer, data, LocalizeOptions(), "")
+            descriptor, waited = await ticket.run(DescribeWork(query.image))
+        assert not isinstance(descriptor, LocalizeAnswer)
+        return Timed(descriptor, query.decode_ms, waited * 1e3)
+
+    async def search(
+        self,
+        descriptor: Descriptors,
+        options: LocalizeOptions,
+        request_id: str,
+        *,
+        lane: Lane = "robot",
+        deadline: float | None = None,
+    ) -> LocalizeAnswer:
+        """Answer for one descriptor, (D,) float32, unit length.
+
+        Raises:
+            RequestError: as `localize`.
+        """
+        self.require()
+        started = time.perf_counter()
+        async with self.batcher.admitted(lane, deadline or self.deadline()) as ticket:
+            answer, waited = await ticket.run(SearchWork(descriptor, options, request_id))
+        assert isinstance(answer, LocalizeAnswer)
+        return _timed(answer, waited, started)
+
+    async def in_decoder(self, work: Callable[[], Value]) -> Value:
+        """Run work on a request's body in the bounded decode threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+
+    async def in_thumbnailer(self, work: Callable[[Path], bytes], path: Path) -> bytes:
+        """Run image work that nobody is in a hurry for, one at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._thumbnailer, work, path)
+
+    def drain(self) -> None:
+        """Tell whoever asks for readiness that this server is going away; it still answers."""
+        if self._readiness.state == "ready":
+            self._readiness = Readiness("stopping", "the server is shutting down")
 
     def stop(self) -> None:
         """Refuse new work and wait for the work in hand."""
         self._readiness = Readiness("stopping", "the server is shutting down")
-        self._decoders.shutdown(wait=True, cancel_futures=True)
-        self._owner.shutdown(wait=True, cancel_futures=True)
+        if self.watch is not None:
+            self.watch.stop()
+        self.batcher.stop()
+        for pool in (self._decoders, self._thumbnailer):
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    @contextlib.contextmanager
-    def _admitted(self) -> Iterator[None]:
-        limit = self.settings.max_waiting
-        if self._waiting >= limit:
-            raise RequestError(f"{limit} photos are waiting already", code="queue_full", remedy="Try again in a moment")
-        self._waiting += 1
-        try:
-            yield
-        finally:
-            self._waiting -= 1
+    async def _decode(
+        self, localizer: Localizer, data: bytes, options: LocalizeOptions, request_id: str
+    ) -> DecodedQuery:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, localizer.decode, data, options, request_id)
+
+    def _do(self, works: Any) -> list[Outcome]:
+        """One batch, on the owner thread: what it begins with, it ends with, whatever is published meanwhile."""
+        localizer = self._localizer
+        assert localizer is not None, "nobody is let in before loading is done"
+        return do_works(localizer, works)
 
     def _load(self) -> None:
         settings = self.settings
@@ -131,34 +231,66 @@ class LiveLocalizer:
         try:
             bundle = open_bundle(settings.bundle)
             # Before the model: nobody should wait for an engine's build to read that the index is of another model.
-            place_index = PlaceIndex.open(find_index(settings.indexes, settings.index))
+            folder = find_index(settings.indexes, settings.index)
+            place_index = PlaceIndex.open(folder)
             place_index.check_bundle(bundle)
             describer = self._open_describer(bundle)
-            self._localizer = Localizer(
-                describer,
-                place_index,
-                FixSettings(method=settings.fix_method),
-                ImageLimits(settings.max_image_bytes, settings.max_pixels),
-            )
+            localizer = self._localizer_of(describer, place_index)
             self.still_loading("the model is being warmed up")
             describer.warm_up()
+            self.canary = sing(localizer, self.limits)
         except SightfixError as error:
             self.failure = error
             self._readiness = Readiness("failed", str(error))
             _log.error("loading failed: %s", error)
+            return
         except Exception as error:
             self.failure = SightfixError(f"loading failed ({error})", code="internal_error")
             self._readiness = Readiness("failed", "loading failed; the log says why")
             _log.exception("loading failed")
-        else:
+            return
+        self._localizer = localizer
+        self.batcher.start()
+        if self._readiness.state == "loading":
             self._readiness = Readiness("ready")
-            _log.info(
-                "ready after %.1f s: index %s, version %s, %d references",
-                time.perf_counter() - started,
-                place_index.name,
-                place_index.version,
-                place_index.count,
-            )
+        self.watch = IndexWatch(folder, place_index.version, self._swap, settings.watch_interval_s)
+        self.watch.start()
+        _log.info(
+            "ready after %.1f s: index %s, version %s, %d references",
+            time.perf_counter() - started,
+            place_index.name,
+            place_index.version,
+            place_index.count,
+        )
+
+    def _localizer_of(self, describer: Describer, place_index: PlaceIndex) -> Localizer:
+        return Localizer(describer, place_index, FixSettings(method=self.settings.fix_method), self.limits)
+
+    def _swap(self, folder: Path) -> None:
+        """Open a newly published version beside the one that serves, try it, and let it serve from the next batch on.
+
+        Raises:
+            SightfixError: it is damaged, of another bundle, or fails its canary; the old one goes on serving.
+        """
+        serving = self.require()
+        place_index = PlaceIndex.open(folder)
+        localizer = self._localizer_of(serving.describer, place_index)
+        report = sing(localizer, self.limits)
+        done = threading.Event()
+
+        def swap() -> None:
+            self._localizer, self.canary = localizer, report
+            done.set()
+
+        self.batcher.on_owner_thread(swap)
+        if not done.wait(30.0):
+            raise SightfixError("the model did not come to rest for 30 s", code="internal_error")
+        _log.info(
+            "version %s serves now, %d references; %s did before",
+            place_index.version,
+            place_index.count,
+            serving.place_index.version,
+        )
 
     def _open_describer(self, bundle: Bundle) -> Describer:
         settings = self.settings
@@ -167,6 +299,7 @@ class LiveLocalizer:
             provider=settings.provider,
             precision=settings.precision,
             threads=settings.threads,
+            max_batch=settings.max_batch,
             allow_cpu_fallback=settings.allow_cpu_fallback,
             gpu_mem_limit=settings.gpu_mem_limit,
             engine_cache=settings.engine_cache,
@@ -174,6 +307,8 @@ class LiveLocalizer:
         )
 
 
-def _localize_one(localizer: Localizer, query: DecodedQuery) -> tuple[LocalizeAnswer, float]:
-    begun = time.perf_counter()
-    return localizer.localize([query])[0], begun
+def _timed(answer: LocalizeAnswer, waited_s: float, started: float) -> LocalizeAnswer:
+    """The answer with the time it waited, and the whole time since its request was complete."""
+    total_ms = (time.perf_counter() - started) * 1e3
+    timings = answer.timings_ms.model_copy(update={"queue": waited_s * 1e3, "total": total_ms})
+    return answer.model_copy(update={"timings_ms": timings})

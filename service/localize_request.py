@@ -3,9 +3,10 @@
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -75,8 +76,17 @@ class LocalizeRequest:
     options: LocalizeOptions
 
 
-async def read_localize_request(request: Request, limits: ImageLimits) -> LocalizeRequest:
+# Runs work on a body somewhere else than on the event loop.
+InThread = Callable[[Callable[[], LocalizeRequest]], Awaitable[LocalizeRequest]]
+
+
+async def read_localize_request(request: Request, limits: ImageLimits, in_thread: InThread) -> LocalizeRequest:
     """Read the request in whichever of its three forms it came.
+
+    Args:
+        request: unread.
+        limits: of encoded images.
+        in_thread: where megabytes of JSON are parsed, so that nobody else waits for them.
 
     Raises:
         RequestError: another content type (415), malformed JSON, multipart or base64 (400), a parameter that is
@@ -85,12 +95,13 @@ async def read_localize_request(request: Request, limits: ImageLimits) -> Locali
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type in IMAGE_MEDIA_TYPES:
-        parsed = LocalizeRequest(await request.body(), _parameters(dict(request.query_params)))
+        parsed = LocalizeRequest(await request.body(), options_of(dict(request.query_params)))
     elif media_type == "multipart/form-data":
         parsed = await _read_multipart(request)
     elif media_type == "application/json":
         _refuse_query_parameters(request)
-        parsed = _read_json(await request.body())
+        body = await request.body()
+        parsed = await in_thread(lambda: _read_json(body))
     else:
         raise RequestError(
             f"content type {media_type!r} is not accepted" if media_type else "the request has no content type",
@@ -102,14 +113,7 @@ async def read_localize_request(request: Request, limits: ImageLimits) -> Locali
 
 
 def _read_json(body: bytes) -> LocalizeRequest:
-    try:
-        json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not JSON ({error})", remedy="Check the request body") from error
-    try:
-        parsed = LocalizeBody.model_validate_json(body)
-    except ValidationError as error:
-        raise validation_problem(error) from error
+    parsed = parse_json(LocalizeBody, body)
     try:
         image = base64.b64decode(parsed.image.content, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -120,15 +124,26 @@ def _read_json(body: bytes) -> LocalizeRequest:
     return LocalizeRequest(image, parsed.options())
 
 
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def parse_json(model: type[Body], body: bytes) -> Body:
+    """Parse a JSON body.
+
+    Raises:
+        RequestError: it is not JSON (400), or a field is wrong (422).
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise RequestError(f"the body is not JSON ({first['ctx']['error']})", remedy="Check the request body") from error
+        raise validation_problem(error) from error
+
+
 async def _read_multipart(request: Request) -> LocalizeRequest:
-    try:
-        form = await request.form(max_files=1, max_fields=16)
-    except (MultiPartException, HTTPException, UnicodeError) as error:
-        reason = error.detail if isinstance(error, HTTPException) else str(error) or "malformed"
-        raise RequestError(
-            f"the multipart body cannot be read ({reason})", remedy="Check the boundary and that the body is complete"
-        ) from error
-    try:
+    async with open_form(request, max_files=1) as form:
         image = form.get("image")
         if not isinstance(image, UploadFile):
             raise RequestError(
@@ -136,17 +151,36 @@ async def _read_multipart(request: Request) -> LocalizeRequest:
                 code="validation_error",
                 remedy="Send the photo as a file: curl -F image=@photo.jpg",
             )
-        return LocalizeRequest(await image.read(), _parameters({**request.query_params, **_text_fields(form)}))
+        return LocalizeRequest(await image.read(), options_of({**request.query_params, **text_fields(form)}))
+
+
+@asynccontextmanager
+async def open_form(request: Request, max_files: int) -> AsyncIterator[FormData]:
+    """Read a multipart body.
+
+    Raises:
+        RequestError: it is malformed, or has too many parts.
+    """
+    try:
+        form = await request.form(max_files=max_files, max_fields=16)
+    except (MultiPartException, HTTPException, UnicodeError) as error:
+        reason = error.detail if isinstance(error, HTTPException) else str(error) or "malformed"
+        raise RequestError(
+            f"the multipart body cannot be read ({reason})", remedy="Check the boundary and that the body is complete"
+        ) from error
+    try:
+        yield form
     finally:
         await form.close()
 
 
-def _text_fields(form: FormData) -> dict[str, str]:
+def text_fields(form: FormData) -> dict[str, str]:
+    """The fields of a form that are no files."""
     return {name: value for name, value in form.multi_items() if isinstance(value, str)}
 
 
-def _parameters(texts: Mapping[str, str]) -> LocalizeOptions:
-    """Parameters given as text; a geo prior is ``lat,lon,radius_m`` or the JSON object."""
+def options_of(texts: Mapping[str, str]) -> LocalizeOptions:
+    """What to ask, from parameters given as text; a geo prior is ``lat,lon,radius_m`` or the JSON object."""
     values: dict[str, Any] = dict(texts)
     if "geo_prior" in values:
         values["geo_prior"] = _geo_prior(values["geo_prior"])

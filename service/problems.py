@@ -27,7 +27,10 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "reference_not_found": 404,
     "index_not_found": 404,
     "not_found": 404,
+    "version_not_found": 404,
     "method_not_allowed": 405,
+    "request_timeout": 408,
+    "version_conflict": 409,
     "body_too_large": 413,
     "too_many_pixels": 413,
     "unsupported_media_type": 415,
@@ -88,31 +91,43 @@ def validation_problem(error: ValidationError) -> RequestError:
     return RequestError(f"{first.pointer}: {first.message}", code="validation_error", errors=errors)
 
 
+def problem_of(error: SightfixError, request_id: str) -> Problem:
+    """An error as problem details."""
+    retry_after_s = error.retry_after_s if isinstance(error, RequestError) else None
+    return _problem(
+        STATUS_OF_CODE.get(error.code, 500),
+        error.code,
+        str(error),
+        request_id,
+        errors=error.errors if isinstance(error, RequestError) else None,
+        retry_after_s=retry_after_s,
+    )
+
+
 def install_problem_handlers(app: FastAPI) -> None:
     """Make every error of the app a problem."""
 
     async def on_sightfix_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, SightfixError)
-        status = STATUS_OF_CODE.get(error.code, 500)
-        if status == 500:
+        problem = problem_of(error, request_id_of(request))
+        if problem.status == 500:
             _log.error("request %s failed: %s", request_id_of(request), error)
-        if isinstance(error, RequestError):
-            return _problem(
-                request, status, error.code, str(error), errors=error.errors, retry_after_s=error.retry_after_s
-            )
-        return _problem(request, status, error.code, str(error))
+        return _response(request, problem)
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed_request")
-        return _problem(request, error.status_code, code, str(error.detail), headers=error.headers)
+        problem = _problem(error.status_code, code, str(error.detail), request_id_of(request))
+        return _response(request, problem, error.headers)
 
     async def on_bug(request: Request, error: Exception) -> Response:
         _log.error("request %s failed", request_id_of(request), exc_info=error)
-        return _problem(request, 500, "internal_error", "The server failed on this request; its log says why.")
+        detail = "The server failed on this request; its log says why."
+        return _response(request, _problem(500, "internal_error", detail, request_id_of(request)))
 
     async def on_client_gone(request: Request, error: Exception) -> Response:
-        return _problem(request, 400, "malformed_request", "The client left before its request was complete.")
+        detail = "The client left before it was answered."
+        return _response(request, _problem(400, "malformed_request", detail, request_id_of(request)))
 
     app.add_exception_handler(SightfixError, on_sightfix_error)
     app.add_exception_handler(ClientDisconnect, on_client_gone)
@@ -121,20 +136,18 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 def _problem(
-    request: Request,
     status: int,
     code: str,
     detail: str,
+    request_id: str,
     *,
     errors: Sequence[FieldProblem] | None = None,
-    headers: Mapping[str, str] | None = None,
     retry_after_s: float | None = None,
-) -> Response:
-    request_id = request_id_of(request)
+) -> Problem:
     extra: dict[str, Any] = {}
     if status in _RETRY_AFTER_S:
         extra["retry_after_s"] = math.ceil(retry_after_s) if retry_after_s else _RETRY_AFTER_S[status]
-    body = Problem(
+    return Problem(
         type=f"{TYPE_PREFIX}{code}",
         title=HTTPStatus(status).phrase,
         status=status,
@@ -144,7 +157,11 @@ def _problem(
         errors=list(errors) if errors else None,
         **extra,
     )
-    all_headers = {**(headers or {}), "X-Request-Id": request_id}
-    if extra:
-        all_headers["Retry-After"] = str(extra["retry_after_s"])
-    return Response(body.model_dump_json(exclude_none=True), status, all_headers, MEDIA_TYPE)
+
+
+def _response(request: Request, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    all_headers = {**(headers or {}), "X-Request-Id": request_id_of(request)}
+    retry_after = (problem.model_extra or {}).get("retry_after_s")
+    if retry_after is not None:
+        all_headers["Retry-After"] = str(retry_after)
+    return Response(problem.model_dump_json(exclude_none=True), problem.status, all_headers, MEDIA_TYPE)

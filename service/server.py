@@ -4,6 +4,7 @@ import contextlib
 import logging
 import signal
 import socket
+import time
 from types import FrameType
 
 import uvicorn
@@ -18,14 +19,32 @@ _log = logging.getLogger("sightfix.service")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that stops when loading fails: a server that can never answer should not look alive."""
+    """uvicorn that says it is going away before it goes.
 
-    def __init__(self, config: uvicorn.Config, live: LiveLocalizer) -> None:
+    On SIGTERM /readyz turns 503 while everything is still answered for `drain_delay_s`, so that whoever balances load
+    stops sending; then uvicorn stops listening and finishes what it has. A second signal cuts the delay short. It also
+    stops when loading fails: a server that can never answer should not look alive.
+    """
+
+    def __init__(self, config: uvicorn.Config, live: LiveLocalizer, drain_delay_s: float) -> None:
         super().__init__(config)
         self._live = live
+        self._drain_delay_s = drain_delay_s
+        self._drained: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain, or stop at once when already draining."""
+        if self._drained is not None or self._drain_delay_s == 0.0 or self._live.readiness.state != "ready":
+            super().handle_exit(sig, frame)
+            return
+        self._live.drain()
+        self._drained = time.monotonic() + self._drain_delay_s
+        _log.info("told to stop: /readyz says so for %g s", self._drain_delay_s)
 
     async def on_tick(self, counter: int) -> bool:
         if self._live.failure is not None:
+            return True
+        if self._drained is not None and time.monotonic() >= self._drained:
             return True
         return await super().on_tick(counter)
 
@@ -47,7 +66,7 @@ def serve(settings: ServerSettings) -> None:
         create_app(live),
         log_level=settings.log_level,
         access_log=settings.log_level == "debug",
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=settings.stop_timeout_s,
         server_header=False,
     )
     logging.getLogger("sightfix").setLevel(settings.log_level.upper())
@@ -56,7 +75,7 @@ def serve(settings: ServerSettings) -> None:
     # uvicorn drains, then raises the signal again: being told to stop is not a failure.
     signal.signal(signal.SIGTERM, _exit_quietly)
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, live).run(sockets=[listener])
+        _Server(config, live, settings.drain_delay_s).run(sockets=[listener])
     if live.failure is not None:
         raise live.failure
 

@@ -28,7 +28,14 @@ class ServerSettings(BaseSettings):
         decode_threads: photos decoded at the same time; None takes every core.
         max_image_bytes: largest encoded image accepted.
         max_pixels: largest image accepted, by its header.
-        max_waiting: photos that may wait for the model; more are refused with 429.
+        max_waiting: photos that may be inside, decoding and waiting included; more are refused with 429.
+        max_batch: photos that the model takes at once.
+        max_delay_ms: how long an idle model waits for company of the first photo; 0: not at all.
+        deadline_ms: when an answer is too late, if a request does not say.
+        body_timeout_s: how long a client may take to send its request.
+        watch_interval_s: how often to look for a newly published version.
+        drain_delay_s: how long to go on answering after SIGTERM with /readyz at 503, so that balancers can see it.
+        stop_timeout_s: how long to finish what was accepted, before it is cut off.
         fix_method: how the fix is made from the matches.
     """
 
@@ -49,6 +56,13 @@ class ServerSettings(BaseSettings):
     max_image_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     max_pixels: int = Field(default=80_000_000, ge=1, le=89_000_000)  # beyond, Pillow has a limit of its own
     max_waiting: int = Field(default=64, ge=1)
+    max_batch: int = Field(default=32, ge=1, le=1024)
+    max_delay_ms: float = Field(default=0.0, ge=0.0, le=1000.0)
+    deadline_ms: float = Field(default=30_000.0, gt=0.0, le=600_000.0)
+    body_timeout_s: float = Field(default=30.0, gt=0.0)
+    watch_interval_s: float = Field(default=1.0, gt=0.0)
+    drain_delay_s: float = Field(default=0.0, ge=0.0, le=600.0)
+    stop_timeout_s: int = Field(default=30, ge=1, le=600)
     fix_method: FixMethod = "weighted_cluster"
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 

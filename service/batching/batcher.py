@@ -135,6 +135,17 @@ class MicroBatcher(Generic[Item, Result]):
                 with self._changed:
                     self.waiting.abandon(waiter)
 
+    def check_room(self, lane: Lane, deadline: float) -> None:
+        """Refuse what `admitted` would refuse now, without letting anybody in.
+
+        Raises:
+            RefusedError, RequestError: as `admitted`.
+        """
+        with self._changed:
+            if self._stopping:
+                raise _draining()
+            self.waiting.abandon(self.waiting.admit(lane, deadline))
+
     def on_owner_thread(self, errand: Callable[[], None]) -> None:
         """Run something on the owner thread between two batches, such as a swap of the index."""
         with self._changed:
@@ -148,6 +159,8 @@ class MicroBatcher(Generic[Item, Result]):
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            _log.error("the model has not come to rest within %.0f s", timeout_s)
 
     async def _run_one(self, waiter: Waiter[_Job[Item, Result]], item: Item) -> tuple[Result, float]:
         loop = asyncio.get_running_loop()

@@ -154,7 +154,13 @@ def test_the_openapi_document_describes_all_three_bodies_with_examples(http: Tes
     content = operation["requestBody"]["content"]
     assert {"image/jpeg", "image/heic", "multipart/form-data", "application/json"} <= set(content)
     assert content["application/json"]["example"]["geo_prior"]["radius_m"] == 500
-    assert {parameter["name"] for parameter in operation["parameters"]} == {"top_k", "geo_prior", "min_score"}
+    assert {parameter["name"] for parameter in operation["parameters"]} == {
+        "top_k",
+        "geo_prior",
+        "min_score",
+        "X-Lane",
+        "X-Deadline-Ms",
+    }
     assert "application/problem+json" in operation["responses"]["422"]["content"]
     assert document["components"]["schemas"]["FixAnswer"]["properties"]["lat"]["examples"] == [55.69829]
 

@@ -71,7 +71,7 @@ def test_overload_is_refused_with_retry_after_and_never_with_an_error(
     assert refused
     assert len(answered) + len(refused) == 40
     assert all(response.headers["retry-after"] == "1" for response in refused)
-    assert refused[0].json()["detail"] == "2 photos are waiting already. Try again in a moment."
+    assert refused[0].json()["detail"] == "2 photos are waiting already. Try again in 1 s."
     assert all(response.json()["matches"][0]["reference_id"] == "photos/0002.jpg" for response in answered)
 
 

@@ -1,0 +1,94 @@
+"""Is the process alive, can photos be localized, and what is being served?"""
+
+from typing import Any, Literal
+
+from fastapi import FastAPI, Response
+from pydantic import BaseModel, Field
+
+from retrieval.answer import IndexAnswer, ModelAnswer, Problem
+from retrieval.place_index import Bounds
+from retrieval.version import __version__
+from service.live_localizer import LiveLocalizer, State
+
+_BOTH: Any = ["GET", "HEAD"]
+
+
+class LivenessAnswer(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class ReadinessAnswer(BaseModel):
+    """Whether photos can be localized."""
+
+    state: State
+    reason: str | None = None
+
+
+class InfoAnswer(BaseModel):
+    """What is being served."""
+
+    sightfix_version: str
+    model: ModelAnswer
+    passed_over: list[str] = Field(description="Why the model does not compute on a better provider")
+    index: IndexAnswer
+    bounds: Bounds
+    last_swap: str | None = Field(description="What became of the version published last, if it is not served")
+    limits: dict[str, float]
+
+
+def add_health_routes(app: FastAPI, live: LiveLocalizer) -> None:
+    """Add liveness, readiness and info, with the names that Kubernetes and KServe (v2) clients ask for."""
+
+    async def alive() -> LivenessAnswer:
+        return LivenessAnswer()
+
+    async def ready(response: Response) -> ReadinessAnswer:
+        readiness = live.readiness
+        if readiness.state != "ready":
+            response.status_code = 503
+            response.headers["Retry-After"] = "2"
+        return ReadinessAnswer(state=readiness.state, reason=readiness.reason)
+
+    async def info() -> InfoAnswer:
+        localizer, settings = live.require(), live.settings
+        swap = live.watch.last_swap if live.watch else None
+        return InfoAnswer(
+            sightfix_version=__version__,
+            model=localizer.model_answer,
+            passed_over=list(localizer.describer.passed_over),
+            index=localizer.index_answer,
+            bounds=localizer.place_index.manifest.bounds,
+            last_swap=swap.reason if swap and swap.result == "refused" else None,
+            limits={
+                "max_image_bytes": settings.max_image_bytes,
+                "max_pixels": settings.max_pixels,
+                "max_waiting": settings.max_waiting,
+                "max_batch": settings.max_batch,
+                "deadline_ms": settings.deadline_ms,
+            },
+        )
+
+    for path in ("/livez", "/healthz", "/v2/health/live"):
+        app.add_api_route(
+            path, alive, methods=_BOTH, summary="Does the process answer?", include_in_schema=path == "/livez"
+        )
+    for path in ("/readyz", "/v2/health/ready", "/v2/models/{model}/ready"):
+        app.add_api_route(
+            path,
+            ready,
+            methods=_BOTH,
+            summary="Can photos be localized?",
+            responses={503: {"model": ReadinessAnswer}},
+            include_in_schema=path == "/readyz",
+        )
+    for path in ("/info", "/v1/info"):
+        app.add_api_route(
+            path,
+            info,
+            methods=["GET"],
+            summary="What is being served?",
+            responses={503: {"model": Problem}},
+            include_in_schema=path == "/info",
+        )

@@ -1,0 +1,101 @@
+"""Slow clients, clients that leave, many stalled uploads, and the way down."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import PublishedPlaces
+from tests.running_server import RunningServer, running_server
+
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+def connect(running: RunningServer) -> socket.socket:
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+@pytest.fixture(scope="module")
+def impatient(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFactory):
+    """A server that gives clients half a second to send a photo, and lets four in."""
+    environment = {"SIGHTFIX_BODY_TIMEOUT_S": "0.5", "SIGHTFIX_MAX_WAITING": "4", "SIGHTFIX_THREADS": "1"}
+    log = tmp_path_factory.mktemp("impatient") / "log"
+    with running_server(log, ["--indexes", str(published.indexes)], environment) as running:
+        running.wait_until_ready()
+        yield running
+
+
+def test_a_client_that_sends_too_slowly_is_told_and_cut_off(impatient: RunningServer) -> None:
+    with connect(impatient) as slow:
+        slow.sendall(
+            b"POST /localize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 9999\r\n\r\nha"
+        )
+        begun = time.monotonic()
+        answer = b""
+        while piece := slow.recv(65536):
+            answer += piece
+    assert time.monotonic() - begun < 10
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"request_timeout" in answer
+    assert b"did not arrive within 0.5 s" in answer
+
+
+def test_stalled_uploads_do_not_keep_others_out(impatient: RunningServer, published: PublishedPlaces) -> None:
+    stalled = [connect(impatient) for _ in range(20)]
+    try:
+        for one in stalled:
+            one.sendall(b"POST /localize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 99\r\n\r\n")
+        photo = published.places.rows[0].path.read_bytes()
+        assert httpx.post(f"{impatient.url}/localize", content=photo, headers=JPEG).status_code == 200
+    finally:
+        for one in stalled:
+            one.close()
+
+
+def test_clients_that_leave_give_their_places_back(impatient: RunningServer, published: PublishedPlaces) -> None:
+    photo = published.places.rows[0].path.read_bytes()
+    head = f"POST /localize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(photo)}\r\n\r\n"
+    for _ in range(20):
+        with connect(impatient) as leaving:
+            leaving.sendall(head.encode() + photo)
+    for _ in range(100):
+        response = httpx.post(f"{impatient.url}/localize", content=photo, headers=JPEG)
+        if response.status_code == 200:
+            break
+        assert response.status_code == 429
+        time.sleep(0.05)
+    assert response.status_code == 200
+    assert "Traceback" not in impatient.log.read_text()
+
+
+def test_going_away_is_announced_before_it_happens(published: PublishedPlaces, tmp_path: Path) -> None:
+    environment = {"SIGHTFIX_DRAIN_DELAY_S": "2", "SIGHTFIX_THREADS": "1"}
+    photo = published.places.rows[3].path.read_bytes()
+    with running_server(tmp_path / "log", ["--indexes", str(published.indexes)], environment) as running:
+        running.wait_until_ready()
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        ready = httpx.get(f"{running.url}/readyz")
+        assert (ready.status_code, ready.json()["state"]) == (503, "stopping")
+        assert httpx.get(f"{running.url}/livez").status_code == 200
+        answer = httpx.post(f"{running.url}/localize", content=photo, headers=JPEG)
+        assert answer.json()["matches"][0]["reference_id"] == "photos/0003.jpg"
+        assert running.process.wait(timeout=30) == 0
+
+
+def test_sigterm_while_starting_is_no_failure(published: PublishedPlaces) -> None:
+    command = [sys.executable, "-m", "sightfix.cli", "serve", "--port", "0", "--indexes", str(published.indexes)]
+    for delay in (0.3, 0.8):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        time.sleep(delay)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        # Before Python has read the first line of sightfix, nobody can catch it.
+        assert process.returncode in (0, -signal.SIGTERM)
+        assert "Traceback" not in errors
