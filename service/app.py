@@ -10,7 +10,9 @@ from fastapi.responses import RedirectResponse, Response
 from fastapi_offline import FastAPIOffline
 
 from retrieval.version import __version__
+from service.api_keys import KeyRing
 from service.body_limit import BodyLimit
+from service.key_guard import KeyGuard
 from service.live_localizer import LiveLocalizer
 from service.problems import install_problem_handlers
 from service.routes.batch import add_batch_routes
@@ -40,6 +42,8 @@ def create_app(live: LiveLocalizer) -> FastAPI:
         redoc_url=None, title="sightfix", version=__version__, description=_DESCRIPTION, lifespan=lifespan
     )
     app.add_middleware(BodyLimit, max_bytes=live.settings.max_body_bytes, timeout_s=live.settings.body_timeout_s)
+    if live.settings.api_keys is not None:
+        app.add_middleware(KeyGuard, keys=KeyRing(live.settings.api_keys))
     install_problem_handlers(app)
 
     @app.get("/", include_in_schema=False)

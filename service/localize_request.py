@@ -138,7 +138,8 @@ def parse_json(model: type[Body], body: bytes) -> Body:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "json_invalid":
-            raise RequestError(f"the body is not JSON ({first['ctx']['error']})", remedy="Check the request body") from error
+            reason = first["ctx"]["error"]
+            raise RequestError(f"the body is not JSON ({reason})", remedy="Check the request body") from error
         raise validation_problem(error) from error
 
 

@@ -24,11 +24,19 @@ TYPE_PREFIX: Final = "urn:sightfix:problem:"
 # Codes that are not here are our own failure: 500.
 STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "malformed_request": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
     "reference_not_found": 404,
     "index_not_found": 404,
     "not_found": 404,
+    "job_not_found": 404,
     "version_not_found": 404,
+    "jobs_disabled": 403,
     "method_not_allowed": 405,
+    "idempotency_conflict": 409,
+    "job_not_cancellable": 409,
+    "version_conflict": 409,
+    "reference_id_conflict": 409,
     "request_timeout": 408,
     "version_conflict": 409,
     "body_too_large": 413,
@@ -37,6 +45,13 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "empty_body": 422,
     "image_undecodable": 422,
     "validation_error": 422,
+    "source_not_allowed": 422,
+    "source_not_found": 422,
+    "source_unavailable": 422,
+    "reference_data": 422,
+    "too_many_unreadable": 422,
+    "index_would_be_empty": 422,
+    "gate_failed": 422,
     "queue_full": 429,
     "not_ready": 503,
     "draining": 503,
@@ -102,6 +117,11 @@ def problem_of(error: SightfixError, request_id: str) -> Problem:
         errors=error.errors if isinstance(error, RequestError) else None,
         retry_after_s=retry_after_s,
     )
+
+
+def problem_response(request: Request, error: SightfixError) -> Response:
+    """An error as a response."""
+    return _response(request, problem_of(error, request_id_of(request)))
 
 
 def install_problem_handlers(app: FastAPI) -> None:

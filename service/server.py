@@ -4,6 +4,7 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 import time
 from types import FrameType
 
@@ -12,6 +13,7 @@ import uvicorn
 from retrieval.errors import ServerError
 from retrieval.index_folder import current_version, find_index
 from service.app import create_app
+from service.bounded_http import bounded_http
 from service.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 
@@ -53,10 +55,16 @@ def serve(settings: ServerSettings) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
+        ParameterError: TLS files that do not load, or an address that anybody could reach without keys.
+        ApiKeyError: the API keys cannot be read.
         IndexNotFoundError: there is no such index (before anything is opened).
         ServerError: the address cannot be listened on.
         SightfixError: the bundle or the index cannot be loaded.
     """
+    settings.check_exposure()
+    tls = settings.tls
+    if tls is not None:
+        tls.check()
     index_folder = find_index(settings.indexes, settings.index)
     current_version(index_folder)
     listener = open_socket(settings.host, settings.port)
@@ -68,10 +76,15 @@ def serve(settings: ServerSettings) -> None:
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=settings.stop_timeout_s,
         server_header=False,
+        http=bounded_http(settings.max_header_bytes, settings.header_timeout_s),
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+        ssl_ca_certs=str(tls.client_ca) if tls and tls.client_ca else None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca else ssl.CERT_NONE,
     )
     logging.getLogger("sightfix").setLevel(settings.log_level.upper())
     shown = f"[{host}]" if ":" in host else host
-    _log.info("listening on http://%s:%d, serving %s", shown, port, index_folder)
+    _log.info("listening on %s://%s:%d, serving %s", "https" if tls else "http", shown, port, index_folder)
     # uvicorn drains, then raises the signal again: being told to stop is not a failure.
     signal.signal(signal.SIGTERM, _exit_quietly)
     with contextlib.suppress(KeyboardInterrupt):

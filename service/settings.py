@@ -1,5 +1,6 @@
 """What an operator can set: environment variables `SIGHTFIX_…`, overridden by the command line."""
 
+from ipaddress import ip_address
 from pathlib import Path
 
 from pydantic import Field
@@ -7,8 +8,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.bundle import Precision
 from retrieval.engines.choosing import ProviderChoice
+from retrieval.errors import ParameterError
 from retrieval.fix import FixMethod
 from retrieval.index_folder import DEFAULT_INDEXES
+from service.tls import TlsFiles
 
 
 class ServerSettings(BaseSettings):
@@ -35,6 +38,12 @@ class ServerSettings(BaseSettings):
         body_timeout_s: how long a client may take to send its request.
         watch_interval_s: how often to look for a newly published version.
         drain_delay_s: how long to go on answering after SIGTERM with /readyz at 503, so that balancers can see it.
+        api_keys: file of API keys' hashes; None lets everybody in who can reach the server.
+        insecure: whether to listen beyond this machine without API keys.
+        tls_cert, tls_key: PEM files; both, or none for plain HTTP.
+        tls_client_ca: PEM file of the authority whose client certificates are let in (mTLS).
+        max_header_bytes: largest request line and headers together.
+        header_timeout_s: how long a client may take to send them.
         stop_timeout_s: how long to finish what was accepted, before it is cut off.
         fix_method: how the fix is made from the matches.
     """
@@ -63,6 +72,13 @@ class ServerSettings(BaseSettings):
     watch_interval_s: float = Field(default=1.0, gt=0.0)
     drain_delay_s: float = Field(default=0.0, ge=0.0, le=600.0)
     stop_timeout_s: int = Field(default=30, ge=1, le=600)
+    api_keys: Path | None = None
+    insecure: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    max_header_bytes: int = Field(default=64 * 1024, ge=1024)
+    header_timeout_s: float = Field(default=10.0, gt=0.0)
     fix_method: FixMethod = "weighted_cluster"
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 
@@ -70,3 +86,42 @@ class ServerSettings(BaseSettings):
     def max_body_bytes(self) -> int:
         """Largest request body: an image as base64, and room for the rest of the request."""
         return self.max_image_bytes * 4 // 3 + 64 * 1024
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """Certificate, key and authority, or None for plain HTTP.
+
+        Raises:
+            ParameterError: a certificate without its key, a key without its certificate, or an authority without both.
+        """
+        if self.tls_cert is not None and self.tls_key is not None:
+            return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
+        if self.tls_cert is None and self.tls_key is None and self.tls_client_ca is None:
+            return None
+        raise ParameterError(
+            "TLS needs a certificate and its key", remedy="Give both: --tls-cert cert.pem --tls-key key.pem"
+        )
+
+    def check_exposure(self) -> None:
+        """Refuse to listen beyond this machine when anybody could come in.
+
+        Raises:
+            ParameterError: the address is not loopback, there are no keys, and nobody said that this is meant.
+        """
+        if self.api_keys is not None or self.insecure or self.tls_client_ca is not None or _is_loopback(self.host):
+            return
+        raise ParameterError(
+            f"anybody who can reach {self.host} could use this server",
+            where="--host or SIGHTFIX_HOST",
+            remedy="Give API keys (--api-keys FILE, made by: sightfix key NAME --file FILE), "
+            "or say that this is meant: --insecure",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name: who knows where it leads
+        return False

@@ -22,11 +22,17 @@ app = typer.Typer(
 
 # Each module holds one function of the same name; modules import their heavy dependencies inside it,
 # so that `sightfix --help` stays instant.
-COMMANDS = ("inspect", "index", "serve", "localize", "train", "export", "evaluate", "explain", "compare", "demo")
+COMMANDS = ("inspect", "index", "serve", "key", "localize", "train", "export", "evaluate", "explain", "compare", "demo")
 
 for _name in COMMANDS:
     _function: Callable[..., None] = getattr(import_module(f"sightfix.commands.{_name}"), _name)
     app.command(name=_name)(_function)
+
+# Each module holds a typer application of the same name, with subcommands.
+GROUPS = ("bundle",)
+
+for _name in GROUPS:
+    app.add_typer(getattr(import_module(f"sightfix.commands.{_name}"), _name), name=_name)
 
 
 def _print_version(asked: bool) -> None:

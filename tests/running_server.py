@@ -72,7 +72,7 @@ def running_server(
 def _address(process: subprocess.Popen[str], log: Path) -> str:
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline and process.poll() is None:
-        found = re.search(r"listening on (http://\S+),", log.read_text())
+        found = re.search(r"listening on (https?://\S+),", log.read_text())
         if found:
             return found.group(1)
         time.sleep(0.02)

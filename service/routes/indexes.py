@@ -51,7 +51,7 @@ class ActivateBody(BaseModel):
 
 def add_index_routes(app: FastAPI, live: LiveLocalizer) -> None:
     """Add GET /indexes, GET /indexes/{name} and POST /indexes/{name}/activate."""
-    errors: dict[int | str, dict[str, Any]] = {404: {"model": Problem}, 409: {"model": Problem}, 503: {"model": Problem}}
+    errors: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 409, 503)}
 
     @app.get("/indexes", summary="Which place indexes are there?", responses={503: {"model": Problem}})
     async def list_indexes() -> list[IndexListing]:

@@ -1,14 +1,19 @@
 """`sightfix serve`: the HTTP server."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from sightfix.describer_options import CpuFallbackOption, PrecisionOption, ProviderOption, ThreadsOption
 
+if TYPE_CHECKING:
+    from service.configuration import Configuration
+
 
 def serve(
+    context: typer.Context,
     index: Annotated[str | None, typer.Option(help="Place index to serve; the only one there is if left out")] = None,
     indexes: Annotated[Path | None, typer.Option(help="Folder of all place indexes [default: indexes]")] = None,
     bundle: Annotated[
@@ -20,39 +25,65 @@ def serve(
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     allow_cpu_fallback: CpuFallbackOption = None,
+    api_keys: Annotated[Path | None, typer.Option(help="File of API keys, made by: sightfix key")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond this machine without API keys")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM), for https")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM)")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Let only clients in with a certificate of this authority (PEM)")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [default: info]")] = None,
+    config: Annotated[Path | None, typer.Option(envvar="SIGHTFIX_CONFIG", help="Settings from a TOML file")] = None,
+    check_config: Annotated[
+        bool, typer.Option("--check-config", help="Show the settings, try what they name, and do not serve")
+    ] = False,
 ) -> None:
-    """Serve POST /localize. Every option is also an environment variable: SIGHTFIX_PORT, SIGHTFIX_INDEX, …"""
-    from pydantic import ValidationError
+    """Serve POST /localize. Settings come from flags, SIGHTFIX_… variables, and --config FILE, in this order."""
+    import os
 
-    from retrieval.errors import ParameterError
+    from service.configuration import read_configuration
     from service.logs import log_to_stderr
     from service.server import serve as run
-    from service.settings import ServerSettings
 
-    given = {
-        "index": index,
-        "indexes": indexes,
-        "bundle": bundle,
-        "host": host,
-        "port": port,
-        "provider": provider,
-        "precision": precision,
-        "threads": threads,
-        "allow_cpu_fallback": allow_cpu_fallback,
-        "log_level": log_level,
+    ours = {"config", "check_config"}
+    flags: dict[str, Any] = {
+        name: value for name, value in context.params.items() if name not in ours and _is_flag(context, name)
     }
-    try:
-        settings = ServerSettings.model_validate(
-            {**ServerSettings().model_dump(), **{key: value for key, value in given.items() if value is not None}}
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
-        raise ParameterError(
-            f"{first['msg']}, not {first['input']!r}",
-            where=f"--{name.replace('_', '-')} or SIGHTFIX_{name.upper()}",
-            remedy="See: sightfix serve --help",
-        ) from error
-    log_to_stderr(settings.log_level)
-    run(settings)
+    environment = {name: value for name, value in os.environ.items() if name != "SIGHTFIX_CONFIG"}
+    configuration = read_configuration(config, flags, environment)
+    if check_config:
+        _check(configuration)
+        return
+    log_to_stderr(configuration.settings.log_level)
+    run(configuration.settings)
+
+
+def _is_flag(context: typer.Context, name: str) -> bool:
+    """Whether a value stood on the command line, rather than in the environment or nowhere."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _check(configuration: "Configuration") -> None:
+    from rich.table import Table
+
+    from service.configuration_check import check_settings
+    from sightfix.console import console
+
+    settings = configuration.settings
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("setting", "value", "from"):
+        table.add_column(heading)
+    for name, origin in configuration.origins.items():
+        style = "dim" if origin == "default" else None
+        value = getattr(settings, name)
+        table.add_row(name, escape("" if value is None else str(value)), origin, style=style)
+    console.print(table)
+    findings = check_settings(settings)
+    for finding in findings:
+        mark = "[green]ok[/]   " if finding.ok else "[red]wrong[/]"
+        console.print(f"{mark} {finding.what}: {escape(finding.said)}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

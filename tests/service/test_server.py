@@ -134,6 +134,5 @@ def test_a_setting_outside_its_domain_names_flag_and_variable() -> None:
     done = serve("--port", "70000")
     assert done.returncode == 1
     assert done.stderr == (
-        "error --port or SIGHTFIX_PORT: Input should be less than or equal to 65535, not 70000. "
-        "See: sightfix serve --help.\n"
+        "error --port: Input should be less than or equal to 65535, not 70000. See: sightfix serve --help.\n"
     )

@@ -1,0 +1,80 @@
+"""Would a server start with these settings? Everything is tried but the listening and the model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from retrieval.bundle import Bundle, open_bundle
+from retrieval.errors import SightfixError
+from retrieval.index_folder import find_index
+from retrieval.place_index import PlaceIndex
+from service.api_keys import read_keys
+from service.settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was tried.
+
+    Attributes:
+        what: was tried.
+        ok: whether it works.
+        said: what was found, or what is wrong and the remedy.
+    """
+
+    what: str
+    ok: bool
+    said: str
+
+
+def check_settings(settings: ServerSettings) -> list[Finding]:
+    """Try what a server does before it listens."""
+    findings: list[Finding] = []
+
+    def find(what: str, attempt: Callable[[], str]) -> None:
+        try:
+            findings.append(Finding(what, True, attempt()))
+        except SightfixError as error:
+            findings.append(Finding(what, False, str(error)))
+
+    find("address", lambda: _exposure(settings))
+    find("TLS", lambda: _tls(settings))
+    find("API keys", lambda: _keys(settings))
+    bundle: list[Bundle] = []
+    find("bundle", lambda: _bundle(settings, bundle))
+    find("place index", lambda: _index(settings, bundle[0] if bundle else None))
+    return findings
+
+
+def _exposure(settings: ServerSettings) -> str:
+    settings.check_exposure()
+    return f"{settings.host}:{settings.port}" + (", open to anybody who can reach it" if settings.insecure else "")
+
+
+def _tls(settings: ServerSettings) -> str:
+    tls = settings.tls
+    if tls is None:
+        return "none: plain HTTP"
+    tls.check()
+    return "certificate and key load" + (", clients need certificates" if tls.client_ca else "")
+
+
+def _keys(settings: ServerSettings) -> str:
+    if settings.api_keys is None:
+        return "none"
+    keys = read_keys(settings.api_keys)
+    admins = sum(key.allows("admin") for key in keys)
+    return f"{len(keys)}, {admins} of them for administration"
+
+
+def _bundle(settings: ServerSettings, opened: list[Bundle]) -> str:
+    bundle = open_bundle(settings.bundle)
+    bundle.graph_path(settings.precision)
+    opened.append(bundle)
+    return f"{bundle.name}, {settings.precision}, {bundle.fingerprint[:12]}"
+
+
+def _index(settings: ServerSettings, bundle: Bundle | None) -> str:
+    index = PlaceIndex.open(find_index(settings.indexes, settings.index))
+    if bundle is not None:
+        index.check_bundle(bundle)
+    return f"{index.name}, version {index.version}, {index.count} references"
