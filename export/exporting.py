@@ -14,8 +14,9 @@ from onnx import helper
 
 from export.bundle_writer import BundleContent, check_free, write_bundle
 from export.camera import take_camera_frames, with_resize
+from export.gate import MIN_PHOTOS, require_gate
 from export.graph import store_weights_as_fp16
-from export.lowering import MIN_PHOTOS, lower_precision, require_gate
+from export.lowering import lower_precision
 from export.parity import MIN_COSINE, MIN_COSINE_OF_ROUNDED_WEIGHTS, check_parity
 from export.photos import describe_photos, evenly, read_photos
 from export.recall_change import recall_changes

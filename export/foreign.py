@@ -1,0 +1,280 @@
+"""Any ONNX image encoder becomes something to export, by a short TOML that says how it wants its images.
+
+Nothing of the TOML is believed that can be checked, and the result is compared with the untouched file: each test image
+is prepared by numpy and described alone there, and in batches of 1, 2 and 7 by the new graph.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import helper
+
+from export.foreign_batch import free_batch
+from export.foreign_file import ForeignFile, open_file, open_session
+from export.foreign_graph import (
+    MIN_OPSET,
+    TARGET_OPSET,
+    convert_opset,
+    has_halves,
+    only_output,
+    opset_of,
+    widen,
+    with_contract,
+)
+from export.foreign_reading import first_line
+from export.foreign_settings import ForeignModelError, ForeignSettings, read_settings
+from export.parity import BATCHES, MIN_COSINE, noise
+from export.source import Describe, ExportSource
+from retrieval.bundle import INPUT_NAME, OUTPUT_NAME
+
+# Test images from one flat colour to fine chequers; a net that finds them all alike sees something else than images.
+_ALIKE: Final = 0.9999
+_UNIT: Final = 1e-3
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A foreign model, ready to become a bundle.
+
+    Attributes:
+        source: graph and truth.
+        notes: what was changed or kept, and what looks doubtful, each a sentence for people.
+    """
+
+    source: ExportSource
+    notes: tuple[str, ...]
+
+
+def import_model(toml: Path) -> ExportSource:
+    """`read_foreign_model` without its notes."""
+    return read_foreign_model(toml).source
+
+
+def read_foreign_model(toml: Path) -> ForeignModel:
+    """Read a TOML and the ONNX file it names, and put the bundle's contract around the graph.
+
+    The graph computes in fp32 and in operators of opset 20 where that gives the same descriptors; otherwise as the file
+    does. A batch size that the exporter fixed is freed where that can be done.
+
+    Args:
+        toml: see `ForeignSettings`.
+
+    Raises:
+        ForeignModelError: the TOML, the file, or what the file computes is at fault; see its codes.
+    """
+    settings = read_settings(toml)
+    file = open_file(toml, settings)
+    truth = _truth(file, settings)
+    images = noise(settings.input.height, settings.input.width)
+    expected = truth(images)
+    _check_descriptors(expected, file, toml, settings)
+    graph, notes = _build(file, settings, images, expected)
+    if _are_alike(expected):
+        notes.append(
+            "very different test images get nearly the same descriptor: "
+            "are scale, mean, std and channels those it was trained with?"
+        )
+    sha256 = hashlib.sha256(file.path.read_bytes()).hexdigest()
+    helper.set_model_props(graph, {"sightfix.imported_file_sha256": sha256})
+    source = ExportSource(
+        name=settings.name,
+        graph=graph,
+        preprocessing=settings.preprocessing(),
+        descriptor_dim=expected.shape[1],
+        provenance=settings.bundle_provenance(),
+        licence=settings.licence(),
+        truth=truth,
+        truth_name=f"{file.path.name}, untouched, in ONNX Runtime {onnxruntime.__version__}",
+    )
+    return ForeignModel(source, tuple(notes))
+
+
+def _truth(file: ForeignFile, settings: ForeignSettings) -> Describe:
+    """The untouched file, fed by numpy in float64; written without a look at the graph's own preprocessing."""
+    wants = settings.input
+
+    def describe(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        pixels = images[..., ::-1] if wants.channels == "bgr" else images
+        if wants.scale is not None:
+            pixels = (pixels / wants.scale - np.array(wants.mean)) / np.array(wants.std)
+        if wants.layout == "nchw":
+            pixels = np.moveaxis(pixels, -1, 1)
+        returned = file.run(np.ascontiguousarray(pixels, dtype=file.dtype)).astype(np.float64)
+        vectors = returned.reshape(len(returned), -1)
+        if settings.output.normalise:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors.astype(np.float32)
+
+    return describe
+
+
+def _check_descriptors(
+    descriptors: NDArray[np.float32], file: ForeignFile, toml: Path, settings: ForeignSettings
+) -> None:
+    if not np.isfinite(descriptors).all():
+        raise ForeignModelError(
+            f"output {file.output_name!r} has values that are not finite on {_count_bad(descriptors)} of "
+            f"{len(descriptors)} test images",
+            where=str(file.path),
+            remedy="Check scale, mean and std in [input]; an fp16 export that overflows must be exported in fp32",
+            code="foreign_values",
+        )
+    lengths = np.linalg.norm(descriptors, axis=1)
+    if np.abs(lengths - 1).max() <= _UNIT:
+        return
+    if settings.output.normalise:
+        raise ForeignModelError(
+            f"output {file.output_name!r} is zero for a test image, and so has no direction",
+            where=str(file.path),
+            remedy="Check scale, mean and std in [input], and that this output is the descriptor",
+            code="foreign_values",
+        )
+    raise ForeignModelError(
+        f"[output] normalise is false, and descriptors have lengths from {lengths.min():.3g} to {lengths.max():.3g}",
+        where=str(toml),
+        remedy="Set normalise = true: descriptors of a bundle have unit length",
+        code="foreign_values",
+    )
+
+
+def _count_bad(descriptors: NDArray[np.float32]) -> int:
+    return int((~np.isfinite(descriptors).all(axis=1)).sum())
+
+
+def _are_alike(descriptors: NDArray[np.float32]) -> bool:
+    return float((descriptors @ descriptors.T).min()) > _ALIKE
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One way to build the graph."""
+
+    freed: bool
+    widened: bool
+    converted: bool
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a built graph did: the batch at which it failed, and why; no batch when it passed."""
+
+    batch: int | None
+    reason: str = ""
+
+
+def _build(
+    file: ForeignFile, settings: ForeignSettings, images: NDArray[np.uint8], expected: NDArray[np.float32]
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The first variant, from the most wanted on, that describes as the untouched file does."""
+    plain = only_output(file.model, file.output_name)
+    failures: dict[_Variant, _Outcome] = {}
+    for variant in _variants(plain):
+        try:
+            graph = with_contract(_vary(plain, variant, file.batch or 1), settings, expected.shape[1])
+            outcome = _compare(_run_silently(graph), images, expected)
+        except Exception as error:  # onnx and ONNX Runtime raise many types; only their texts tell what is wrong
+            outcome = _Outcome(0, first_line(error))
+        if outcome.batch is None:
+            return graph, _notes(plain, variant, file, failures)
+        failures[variant] = outcome
+    raise _no_variant(file, plain, failures)
+
+
+def _variants(plain: onnx.ModelProto) -> Iterator[_Variant]:
+    opset = opset_of(plain)
+    converted = [True] * (opset < TARGET_OPSET) + [False] * (opset >= MIN_OPSET)
+    widened = [True, False] if has_halves(plain.graph) else [False]
+    yield from (_Variant(*choice) for choice in product([False, True], widened, converted))
+
+
+def _vary(plain: onnx.ModelProto, variant: _Variant, batch: int) -> onnx.ModelProto:
+    model = free_batch(plain, batch) if variant.freed else plain
+    if variant.widened:
+        model = widen(model)
+    return convert_opset(model) if variant.converted else model
+
+
+def _run_silently(graph: onnx.ModelProto) -> Describe:
+    """As `run_on_cpu`, but a graph that fails, as some variants must, writes nothing to the user's terminal."""
+    session = open_session(graph.SerializeToString())
+
+    def describe(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        descriptors: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
+        return descriptors
+
+    return describe
+
+
+def _compare(describe: Describe, images: NDArray[np.uint8], expected: NDArray[np.float32]) -> _Outcome:
+    for batch in BATCHES:
+        try:
+            descriptors = describe(images[:batch])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+            return _Outcome(batch, first_line(error))
+        if descriptors.shape != (batch, expected.shape[1]):
+            return _Outcome(batch, f"the output's shape becomes {list(descriptors.shape)}")
+        cosine = float((descriptors * expected[:batch]).sum(axis=1).min())
+        # Not `<`: a NaN must not pass.
+        if not cosine >= MIN_COSINE:
+            return _Outcome(batch, f"the worst cosine is {cosine:.6f}, wanted {MIN_COSINE}")
+    return _Outcome(None)
+
+
+def _notes(
+    plain: onnx.ModelProto, variant: _Variant, file: ForeignFile, failures: dict[_Variant, _Outcome]
+) -> list[str]:
+    notes = []
+    opset = opset_of(plain)
+    if variant.converted:
+        notes.append(f"operators were converted from opset {opset} to {TARGET_OPSET}")
+    elif opset < TARGET_OPSET:
+        reason = failures[_Variant(variant.freed, variant.widened, True)].reason
+        notes.append(f"the operators stay those of opset {opset}: converting them to {TARGET_OPSET} fails ({reason})")
+    if variant.widened:
+        notes.append("its weights are fp16; the bundle's graph computes in fp32 with their values")
+    elif has_halves(plain.graph):
+        notes.append("it computes in fp16, and stays so: in fp32 it gives other descriptors")
+    if variant.freed:
+        size = file.batch or 1
+        notes.append(
+            f"it was exported for {size} {'image' if size == 1 else 'images'} at a time, and was rewritten for any"
+        )
+    elif file.batch is not None:
+        notes.append(f"its batch was stated as {file.batch}, and is free now")
+    return notes
+
+
+def _no_variant(file: ForeignFile, plain: onnx.ModelProto, failures: dict[_Variant, _Outcome]) -> ForeignModelError:
+    if opset_of(plain) < MIN_OPSET and all(outcome.batch == 0 for outcome in failures.values()):
+        reason = next(iter(failures.values())).reason
+        return ForeignModelError(
+            f"it has the operators of opset {opset_of(plain)}, which cannot be converted to {TARGET_OPSET} ({reason})",
+            where=str(file.path),
+            remedy=f"Export it with opset {MIN_OPSET} or above",
+            code="foreign_operator",
+        )
+    # Of the variant that changes least.
+    outcome = [failure for variant, failure in failures.items() if not variant.freed][-1]
+    if file.batch is not None or (outcome.batch or 0) > 1:
+        size = file.batch or 1
+        return ForeignModelError(
+            f"it describes {size} {'image' if size == 1 else 'images'} at a time only: the batch size is baked into "
+            f"the graph ({outcome.reason})",
+            where=str(file.path),
+            remedy="Export it with a dynamic batch (dynamic_shapes of torch.onnx.export), from an example of 2 images",
+            code="foreign_batch",
+        )
+    return ForeignModelError(
+        f"behind the bundle's contract it describes otherwise than the file itself ({outcome.reason})",
+        where=str(file.path),
+        remedy="This is a fault of the import; please report it with the exporter's name and version",
+        code="parity_failed",
+    )

@@ -1,0 +1,91 @@
+"""`sightfix bundle`: look at bundles, check them, compare them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bundle = typer.Typer(
+    name="bundle", help="Show, verify and compare bundles: exported models.", no_args_is_help=True, add_completion=False
+)
+
+BundleArgument = Annotated[
+    str, typer.Argument(help="Folder of a bundle; the shipped one if left out, which is also called: default")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON")]
+
+# Further subcommands (import, engine) are functions below with `@bundle.command`, as these are.
+
+
+@bundle.command()
+def show(source: BundleArgument = "default", json: JsonOption = False) -> None:
+    """Print what a bundle is: input, descriptor, precisions, where it comes from, licence, fingerprint."""
+    from retrieval.bundle import open_bundle
+    from sightfix.bundle_console import bundle_json, print_bundle
+
+    opened = open_bundle(_folder(source))
+    if json:
+        sys.stdout.write(bundle_json(opened) + "\n")
+    else:
+        print_bundle(opened)
+
+
+@bundle.command()
+def verify(source: BundleArgument = "default") -> None:
+    """Check every file and run every graph; exits 1 if anything is wrong."""
+    from retrieval.bundle_check import check_bundle
+    from sightfix.bundle_console import print_check, print_verdict
+
+    checks = []
+    for check in check_bundle(_folder(source)):
+        print_check(check)
+        checks.append(check)
+    print_verdict(checks)
+    if any(check.error for check in checks):
+        raise typer.Exit(1)
+
+
+@bundle.command()
+def diff(
+    first: Annotated[str, typer.Argument(help="Folder of a bundle, or: default")],
+    second: Annotated[str, typer.Argument(help="Folder of another, or: default")],
+    photos: Annotated[
+        str | None,
+        typer.Option(
+            help="Describe these photos with both, and compare: a folder, a CSV, or a spec such as csv:refs.csv"
+        ),
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, help="Take so many of them at most, evenly")] = 64,
+    json: JsonOption = False,
+) -> None:
+    """Compare two bundles: what differs, and whether an index of one can be searched with the other."""
+    from retrieval.bundle import open_bundle
+    from retrieval.bundle_comparison import compare_bundles, measure_agreement
+    from sightfix.bundle_console import print_comparison
+    from sightfix.console import progress_bar
+
+    ours, theirs = open_bundle(_folder(first)), open_bundle(_folder(second))
+    agreement = None
+    if photos is not None:
+        paths = _photo_paths(photos, most)
+        with progress_bar("Describing", len(paths)) as advance:
+            agreement = measure_agreement(ours, theirs, paths, on_progress=advance)
+    comparison = compare_bundles(ours, theirs, agreement)
+    if json:
+        sys.stdout.write(comparison.model_dump_json(indent=2) + "\n")
+    else:
+        print_comparison(comparison)
+
+
+def _folder(source: str) -> Path | None:
+    return None if source == "default" else Path(source)
+
+
+def _photo_paths(spec: str, most: int) -> list[Path]:
+    """At most so many photos of a reference database, evenly taken."""
+    from retrieval.references import open_references
+
+    paths = [reference.path for reference in open_references(spec)]
+    step = max(1.0, len(paths) / most)
+    return [paths[int(place * step)] for place in range(min(most, len(paths)))]
