@@ -5,6 +5,7 @@ resize is two matrix products with Pillow's own coefficients, rounded to 8 bit a
 runtime can run it (TensorRT has no antialiased Resize), and it gives the pixels that `retrieval.images` gives.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -65,8 +66,6 @@ def with_resize(model: onnx.ModelProto, height: int, width: int, inner: Preproce
     resizing = onnx.ModelProto()
     resizing.CopyFrom(model)
     graph = resizing.graph
-    for node in graph.node:
-        node.input[:] = [_RESIZED if name == INPUT_NAME else name for name in node.input]
     rows, columns = resize_matrices(height, width, inner)
     rows_first = resizes_rows_first(height, width, inner)
     constants = {
@@ -77,23 +76,35 @@ def with_resize(model: onnx.ModelProto, height: int, width: int, inner: Preproce
         "camera.white": np.float32(255),
     }
     graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(v), k) for k, v in constants.items())
+    # Bytes are read by a Cast and come nowhere else: TensorRT allows neither.
     nodes = [
-        helper.make_node("Transpose", [INPUT_NAME], ["camera.planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["camera.planes"], ["camera.0"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", [INPUT_NAME], ["camera.float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["camera.float"], ["camera.0"], perm=[0, 3, 1, 2]),
         *(_down("camera.0", "camera.1") if rows_first else _across("camera.0", "camera.1")),
         *(_across("camera.1", "camera.2") if rows_first else _down("camera.1", "camera.2")),
-        helper.make_node("Cast", ["camera.2"], ["camera.bytes"], to=TensorProto.UINT8),
-        helper.make_node("Transpose", ["camera.bytes"], [_RESIZED], perm=[0, 2, 3, 1]),
+        helper.make_node("Transpose", ["camera.2"], [_RESIZED], perm=[0, 2, 3, 1]),
     ]
     for number, node in enumerate(nodes):
         node.name = f"camera/{number}_{node.op_type}"
-    others = list(graph.node)
+    others = _reading_floats(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *others])
     for dim, size in zip(graph.input[0].type.tensor_type.shape.dim[1:3], (height, width), strict=True):
         dim.dim_value = size
     onnx.checker.check_model(resizing, full_check=True)
     return resizing
+
+
+def _reading_floats(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The model's nodes, reading resized floats where they read bytes; its own Cast of them is left out."""
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    renamed = {INPUT_NAME: _RESIZED}
+    for node in kept:
+        if node.op_type == "Cast" and node.input[0] == INPUT_NAME and node.attribute[0].i == TensorProto.FLOAT:
+            renamed[node.output[0]] = _RESIZED
+    for node in kept:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    return [node for node in kept if not (node.op_type == "Cast" and node.output[0] in renamed)]
 
 
 def _across(name: str, result: str) -> list[onnx.NodeProto]:

@@ -15,8 +15,6 @@ BundleArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON")]
 
-# Further subcommands (import, engine) are functions below with `@bundle.command`, as these are.
-
 
 @bundle.command()
 def show(source: BundleArgument = "default", json: JsonOption = False) -> None:
@@ -76,6 +74,38 @@ def diff(
         sys.stdout.write(comparison.model_dump_json(indent=2) + "\n")
     else:
         print_comparison(comparison)
+
+
+@bundle.command()
+def engine(
+    source: BundleArgument = "default",
+    precision: Annotated[str, typer.Option(help="Which of the bundle's graphs: fp32, fp16 or int8")] = "fp16",
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch to build for")] = 32,
+    into_bundle: Annotated[
+        bool, typer.Option("--into-bundle", help="Write the plan into the bundle, to travel with it")
+    ] = False,
+) -> None:
+    """Build a TensorRT plan for this machine's GPU ahead of time; `--provider tensorrt` then uses it."""
+    from typing import cast
+
+    from export.tensorrt_plan import build_plan
+    from retrieval.bundle import Precision, open_bundle
+    from retrieval.engines.batch_profiles import default_profiles
+    from sightfix.console import console
+
+    opened = open_bundle(_folder(source))
+    with console.status("Building the TensorRT plan; this takes minutes") as status:
+        plan = build_plan(
+            opened,
+            cast(Precision, precision),
+            default_profiles(max_batch),
+            into_bundle=into_bundle,
+            on_progress=lambda step, done, total: status.update(
+                f"Building the TensorRT plan: {step}, {done} of {total}"
+            ),
+        )
+    console.print(f"[green]built[/] {plan}", soft_wrap=True)
+    console.print(f"Next: sightfix serve --provider tensorrt --precision {precision}")
 
 
 def _folder(source: str) -> Path | None:

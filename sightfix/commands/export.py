@@ -1,4 +1,4 @@
-"""`sightfix export`: a checkpoint or a bundle in, a bundle out."""
+"""`sightfix export`: a checkpoint, a bundle or a foreign ONNX model in, a bundle out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def export(
     source: Annotated[
-        str, typer.Argument(help="Folder of a checkpoint, such as runs/RECIPE/best, or of a bundle; or: default")
+        str,
+        typer.Argument(
+            help="Folder of a checkpoint, such as runs/RECIPE/best, or of a bundle (default: the shipped one); "
+            "or a TOML that describes an ONNX model"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new bundle")],
     name: Annotated[str | None, typer.Option(help="Of the bundle; the recipe's if left out")] = None,
@@ -51,7 +55,7 @@ def export(
     ] = False,
     triton: Annotated[Path | None, typer.Option(help="Also write a Triton model repository to this folder")] = None,
 ) -> None:
-    """Turn a trained checkpoint into a bundle that index and server use, or a bundle into another."""
+    """Turn a checkpoint, another bundle or somebody else's ONNX model into a bundle that index and server use."""
     from sightfix.console import console, progress_bar
     from sightfix.eval_set_options import open_eval_sets
     from sightfix.export_console import print_bundle_made
@@ -89,9 +93,17 @@ def _open(source: str) -> "ExportSource":
     from export.bundle_source import bundle_source
     from export.checkpoint_source import checkpoint_source
     from retrieval.artefact import kind_of
+    from sightfix.console import console
 
     if source == "default":
         return bundle_source(None)
+    if source.endswith(".toml"):
+        from export.foreign import read_foreign_model
+
+        foreign = read_foreign_model(Path(source))
+        for note in foreign.notes:
+            console.print(f"[yellow]note[/] {escape(note)}")
+        return foreign.source
     if kind_of(Path(source)) == "bundle":
         return bundle_source(Path(source))
     return checkpoint_source(Path(source))

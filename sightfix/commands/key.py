@@ -24,6 +24,4 @@ def key(
     made = make_key(file, name, scopes)  # type: ignore[arg-type]
     # The key alone on stdout, so that it can be piped to where it belongs.
     typer.echo(made)
-    typer.echo(
-        f"{name} may {' and '.join(scopes)}; its hash is in {file}. It is not shown again.", err=True
-    )
+    typer.echo(f"{name} may {' and '.join(scopes)}; its hash is in {file}. It is not shown again.", err=True)

@@ -34,6 +34,13 @@ def serve(
     tls_client_ca: Annotated[
         Path | None, typer.Option(help="Let only clients in with a certificate of this authority (PEM)")
     ] = None,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="Send OpenTelemetry traces there, such as http://localhost:4318 [default: none]")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text, or json for machines [default: text]")] = None,
+    access_log: Annotated[
+        bool | None, typer.Option("--access-log", help="Log every request, not only failures")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [default: info]")] = None,
     config: Annotated[Path | None, typer.Option(envvar="SIGHTFIX_CONFIG", help="Settings from a TOML file")] = None,
     check_config: Annotated[
@@ -56,7 +63,7 @@ def serve(
     if check_config:
         _check(configuration)
         return
-    log_to_stderr(configuration.settings.log_level)
+    log_to_stderr(configuration.settings.log_level, configuration.settings.log_format)
     run(configuration.settings)
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
+from onnx.shape_inference import infer_shapes
 
 from export.camera import resize_matrices, resizes_rows_first, take_camera_frames, with_resize
 from export.parity import check_parity
@@ -55,6 +57,20 @@ def test_the_graph_describes_frames_as_it_describes_resized_photos(bundle: Bundl
     ours = run_on_cpu(with_resize(model, 300, 400, inner))(frames)
     theirs = run_on_cpu(model)(np.stack([fit_image(image, inner) for image in frames]))
     assert (ours * theirs).sum(axis=1).min() > 0.99999
+
+
+def test_only_a_cast_reads_the_frames_and_bytes_come_nowhere_else(bundle: Bundle) -> None:
+    model = with_resize(cast_first(bundle), 300, 400, bundle.preprocessing)
+    assert [node.op_type for node in model.graph.node if "images" in node.input] == ["Cast"]
+    types = {value.name: value.type.tensor_type.elem_type for value in infer_shapes(model).graph.value_info}
+    assert TensorProto.UINT8 not in types.values()
+    frames = np.stack([frame(300, 400, seed) for seed in range(2)])
+    theirs = run_on_cpu(cast_first(bundle))(np.stack([fit_image(image, bundle.preprocessing) for image in frames]))
+    assert (run_on_cpu(model)(frames) * theirs).sum(axis=1).min() > 0.99999
+
+
+def cast_first(bundle: Bundle) -> onnx.ModelProto:
+    return onnx.load(bundle.graph_path("fp32"))
 
 
 def test_a_source_for_a_camera_states_the_camera_and_keeps_its_truth(bundle: Bundle) -> None:

@@ -248,7 +248,6 @@ def consumers_of_uint8(model: onnx.ModelProto) -> set[str]:
     return {node.op_type for node in model.graph.node if "images" in node.input}
 
 
-@pytest.mark.xfail(strict=True, reason="the exporter transposes before it casts, which TensorRT refuses")
 def test_the_shipped_graph_casts_before_anything_else() -> None:
     model = onnx.load(REPOSITORY / "retrieval" / "default_bundle" / "model.onnx")
     assert consumers_of_uint8(model) == {"Cast"}

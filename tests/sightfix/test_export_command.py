@@ -1,0 +1,91 @@
+"""`sightfix export` as a newcomer meets it: bundles whitened, lowered, imported; and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from retrieval.bundle import open_bundle
+from retrieval.errors import SightfixError
+from sightfix.cli import app
+from tests.export.foreign_nets import SmallNet, write_toml
+from tests.export.foreign_nets import export as export_net
+from tests.places import make_places
+
+
+def export(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+def refused(*arguments: object) -> str:
+    result = export(*arguments)
+    assert isinstance(result.exception, SightfixError), result.output
+    return str(result.exception)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A CSV of 70 photos."""
+    folder = tmp_path_factory.mktemp("photos")
+    rows = make_places(folder, 70).rows
+    lines = [f"{row.path},{row.position.lat},{row.position.lon}" for row in rows if row.position]
+    (folder / "refs.csv").write_text("\n".join(["path,lat,lon", *lines]) + "\n")
+    return f"csv:{folder / 'refs.csv'}"
+
+
+def test_the_shipped_bundle_whitened(photos: str, tmp_path: Path) -> None:
+    result = export("default", "--out", tmp_path / "w", "--whiten", 16, "--fit", photos, "--name", "small",
+                    "--eval", "line", "--eval-database", photos, "--eval-queries", photos)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    bundle = open_bundle(tmp_path / "w")
+    assert (bundle.name, bundle.descriptor_dim) == ("small", 16)
+    assert "16 numbers a descriptor" in result.output
+    assert "whitened: 1280 → 16 numbers, fitted on 70 photos of" in result.output
+    assert "line, 25 m" in result.output
+    assert f"Next: sightfix index PHOTOS --bundle {tmp_path / 'w'}" in result.output
+
+
+def test_a_precision_and_a_triton_repository(photos: str, tmp_path: Path) -> None:
+    result = export("default", "--out", tmp_path / "b", "--precision", "fp16", "--photos", photos, "--accept-loss",
+                    "--triton", tmp_path / "triton")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    bundle = open_bundle(tmp_path / "b")
+    assert set(bundle.manifest.graphs) == {"fp32", "fp16"}
+    assert bundle.manifest.precisions["fp16"].images == 70
+    assert "fp16: worst cosine to fp32 0.99" in result.output
+    assert list((tmp_path / "triton").glob("*fp16/config.pbtxt"))
+
+
+def test_somebody_elses_model(tmp_path: Path) -> None:
+    export_net(SmallNet(), tmp_path / "net.onnx")
+    result = export(write_toml(tmp_path), "--out", tmp_path / "bundle")
+    assert result.exit_code == 0, result.output
+    assert open_bundle(tmp_path / "bundle").manifest.parity is not None
+    assert "note operators were converted from opset 17 to 20" in result.output
+
+
+def test_what_belongs_together(photos: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "--whiten and --fit belong together" in refused("default", "--out", out, "--whiten", 16)
+    assert "needs photos to calibrate and judge it by" in refused("default", "--out", out, "--precision", "int8")
+    assert "the precision 'int4' is unknown" in refused("default", "--out", out, "--precision", "int4")
+    assert "--camera '1080p' is not WIDTHxHEIGHT" in refused("default", "--out", out, "--camera", "1080p")
+    assert "Choose 1 to 1280" in refused("default", "--out", out, "--whiten", 2000, "--fit", photos)
+    assert "there are 1 --eval, 0 --eval-database" in refused("default", "--out", out, "--eval", "x")
+    assert not out.exists()
+
+
+def test_too_few_photos_say_how_many_more(photos: str, tmp_path: Path) -> None:
+    few = make_places(tmp_path, 9).rows
+    lines = [f"{row.path},{row.position.lat},{row.position.lon}" for row in few if row.position]
+    (tmp_path / "few.csv").write_text("\n".join(["path,lat,lon", *lines]) + "\n")
+    said = refused("default", "--out", tmp_path / "o", "--precision", "int8", "--photos", f"csv:{tmp_path / 'few.csv'}")
+    assert "9 photos are too few to calibrate and judge int8 by. Give at least 64 photos" in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_not_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    said = refused(tmp_path / "empty", "--out", tmp_path / "o")
+    assert "there is no readable manifest.json" in said
+    assert "Give the folder of a checkpoint" in said
