@@ -1,7 +1,9 @@
 # syntax=docker/dockerfile:1
 # Targets: cpu (default) and gpu.
 #   docker build --target cpu -t sightfix:cpu .
-#   docker run --rm -p 127.0.0.1:8080:8080 -v "$PWD/indexes:/indexes:ro" -v "$PWD/photos:/photos:ro" sightfix:cpu
+#   docker run --rm -p 127.0.0.1:8080:8080 -e SIGHTFIX_INSECURE=true \
+#     -v "$PWD/indexes:/indexes:ro" -v "$PWD/photos:/photos:ro" sightfix:cpu
+# In the container all addresses are listened on: give SIGHTFIX_API_KEYS, or say with SIGHTFIX_INSECURE that it is meant.
 # Photos are read again for thumbnails only, from the path they were indexed at.
 
 FROM python:3.11-slim-bookworm AS build
