@@ -1,43 +1,28 @@
 """Build a place index: describe the references, order them along a spatial curve, check, publish."""
 
-import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from index_builder.describing import DescribeSettings, UnreadablePhoto, describe_in_batches
-from index_builder.publishing import DEFAULT_KEEP, Draft, check_free_space, draft_version, prune
+from index_builder.publishing import DEFAULT_KEEP, check_free_space, draft_version, prune
+from index_builder.reference_rows import ReferenceRows, bounds_of, spatial_order
+from index_builder.version_files import check_answers, write_references, write_vectors
 from retrieval.artefact import record_files
 from retrieval.describer import Describer
-from retrieval.errors import PlaceIndexError, ReferenceDataError
-from retrieval.exact_vectors import ExactVectors, Storage
-from retrieval.geo import hilbert_key, longitude_bounds
-from retrieval.place_index import (
-    REFERENCE_SCHEMA,
-    REFERENCES_NAME,
-    VECTORS_NAME,
-    Bounds,
-    BundleIdentity,
-    PlaceIndex,
-    PlaceIndexManifest,
-    Source,
-)
-from retrieval.references.reference import Reference, ReferenceSource
+from retrieval.errors import ReferenceDataError
+from retrieval.exact_vectors import Storage
+from retrieval.place_index import REFERENCES_NAME, VECTORS_NAME, BundleIdentity, PlaceIndexManifest, Source
+from retrieval.references.reference import ReferenceSource
 
 Step = Literal[
     "draft opened", "described", "vectors written", "references written", "manifest written", "version named", "current"
 ]
 
 _RAW_NAME: Final = "descriptors.raw"
-_COPY_ROWS: Final = 4096
-_CANARIES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +83,16 @@ def build_index(
         # Here, where the leftovers of a killed build are gone already.
         check_free_space(indexes, len(source) * bytes_per_row)
         step("draft opened")
-        rows, unreadable = _describe_to_disk(source, describer, draft.folder / _RAW_NAME, settings, on_progress)
+        raw = draft.folder / _RAW_NAME
+        rows, unreadable = _describe_to_disk(source, describer, raw, settings, on_progress)
         step("described")
-        order = rows.spatial_order()
-        _write_vectors(draft.folder, order, dim, settings.storage)
+        table = rows.table()
+        order = spatial_order(table)
+        described = np.memmap(raw, np.float32, "r", shape=(len(order), dim))
+        write_vectors(draft.folder, order, dim, settings.storage, lambda some: described[some])
+        raw.unlink()
         step("vectors written")
-        pq.write_table(rows.table(order), draft.folder / REFERENCES_NAME, compression="zstd")
+        write_references(draft.folder, order, table)
         step("references written")
         manifest = PlaceIndexManifest(
             name=name,
@@ -112,13 +101,13 @@ def build_index(
             descriptor_dim=dim,
             storage=settings.storage,
             count=len(order),
-            bounds=rows.bounds(),
+            bounds=bounds_of(table),
             source=Source(spec=source.spec, root=str(source.root.resolve()), skipped=len(source.skipped)),
             files=record_files(draft.folder, [VECTORS_NAME, REFERENCES_NAME]),
         )
         manifest.write(draft.folder)
         step("manifest written")
-        _check_answers(draft)
+        check_answers(draft.folder)
         folder = draft.name_version()
         step("version named")
         draft.make_current()
@@ -127,66 +116,14 @@ def build_index(
     return BuiltIndex(folder, manifest, unreadable)
 
 
-class _Rows:
-    """The reference rows of a build, column by column."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = Path(os.path.abspath(root))  # noqa: PTH100 - as the photos' own paths below
-        self._columns: dict[str, list[object]] = {name: [] for name in REFERENCE_SCHEMA.names}
-        self._ids: set[str] = set()
-
-    def append(self, reference: Reference) -> None:
-        if reference.position is None:
-            raise ReferenceDataError(
-                f"reference {reference.id} has plane metres but no latitude and longitude",
-                where=str(reference.path),
-                remedy="A place index needs WGS84 positions; give the UTM zone in the spec (zone=33N)",
-            )
-        if reference.id in self._ids:
-            raise ReferenceDataError(f"two references have the id {reference.id!r}", where=str(reference.path))
-        self._ids.add(reference.id)
-        path = Path(os.path.abspath(reference.path))  # noqa: PTH100 - resolve() would follow links out of the root
-        values = {
-            "id": reference.id,
-            "path": path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else str(path),
-            "lat": reference.position.lat,
-            "lon": reference.position.lon,
-            "altitude_m": reference.altitude_m,
-            "heading_deg": reference.heading_deg,
-            "captured_at": reference.captured_at.isoformat() if reference.captured_at else None,
-            "session": reference.session,
-            "metadata": json.dumps(dict(reference.metadata)) if reference.metadata else None,
-        }
-        for name, value in values.items():
-            self._columns[name].append(value)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def _positions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return np.array(self._columns["lat"], np.float64), np.array(self._columns["lon"], np.float64)
-
-    def spatial_order(self) -> NDArray[np.int64]:
-        """Row numbers along the spatial curve; rows of one place keep their order."""
-        return np.argsort(hilbert_key(*self._positions()), kind="stable")
-
-    def table(self, order: NDArray[np.int64]) -> pa.Table:
-        return pa.Table.from_pydict(self._columns, schema=REFERENCE_SCHEMA).take(pa.array(order))
-
-    def bounds(self) -> Bounds:
-        lat, lon = self._positions()
-        west, east = longitude_bounds(lon)
-        return Bounds(lat_min=float(lat.min()), lat_max=float(lat.max()), lon_min=west, lon_max=east)
-
-
 def _describe_to_disk(
     source: ReferenceSource,
     describer: Describer,
     raw: Path,
     settings: BuildSettings,
     on_progress: Callable[[int], None] | None,
-) -> tuple[_Rows, list[UnreadablePhoto]]:
-    rows, unreadable = _Rows(source.root), list[UnreadablePhoto]()
+) -> tuple[ReferenceRows, list[UnreadablePhoto]]:
+    rows, unreadable = ReferenceRows(source.root), list[UnreadablePhoto]()
     with raw.open("wb") as file:
         for batch in describe_in_batches(source, describer, settings.describe):
             for reference in batch.references:
@@ -200,32 +137,3 @@ def _describe_to_disk(
             "there is no photo to index", where=source.spec, remedy="Look at the source with: sightfix inspect SPEC"
         )
     return rows, unreadable
-
-
-def _write_vectors(folder: Path, order: NDArray[np.int64], dim: int, storage: Storage) -> None:
-    raw = np.memmap(folder / _RAW_NAME, np.float32, "r", shape=(len(order), dim))
-
-    def in_order() -> Iterator[NDArray[np.float32]]:
-        for start in range(0, len(order), _COPY_ROWS):
-            yield raw[order[start : start + _COPY_ROWS]]
-
-    vectors = ExactVectors.from_descriptors(in_order(), dim, storage)
-    with (folder / VECTORS_NAME).open("wb") as file:
-        vectors.write(file.write)
-    (folder / _RAW_NAME).unlink()
-
-
-def _check_answers(draft: Draft) -> None:
-    """Open the draft as a server would, and ask it for some of its own references: each must score 1 with itself."""
-    index = PlaceIndex.open(draft.folder)
-    some = np.unique(np.linspace(0, index.count - 1, _CANARIES).astype(np.int64))
-    descriptors = index.descriptors(some)
-    found = index.search(descriptors, 1)
-    own_scores = (descriptors * descriptors).sum(axis=1)
-    if not np.all(found.scores[:, 0] >= own_scores - 1e-3) or not np.all(np.abs(own_scores - 1.0) < 1e-2):
-        raise PlaceIndexError(
-            "the written index does not find its own references; nothing was published",
-            where=str(draft.folder),
-            remedy="Check the disk and the memory of this machine, then build again",
-            code="canary_failed",
-        )

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from retrieval.artefact import rename_into_place, replace_file, storage_errors
-from retrieval.errors import StorageError
+from retrieval.errors import IndexNotFoundError, StorageError
 from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version, published_versions
+from retrieval.place_index import PlaceIndex
 
 DEFAULT_KEEP: Final = 3
 
@@ -32,11 +33,13 @@ class Draft:
         index_folder: of the index.
         version: the name it will have.
         folder: where to write it until it gets its name.
+        activate: whether it is to become current; else it stays beside the current one once it has its name.
     """
 
     index_folder: Path
     version: str
     folder: Path
+    activate: bool = True
 
     def name_version(self) -> Path:
         """First step: the finished version gets its name; readers still see the old one. Returns its folder."""
@@ -50,12 +53,13 @@ class Draft:
 
 
 @contextlib.contextmanager
-def draft_version(indexes: Path, name: str) -> Iterator[Draft]:
+def draft_version(indexes: Path, name: str, *, activate: bool = True) -> Iterator[Draft]:
     """Open a draft of a new version; whatever is not published is removed at the end.
 
     Args:
         indexes: the folder of all indexes.
         name: of this index.
+        activate: whether the version is to become current.
 
     Raises:
         ParameterError: the name cannot be a folder's.
@@ -70,12 +74,46 @@ def draft_version(indexes: Path, name: str) -> Iterator[Draft]:
             version = _new_version_name()
             folder = versions / f"{_TEMPORARY_PREFIX}{version}"
             folder.mkdir()
-            draft = Draft(index_folder, version, folder)
+            draft = Draft(index_folder, version, folder, activate)
             try:
                 yield draft
             finally:
                 _remove_unpublished(draft)
                 _remove_if_nothing_published(index_folder)
+
+
+def finish_publishing(indexes: Path, name: str, version: str, *, base: str | None, activate: bool) -> bool:
+    """Bring a publish that was killed after its last check to its end.
+
+    Args:
+        indexes: the folder of all indexes.
+        name: of this index.
+        version: the one that was about to be published.
+        base: the version that was current when it was made, or None.
+        activate: whether it is to become current.
+
+    Returns:
+        Whether it is published now. False when it never got its name, or when another version became current since.
+
+    Raises:
+        StorageError: another process is building this index, or the disk refuses.
+        PlaceIndexError: the version is damaged.
+    """
+    index_folder = indexes / check_index_name(name)
+    if version not in published_versions(index_folder):
+        return False
+    with storage_errors(index_folder), _exclusive(index_folder):
+        try:
+            current = current_version(index_folder)
+        except IndexNotFoundError:
+            current = None
+        if not activate or current == version:
+            return True
+        if current != base:
+            return False
+        PlaceIndex.open(index_folder / VERSIONS_NAME / version)
+        replace_file(index_folder / CURRENT_NAME, f"{version}\n".encode())
+    return True
 
 
 def prune(index_folder: Path, keep: int) -> list[str]:
@@ -130,10 +168,10 @@ def _remove_leftovers(index_folder: Path) -> None:
 
 
 def _remove_unpublished(draft: Draft) -> None:
-    """Remove the draft, named or not, unless it became current."""
+    """Remove the draft, named or not, unless it became current or was not meant to."""
     named = draft.index_folder / VERSIONS_NAME / draft.version
     with contextlib.suppress(OSError):
-        if named.is_dir() and not _is_current(draft):
+        if named.is_dir() and draft.activate and not _is_current(draft):
             # Renamed first: a reader finds the version whole or not at all.
             named.rename(draft.folder)
     shutil.rmtree(draft.folder, ignore_errors=True)

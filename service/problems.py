@@ -26,18 +26,17 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "malformed_request": 400,
     "unauthenticated": 401,
     "forbidden": 403,
+    "jobs_disabled": 403,
     "reference_not_found": 404,
     "index_not_found": 404,
     "not_found": 404,
     "job_not_found": 404,
     "version_not_found": 404,
-    "jobs_disabled": 403,
     "method_not_allowed": 405,
+    "request_timeout": 408,
     "idempotency_conflict": 409,
     "job_not_cancellable": 409,
-    "version_conflict": 409,
     "reference_id_conflict": 409,
-    "request_timeout": 408,
     "version_conflict": 409,
     "body_too_large": 413,
     "too_many_pixels": 413,
@@ -56,6 +55,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "not_ready": 503,
     "draining": 503,
     "deadline_exceeded": 504,
+    "storage": 507,
 }
 
 _RETRY_AFTER_S: Final[Mapping[int, int]] = {429: 1, 503: 2}

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from index_builder import building
+from index_builder import version_files
 from index_builder.building import BuildSettings, build_index
 from index_builder.describing import DescribeSettings
 from index_builder.publishing import check_free_space
@@ -36,7 +36,7 @@ def test_a_built_index_finds_every_photo_it_was_made_of(
     tmp_path: Path, describer: Describer, bundle: Bundle, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows far apart in an order that the curve changes, and copied in pieces that do not divide their number."""
-    monkeypatch.setattr(building, "_COPY_ROWS", 5)
+    monkeypatch.setattr(version_files, "_COPY_ROWS", 5)
     places = make_places(tmp_path, 12)
     rng = np.random.default_rng(3)
     places.rows[:] = [

@@ -1,0 +1,232 @@
+"""What an update takes over from the current version, what it describes, and what it drops."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from index_builder.described_parts import path_below
+from index_builder.reference_rows import ReferenceRows
+from index_builder.update_watch import LeftOut, UpdateWatch
+from retrieval.artefact import flush_to_disk
+from retrieval.errors import IndexNotFoundError, ReferenceDataError
+from retrieval.place_index import REFERENCE_SCHEMA, REFERENCES_NAME, PlaceIndex, Source
+from retrieval.references.reference import ReferenceSource
+
+LISTING_NAME: Final = "listing.parquet"
+
+_META: Final = b"sightfix"
+_ASK_EVERY_S: Final = 0.2
+_NAMED: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source held when the update began: a crash does not make it look again.
+
+    Attributes:
+        table: rows of `REFERENCE_SCHEMA`, paths absolute.
+        source: its spec, its root with links resolved, and how many photos it left out.
+    """
+
+    table: pa.Table
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePlan:
+    """What becomes of the rows.
+
+    Attributes:
+        base: the current version, or None for an index made anew.
+        kept: (K,) int64, the rows of the base that are taken over with their vectors.
+        to_describe: rows of `REFERENCE_SCHEMA` with absolute paths.
+        source: what the new version says of where its references come from.
+        photo_root: of the photos that are described.
+        skipped: photos that the source left out.
+    """
+
+    base: PlaceIndex | None
+    kept: NDArray[np.int64]
+    to_describe: pa.Table
+    source: Source
+    photo_root: Path
+    skipped: int
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the current version is the result already."""
+        return self.base is not None and len(self.kept) == self.base.count and not self.to_describe.num_rows
+
+
+def list_source(source: ReferenceSource, work: Path, watch: UpdateWatch) -> Listing:
+    """Read a source to its end, or the listing that an earlier run left in the work folder.
+
+    Raises:
+        ReferenceDataError: what the source raises; a row without a position; two rows of one id.
+        OSError: the disk refuses.
+    """
+    path = work / LISTING_NAME
+    if path.is_file():
+        table = pq.read_table(path)
+        listed = Source.model_validate_json(table.schema.metadata[_META])
+    else:
+        rows = ReferenceRows(source.root)
+        asked = time.monotonic()
+        for reference in source:
+            rows.append(reference)
+            if time.monotonic() - asked > _ASK_EVERY_S:
+                watch.go_on()
+                asked = time.monotonic()
+        listed = Source(spec=source.spec, root=str(source.root.resolve()), skipped=len(source.skipped))
+        left_out = [LeftOut(path_below(one.path, source.root), "skipped", one.reason) for one in source.skipped]
+        watch.listed(len(rows), left_out)
+        table = rows.table().replace_schema_metadata({_META: listed.model_dump_json().encode()})
+        work.mkdir(parents=True, exist_ok=True)
+        temporary = work / f".{LISTING_NAME}.tmp"
+        pq.write_table(table, temporary, compression="zstd")
+        flush_to_disk(temporary)
+        temporary.replace(path)
+        flush_to_disk(work)
+    root = Path(listed.root)
+    paths = [str(root / name) for name in table["path"].to_pylist()]
+    return Listing(_with_paths(table.cast(REFERENCE_SCHEMA), paths), listed)
+
+
+def plan_full(listing: Listing) -> UpdatePlan:
+    """Describe everything."""
+    nothing = np.empty(0, np.int64)
+    root = Path(listing.source.root)
+    return UpdatePlan(None, nothing, listing.table, listing.source, root, listing.source.skipped)
+
+
+def plan_append(base: PlaceIndex, listing: Listing, *, describe_again: bool) -> UpdatePlan:
+    """Describe the references that the index does not have, and those whose row says something else now.
+
+    Args:
+        base: the current version.
+        listing: of the source.
+        describe_again: describe all references of the source, also those that look unchanged: a photo that was edited
+            in place cannot be told from its row.
+
+    Raises:
+        ReferenceDataError: a reference has the id of another photo of the index (``reference_id_conflict``).
+    """
+    old_root = Path(base.manifest.source.root)
+    old_rows = {record["id"]: (row, record) for row, record in enumerate(read_rows(base).to_pylist())}
+    chosen, dropped = list[int](), list[int]()
+    for number, record in enumerate(listing.table.to_pylist()):
+        known = old_rows.get(record["id"])
+        if known is None:
+            chosen.append(number)
+            continue
+        row, old = known
+        _check_same_photo(record, old_root / old["path"], base.name)
+        if describe_again or any(record[name] != old[name] for name in REFERENCE_SCHEMA.names if name != "path"):
+            chosen.append(number)
+            dropped.append(row)
+    kept = np.setdiff1d(np.arange(base.count, dtype=np.int64), np.array(dropped, np.int64))
+    to_describe = listing.table.take(pa.array(chosen, pa.int64()))
+    source = _joined(base.manifest.source, listing.source)
+    root = Path(listing.source.root)
+    return UpdatePlan(base, kept, to_describe, source, root, listing.source.skipped)
+
+
+def plan_remove(base: PlaceIndex, reference_ids: Sequence[str] | None, watch: UpdateWatch) -> UpdatePlan:
+    """Drop references.
+
+    Args:
+        base: the current version.
+        reference_ids: which; None drops those whose photos are no longer where they were indexed.
+        watch: asked whether to go on.
+
+    Raises:
+        IndexNotFoundError: the index has no such reference (``reference_not_found``).
+        ReferenceDataError: none would remain (``index_would_be_empty``), or the photos' root is gone as a whole.
+    """
+    table = read_rows(base)
+    rows = _missing(base, table, watch) if reference_ids is None else _rows_of(base, table, reference_ids)
+    if len(rows) == base.count:
+        raise ReferenceDataError(
+            f"no reference would remain in the index {base.name}",
+            remedy="Keep at least one, or delete the index's folder when no server uses it",
+            code="index_would_be_empty",
+        )
+    kept = np.setdiff1d(np.arange(base.count, dtype=np.int64), rows)
+    source = base.manifest.source
+    nothing = REFERENCE_SCHEMA.empty_table()
+    return UpdatePlan(base, kept, nothing, source, Path(source.root), 0)
+
+
+def read_rows(index: PlaceIndex) -> pa.Table:
+    """The reference table of an index as it stands, paths relative to its root where possible."""
+    return pq.read_table(index.folder / REFERENCES_NAME).cast(REFERENCE_SCHEMA)
+
+
+def paths_below(table: pa.Table, root: Path) -> pa.Table:
+    """A reference table with its paths relative to a root where they lie below it."""
+    return _with_paths(table, [path_below(Path(path), root) for path in table["path"].to_pylist()])
+
+
+def _with_paths(table: pa.Table, paths: Sequence[str]) -> pa.Table:
+    place = table.schema.get_field_index("path")
+    return table.set_column(place, REFERENCE_SCHEMA.field("path"), pa.array(paths, pa.string()))
+
+
+def _check_same_photo(record: dict[str, Any], old: Path, name: str) -> None:
+    new = Path(record["path"])
+    if new != old and os.path.realpath(new) != os.path.realpath(old):
+        raise ReferenceDataError(
+            f"the index {name} has a reference {record['id']!r} already, of another photo ({old})",
+            where=str(new),
+            remedy="Give ids that differ (an id column in a CSV), index a folder above both, or make it anew (full)",
+            code="reference_id_conflict",
+        )
+
+
+def _joined(old: Source, new: Source) -> Source:
+    specs = old.spec.split(" + ")
+    spec = old.spec if new.spec in specs else " + ".join([*specs, new.spec])
+    return Source(spec=spec, root=old.root, skipped=old.skipped + new.skipped)
+
+
+def _rows_of(base: PlaceIndex, table: pa.Table, reference_ids: Sequence[str]) -> NDArray[np.int64]:
+    row_of = {name: row for row, name in enumerate(table["id"].to_pylist())}
+    unknown = [name for name in reference_ids if name not in row_of]
+    if unknown:
+        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        raise IndexNotFoundError(
+            f"the index {base.name} has no reference {', '.join(map(repr, unknown[:_NAMED]))}{more}",
+            remedy="Take reference_ids from an answer; nothing was removed",
+            code="reference_not_found",
+        )
+    return np.unique(np.array([row_of[name] for name in reference_ids], np.int64))
+
+
+def _missing(base: PlaceIndex, table: pa.Table, watch: UpdateWatch) -> NDArray[np.int64]:
+    root = Path(base.manifest.source.root)
+    if not root.is_dir():
+        raise ReferenceDataError(
+            "the folder of all photos is gone, not only some of them",
+            where=str(root),
+            remedy="Mount or restore it; to remove references all the same, name them (reference_ids)",
+            code="source_unavailable",
+        )
+    return np.array(list(_rows_without_photo(table, root, watch)), np.int64)
+
+
+def _rows_without_photo(table: pa.Table, root: Path, watch: UpdateWatch) -> Iterator[int]:
+    asked = time.monotonic()
+    for row, path in enumerate(table["path"].to_pylist()):
+        if not (root / path).is_file():
+            yield row
+        if time.monotonic() - asked > _ASK_EVERY_S:
+            watch.go_on()
+            asked = time.monotonic()

@@ -1,0 +1,197 @@
+"""The server's side of the database of jobs: accept, tell, cancel."""
+
+import secrets
+import time
+from sqlite3 import Connection, Row
+from typing import Final
+
+from retrieval.errors import SightfixError
+from service.jobs.database import JobDatabase
+from service.jobs.job_settings import JobSettings
+from service.jobs.model import FINISHED, Job, JobFailure, JobFailurePage, JobPage, JobRequest, JobState
+from service.jobs.rows import job_of
+from service.problems import RequestError
+
+IDEMPOTENCY_S: Final = 24 * 3600.0
+
+_WAITING: Final = "state = 'PENDING'"
+_UNFINISHED: Final = "state IN ('PENDING', 'RUNNING', 'PUBLISHING', 'CANCELLING')"
+
+
+class JobStore:
+    """Jobs as clients see them.
+
+    Args:
+        settings: where the database is, and how much it keeps.
+
+    Raises:
+        StorageError: any call may, when the database fails.
+    """
+
+    def __init__(self, settings: JobSettings) -> None:
+        self._settings = settings
+        self._database = JobDatabase(settings.database, settings.indexes)
+
+    def submit(self, request: JobRequest, idempotency_key: str | None) -> tuple[Job, bool]:
+        """Accept a job; when this returns it is on the disk.
+
+        Returns:
+            The job, and whether it is new. The same key with the same request gives the job it gave before.
+
+        Raises:
+            RequestError: the key was used for another request within a day (``idempotency_conflict``), or too many
+                jobs wait (``queue_full``).
+        """
+        text = request.model_dump_json()
+        with self._database.transaction() as connection:
+            now = time.time()
+            known = _job_of_key(connection, idempotency_key, text, now)
+            if known is not None:
+                return job_of(known), False
+            self._check_room(connection)
+            job_id = f"job-{secrets.token_hex(8)}"
+            connection.execute(
+                "INSERT INTO jobs (id, kind, index_name, state, request, idempotency_key, created_at)"
+                " VALUES (?, ?, ?, 'PENDING', ?, ?, ?)",
+                (job_id, request.kind, request.index, text, idempotency_key, now),
+            )
+            self._forget_old(connection, now)
+            return job_of(_row(connection, job_id)), True
+
+    def known(self, request: JobRequest, idempotency_key: str | None) -> Job | None:
+        """The job that the same request with the same key gave before, or None.
+
+        Raises:
+            RequestError: the key was used for another request within a day (``idempotency_conflict``).
+        """
+        with self._database.transaction() as connection:
+            row = _job_of_key(connection, idempotency_key, request.model_dump_json(), time.time())
+            return None if row is None else job_of(row)
+
+    def get(self, job_id: str) -> Job:
+        """One job.
+
+        Raises:
+            RequestError: no such job (``job_not_found``).
+        """
+        rows = self._database.read("SELECT * FROM jobs WHERE id = ?", (job_id,))
+        if not rows:
+            raise _not_found(job_id)
+        return job_of(rows[0])
+
+    def page(self, states: tuple[JobState, ...], size: int, before: int | None) -> JobPage:
+        """Jobs, newest first.
+
+        Args:
+            states: only in one of these; empty for all.
+            size: at most so many.
+            before: of those that were accepted before the one of this number, or None.
+        """
+        marks = ", ".join("?" * len(states))
+        rows = self._database.read(
+            f"SELECT * FROM jobs WHERE number < ? {f'AND state IN ({marks})' if states else ''}"  # noqa: S608
+            " ORDER BY number DESC LIMIT ?",
+            (before if before is not None else 1 << 62, *states, size + 1),
+        )
+        shown = rows[:size]
+        more = len(rows) > size
+        return JobPage(jobs=[job_of(row) for row in shown], next_page_token=str(shown[-1]["number"]) if more else None)
+
+    def failures(self, job_id: str, size: int, after: int) -> JobFailurePage:
+        """Photos that a job could not index, in the order they were met, from the `after`-th on."""
+        with self._database.transaction() as connection:
+            job = _row(connection, job_id)
+            rows = connection.execute(
+                "SELECT path, code, reason, remedy FROM failures WHERE job = ? ORDER BY rowid LIMIT ? OFFSET ?",
+                (job["number"], size + 1, after),
+            ).fetchall()
+        return JobFailurePage(
+            failures=[JobFailure(**dict(row)) for row in rows[:size]],
+            total=job["failed"] + job["skipped"],
+            next_page_token=str(after + size) if len(rows) > size else None,
+        )
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop a job: at once when it waits, after the batch in hand when it runs. Nothing will be published.
+
+        Raises:
+            RequestError: no such job, or it is finished or about to publish (``job_not_cancellable``).
+        """
+        with self._database.transaction() as connection:
+            job = _row(connection, job_id)
+            state: JobState = job["state"]
+            if state in ("SUCCEEDED", "FAILED") or (job["update_made"] is not None and state not in FINISHED):
+                raise RequestError(
+                    f"the job is {state}" + ("" if state in FINISHED else " and its version is being named"),
+                    code="job_not_cancellable",
+                    remedy="Versions are kept: the one before can be activated again",
+                )
+            if state == "PENDING":
+                connection.execute(
+                    "UPDATE jobs SET state = 'CANCELLED', finished_at = ? WHERE id = ?", (time.time(), job_id)
+                )
+            elif state in ("RUNNING", "PUBLISHING"):
+                connection.execute("UPDATE jobs SET state = 'CANCELLING' WHERE id = ?", (job_id,))
+            return job_of(_row(connection, job_id))
+
+    def has_work(self) -> bool:
+        """Whether any job is not finished."""
+        return bool(self._database.read(f"SELECT 1 FROM jobs WHERE {_UNFINISHED} LIMIT 1"))  # noqa: S608
+
+    def beat(self) -> tuple[int, int] | None:
+        """The worker's process id and count of signs of life; None before there was one."""
+        rows = self._database.read("SELECT pid, beat FROM worker")
+        return (rows[0]["pid"], rows[0]["beat"]) if rows else None
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many jobs there are of each kind and state."""
+        rows = self._database.read("SELECT kind, state, COUNT(*) AS count FROM jobs GROUP BY kind, state")
+        return {(row["kind"], row["state"]): row["count"] for row in rows}
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def _check_room(self, connection: Connection) -> None:
+        waiting = connection.execute(f"SELECT COUNT(*) FROM jobs WHERE {_WAITING}").fetchone()[0]  # noqa: S608
+        if waiting >= self._settings.max_waiting:
+            raise RequestError(
+                f"{waiting} jobs are waiting already", code="queue_full", remedy="Wait until some are finished"
+            )
+
+    def _forget_old(self, connection: Connection, now: float) -> None:
+        """Forget finished jobs beyond those that are kept, unless their keys are still in force."""
+        connection.execute(
+            f"DELETE FROM jobs WHERE NOT {_UNFINISHED}"  # noqa: S608
+            " AND number <= (SELECT MAX(number) FROM jobs) - ? AND (idempotency_key IS NULL OR created_at < ?)",
+            (self._settings.kept_jobs, now - IDEMPOTENCY_S),
+        )
+
+
+def _job_of_key(connection: Connection, key: str | None, request: str, now: float) -> Row | None:
+    """The job that a key gave, as long as the key is in force."""
+    if key is None:
+        return None
+    connection.execute(
+        "UPDATE jobs SET idempotency_key = NULL WHERE idempotency_key = ? AND created_at < ?",
+        (key, now - IDEMPOTENCY_S),
+    )
+    row: Row | None = connection.execute("SELECT * FROM jobs WHERE idempotency_key = ?", (key,)).fetchone()
+    if row is not None and row["request"] != request:
+        raise RequestError(
+            "this Idempotency-Key was used for another request",
+            code="idempotency_conflict",
+            remedy="Send a new key with every new request",
+        )
+    return row
+
+
+def _row(connection: Connection, job_id: str) -> Row:
+    row: Row | None = connection.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise _not_found(job_id)
+    return row
+
+
+def _not_found(job_id: str) -> SightfixError:
+    return RequestError(f"there is no job {job_id!r}", code="job_not_found", remedy="List them: GET /jobs")

@@ -1,0 +1,263 @@
+"""The process that does the jobs: ``python -m service.jobs.worker SETTINGS``, with `JobSettings` as JSON.
+
+It runs at low priority, one job after another, and ends when there has been nothing to do for a while. On SIGTERM, or
+when the server that started it is gone, it stops after the batch in hand; the job waits and goes on from there later.
+"""
+
+import contextlib
+import logging
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Final
+
+from index_builder.describing import DescribeSettings
+from index_builder.gate import GateSettings
+from index_builder.publishing import finish_publishing
+from index_builder.update_watch import LeftOut, Update, UpdateStep, UpdateWatch
+from index_builder.updating import IndexUpdater, UpdateSettings
+from retrieval.bundle import open_bundle
+from retrieval.describer import Describer
+from retrieval.errors import ArtefactError, SightfixError
+from retrieval.images import ImageLimits
+from retrieval.references import open_references
+from service.jobs.job_problems import job_problem
+from service.jobs.job_settings import JobSettings
+from service.jobs.model import AppendJobRequest, FullJobRequest, JobFailure, JobResult, RemoveJobRequest
+from service.jobs.sources import ConfinedSource, confined_spec
+from service.jobs.work_queue import TakenJob, WorkQueue
+from service.jobs.worker_process import run_worker
+
+_log = logging.getLogger("sightfix.jobs")
+
+_LOOK_EVERY_S: Final = 0.2
+_TELL_EVERY_S: Final = 0.5
+
+
+class JobCancelledError(Exception):
+    """Somebody wants the job to stop."""
+
+
+class WorkerStoppedError(Exception):
+    """Somebody wants the worker to stop; the job waits."""
+
+
+class JobWatch(UpdateWatch):
+    """Writes down how far a job is, and stops it when it or the worker is to stop.
+
+    Args:
+        queue: where to write.
+        job: the job.
+        stop: set when the worker is to stop.
+    """
+
+    def __init__(self, queue: WorkQueue, job: TakenJob, stop: threading.Event) -> None:
+        self._queue = queue
+        self._job = job
+        self._stop = stop
+        self._looked = self._told = time.monotonic()
+        self._started: tuple[float, int] | None = None
+        self._done = self._failed = self._total = 0
+
+    def go_on(self) -> None:
+        """Raise when the worker or the job is to stop."""
+        if self._stop.is_set():
+            raise WorkerStoppedError
+        if time.monotonic() - self._looked > _LOOK_EVERY_S:
+            self._looked = time.monotonic()
+            if self._queue.is_cancelled(self._job):
+                raise JobCancelledError
+
+    def reached(self, step: UpdateStep) -> None:
+        """Keep the state in step."""
+        if step == "part written":
+            self._queue.survived(self._job)
+        elif step == "described":
+            self._tell()
+            self._queue.writing_version(self._job)
+
+    def listed(self, count: int, left_out: Sequence[LeftOut]) -> None:
+        """The source was read."""
+        self._queue.listed(self._job, len(left_out), [JobFailure(**asdict(one)) for one in left_out])
+
+    def planned(self, total: int) -> None:
+        """How many photos are to be described."""
+        self._total = total
+        self._tell()
+
+    def described(self, done: int, failed: int) -> None:
+        """How many are."""
+        self._done, self._failed = done, failed
+        if self._started is None:
+            # What an earlier run described does not count for the rate, nor does the first batch of this one.
+            self._started = (time.monotonic(), done)
+        if time.monotonic() - self._told > _TELL_EVERY_S:
+            self._tell()
+
+    def unreadable(self, photos: Sequence[LeftOut]) -> None:
+        """These could not be decoded."""
+        self._queue.add_failures(self._job, [JobFailure(**asdict(one)) for one in photos])
+        self._tell()
+
+    def publishing(self, update: Update) -> None:
+        """The last moment to stop."""
+        if not self._queue.publishing(self._job, result_of(update)):
+            raise JobCancelledError
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        rate = None
+        if self._started is not None and self._done > self._started[1]:
+            rate = (self._done - self._started[1]) / max(1e-3, time.monotonic() - self._started[0])
+        self._queue.progress(self._job, done=self._done, total=self._total, failed=self._failed, rate_per_s=rate)
+
+
+def result_of(update: Update) -> JobResult:
+    """An update as it is told."""
+    return JobResult.model_validate(
+        {
+            "index_version": update.version,
+            "base_version": update.base,
+            "count": update.count,
+            "added": update.added,
+            "replaced": update.replaced,
+            "kept": update.kept,
+            "removed": update.removed,
+            "activated": update.activated,
+            "gate": asdict(update.gate) if update.gate is not None else None,
+        }
+    )
+
+
+class JobRunner:
+    """Does jobs.
+
+    Args:
+        settings: of the jobs.
+        queue: of the jobs.
+        stop: set when the worker is to stop.
+    """
+
+    def __init__(self, settings: JobSettings, queue: WorkQueue, stop: threading.Event) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._stop = stop
+        self._describer: Describer | None = None
+
+    def run(self, job: TakenJob) -> bool:
+        """Bring a job to its end, or put it back. False when its index is being built by somebody else."""
+        _log.info("job %s begins: %s of %s", job.id, job.request.kind, job.request.index)
+        try:
+            result = self._finish_interrupted(job) or self._update(job)
+        except JobCancelledError:
+            self._clear(job)
+            self._queue.cancelled(job)
+            _log.info("job %s is cancelled", job.id)
+        except WorkerStoppedError:
+            self._queue.put_back(job)
+            _log.info("job %s waits: the worker stops", job.id)
+        except SightfixError as error:
+            if error.code == "build_in_progress":
+                self._queue.put_back(job, waiting_for=str(error))
+                return False
+            self._fail(job, error.code, str(error))
+        except Exception:
+            _log.exception("job %s failed", job.id)
+            self._fail(
+                job, "internal_error", "The job failed for a reason that it should not; the server's log says which."
+            )
+        else:
+            self._queue.succeed(job, result)
+            self._clear(job)
+            _log.info("job %s made version %s of %s", job.id, result.index_version, job.request.index)
+        return True
+
+    def _finish_interrupted(self, job: TakenJob) -> JobResult | None:
+        """Where an earlier run died while it published: finish that, and do nothing twice."""
+        made = job.update_made
+        if made is None:
+            return None
+        with contextlib.suppress(ArtefactError):
+            name, version = job.request.index, made.index_version
+            if finish_publishing(
+                self._settings.indexes, name, version, base=made.base_version, activate=made.activated
+            ):
+                return made
+        self._queue.not_published(job)
+        return None
+
+    def _update(self, job: TakenJob) -> JobResult:
+        request, settings = job.request, self._settings
+        limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
+        watch = JobWatch(self._queue, job, self._stop)
+        updater = IndexUpdater(
+            self._open_describer(),
+            settings.indexes,
+            request.index,
+            settings.work_folder(job.id),
+            UpdateSettings(
+                describe=DescribeSettings(
+                    batch_size=settings.batch_size,
+                    decode_threads=settings.decode_threads,
+                    limits=limits,
+                    max_unreadable=0 if isinstance(request, RemoveJobRequest) else request.max_unreadable,
+                ),
+                part_photos=settings.part_photos,
+                gate=GateSettings(limits=limits),
+                activate=request.publish == "auto",
+                keep=settings.keep,
+            ),
+            watch,
+        )
+        if isinstance(request, RemoveJobRequest):
+            update = updater.remove(request.reference_ids)
+        elif isinstance(request, AppendJobRequest):
+            update = updater.append(self._source(request), describe_again=request.describe_again)
+        else:
+            update = updater.build(self._source(request), request.storage)
+        if update.gate is None and self._queue.is_cancelled(job):  # nothing was published, nor had to be
+            raise JobCancelledError
+        return result_of(update)
+
+    def _source(self, request: FullJobRequest | AppendJobRequest) -> ConfinedSource:
+        roots = self._settings.source_roots
+        return ConfinedSource(open_references(confined_spec(request.source, roots)), roots, request.source)
+
+    def _open_describer(self) -> Describer:
+        """The describer of the bundle as it is now; kept from job to job while that stays the same."""
+        settings = self._settings
+        bundle = open_bundle(settings.bundle)
+        if self._describer is not None and self._describer.bundle == bundle:
+            return self._describer
+        self._describer = Describer(
+            bundle,
+            provider=settings.provider,
+            precision=settings.precision,
+            threads=settings.threads,
+            max_batch=settings.batch_size,
+            allow_cpu_fallback=settings.allow_cpu_fallback,
+            gpu_mem_limit=settings.gpu_mem_limit,
+            engine_cache=settings.engine_cache,
+            on_build=_log.info,
+        )
+        return self._describer
+
+    def _fail(self, job: TakenJob, code: str, detail: str) -> None:
+        self._clear(job)  # first: where the disk is full, this makes the room to write down why
+        self._queue.fail(job, job_problem(job.id, code, detail))
+        _log.error("job %s failed: %s", job.id, detail)
+
+    def _clear(self, job: TakenJob) -> None:
+        shutil.rmtree(self._settings.work_folder(job.id), ignore_errors=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the worker; returns its exit status."""
+    return run_worker(JobRunner, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
