@@ -1,4 +1,4 @@
-"""``make bench``: most measurements of RESULTS.md, one after another (about fifteen minutes on two cores).
+"""``make bench``: most measurements of RESULTS.md, one after another (about twenty minutes on two cores).
 
 `campus_training`, which takes an hour, is run apart.
 """
@@ -15,6 +15,7 @@ MODULES = (
     "default_bundle_size",
     "geopair_million",
     "training_throughput",
+    "tracking_drive",
 )
 
 

@@ -1,0 +1,89 @@
+"""How a track is kept: what a frame is worth, how a camera moves, and what a belief may cost."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Final
+
+from retrieval.errors import ParameterError
+
+# Name: lowest, highest, whether the lowest itself is allowed.
+_DOMAINS: Final[dict[str, tuple[float, float, bool]]] = {
+    "place_m": (0.5, 1000.0, True),
+    "score_scale": (0.0, 2.0, False),
+    "match_std_m": (0.1, 1000.0, True),
+    "miss_share": (0.0, 1.0, False),
+    "contrast": (0.0, 1e9, False),
+    "evidence_s": (0.0, 3600.0, True),
+    "evidence_m": (0.0, 1000.0, True),
+    "speed_mps": (0.0, 400.0, False),
+    "max_speed_mps": (0.0, 400.0, False),
+    "jump_rate": (0.0, 10.0, True),
+    "max_reach_m": (1.0, 100_000.0, True),
+    "max_matches": (1, 1000, True),
+    "max_places": (1, 1_000_000, True),
+    "max_pairs": (1, 100_000_000, True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrackSettings:
+    """What a track believes about frames and motion. Chosen on simulated drives; docs/explanation/tracking.md says how.
+
+    Attributes:
+        place_m: references in one cell of this side are one place, metres.
+        score_scale: a match whose cosine is this much below the best counts 1/e as much, as in `FixSettings`.
+        match_std_m: how far the camera stands from a reference that it rightly matches, metres, one σ per axis.
+        miss_share: probability that the true place is not among a frame's matches, in (0, 1).
+        contrast: at most this many times likelier is a frame at a place that it fully matches than its `miss_share`
+            elsewhere. Lower for places that look alike: frames in a row err together, so none may count in full.
+        evidence_s: frames closer together than this, seconds, share the evidence of one; 0 lets every frame count, also
+            two of the same instant.
+        evidence_m: frames closer together than this by odometry, metres, count less; standing ones a tenth. 0 turns
+            it off.
+        speed_mps: without odometry, σ of the displacement per axis grows by this each second, m/s.
+        max_speed_mps: without odometry, no place farther than this allows is reached, m/s.
+        jump_rate: how often a second the belief is wrong for a reason that no motion explains (kidnapped, locked on
+            a look-alike).
+        max_reach_m: when motion could lead farther than this, the track starts anew, metres.
+        max_matches: how many of a frame's best matches take part.
+        max_places: how many places the belief may hold.
+        max_pairs: how many pairs of places one prediction may look at.
+
+    Raises:
+        ParameterError: a value outside its domain, or `max_speed_mps` below `speed_mps`.
+    """
+
+    place_m: float = 5.0
+    score_scale: float = 0.02
+    match_std_m: float = 10.0
+    miss_share: float = 0.2
+    contrast: float = 5.0
+    evidence_s: float = 1.0
+    evidence_m: float = 2.0
+    speed_mps: float = 5.0
+    max_speed_mps: float = 15.0
+    jump_rate: float = 0.03
+    max_reach_m: float = 500.0
+    max_matches: int = 20
+    max_places: int = 4096
+    max_pairs: int = 200_000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name), whole=field.type is int)
+        if self.miss_share == 1.0:
+            raise ParameterError("miss_share 1 of a track means that no frame ever tells anything", remedy="Give less")
+        if self.max_speed_mps < self.speed_mps:
+            raise ParameterError(
+                f"max_speed_mps {self.max_speed_mps} of a track is below its speed_mps {self.speed_mps}",
+                remedy="Give the highest speed as max_speed_mps",
+            )
+
+
+def _check(name: str, value: float, *, whole: bool) -> None:
+    low, high, closed = _DOMAINS[name]
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise ParameterError(f"{name} {value!r} of a track is not a {'whole ' if whole else ''}number")
+    if not math.isfinite(value) or not low <= value <= high or (value == low and not closed):
+        opening = "[" if closed else "("
+        raise ParameterError(f"{name} {value} of a track is outside {opening}{low:g}, {high:g}]")

@@ -1,0 +1,155 @@
+"""A track: the frames of one moving camera, remembered."""
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from retrieval.errors import ParameterError
+from retrieval.geo import Float64Array
+from retrieval.place_index import PlaceIndex
+from retrieval.tracking.belief import Belief, observe, predict
+from retrieval.tracking.evidence import Evidence
+from retrieval.tracking.motion import Motion, MotionKernel
+from retrieval.tracking.odometry import Odometry
+from retrieval.tracking.places import PlaceMap
+from retrieval.tracking.settings import TrackSettings
+from retrieval.tracking.tracked_fix import TrackedFix, fix_of
+
+# What the frames of a camera that stands are worth beside those of one that moves. Not 0, for it may have been carried.
+_STANDING: Final = 0.1
+
+References = PlaceMap | PlaceIndex | tuple[ArrayLike, ArrayLike]
+
+
+class Track:
+    """A Bayes filter over reference places for the frames of one camera.
+
+    Localizing by sequence, not by frame, is old in the field: Milford & Wyeth, SeqSLAM (ICRA 2012); Cummins & Newman,
+    FAB-MAP (IJRR 2008), which filters over places as this does. The mathematics stands in `retrieval.tracking.belief`.
+
+    Memory is bounded by `max_places`, and work by `max_places`, `max_pairs` and `max_matches`, whatever the number of
+    references. Not safe to share between threads: one track, one camera.
+
+    Args:
+        references: where they are: a `PlaceMap` (share one between the tracks of an index), an index, or (lat, lon)
+            arrays in degrees by row. From the latter two a map is made, which takes seconds for a million references.
+        settings: how to track.
+
+    Attributes:
+        places: the map.
+        belief: what is believed now.
+        frames: how many were seen.
+        touched: how many places the last update read.
+
+    Raises:
+        ParameterError: positions that are no positions, or a map of another `place_m` than the settings'.
+    """
+
+    def __init__(self, references: References, settings: TrackSettings | None = None) -> None:
+        self.settings = settings or TrackSettings()
+        self.places = _place_map(references, self.settings.place_m)
+        self.belief = Belief.unknown()
+        self.frames = 0
+        self.touched = 0
+        self._at: float | None = None
+        self._pending = Motion.of(0.0, None)
+
+    def update(
+        self,
+        rows: NDArray[np.int64],
+        scores: NDArray[np.floating],
+        at: float,
+        odometry: Odometry | None = None,
+    ) -> TrackedFix:
+        """Take in one frame.
+
+        Args:
+            rows: (K,) int64 rows of the frame's matches, -1 for none; K may be 0: then only time passes.
+            scores: (K,) their cosines.
+            at: when the frame was taken, seconds on any clock that does not go back (monotonic or Unix time).
+            odometry: the motion since the last frame; not used with the first.
+
+        Returns:
+            the fix after this frame.
+
+        Raises:
+            ParameterError: a frame older than the last (``frame_out_of_order``), a time or score that is not finite, or
+                rows that are none. The track is then as before.
+        """
+        seconds = self._seconds_to(at)
+        evidence = Evidence.of(rows, scores, self.places, self.settings)
+        step = Motion.of(seconds, odometry)
+        # Nothing below fails, so a refused frame leaves the track as it was.
+        belief, touched = self._moved(step) if self.frames else (self.belief, 0)
+        freshness = self._freshness(step) if self.frames else 1.0
+        belief = observe(belief, evidence, self.places.count, self.settings, freshness)
+        self.belief = belief.kept(self.settings.max_places)
+        self.touched = touched + evidence.touched
+        self.frames += 1
+        self._at = at
+        return self.fix()
+
+    def fix(self) -> TrackedFix:
+        """The fix of the belief as it is."""
+        mean, covariance = self._pending.mean_enu, self._pending.covariance_enu
+        known = mean is not None and covariance is not None
+        shift: Float64Array = mean if known and mean is not None else np.zeros(2)
+        spread: Float64Array = covariance if known and covariance is not None else np.zeros((2, 2))
+        return fix_of(self.belief, self.places, self.frames, shift, spread)
+
+    def _seconds_to(self, at: float) -> float:
+        if not math.isfinite(at):
+            raise ParameterError(f"a frame was taken at {at}, which is no time", remedy="Give seconds")
+        if self._at is None:
+            return 0.0
+        if at < self._at:
+            raise ParameterError(
+                f"a frame of {at:.3f} s comes after one of {self._at:.3f} s",
+                remedy="Send frames in the order they were taken, or open a new track",
+                code="frame_out_of_order",
+            )
+        return at - self._at
+
+    def _moved(self, step: Motion) -> tuple[Belief, int]:
+        """The belief after a step; steps that are small beside the distance of places are saved up.
+
+        A step of half a metre between places ten metres apart would be lost in rounding each time, and the belief would
+        never move (Probabilistic Robotics, section 8.2.3).
+        """
+        pending = self._pending.then(step) if self._pending.seconds or self._pending.distance_m else step
+        doubted = self.belief.doubted(-math.expm1(-self.settings.jump_rate * step.seconds))
+        if not self._is_a_step(pending):
+            self._pending = pending
+            return doubted, 0
+        self._pending = Motion.of(0.0, None)
+        spread = self.places.spacing_m**2 / 6.0
+        return predict(doubted, self.places, MotionKernel(pending, spread, self.settings), self.settings)
+
+    def _is_a_step(self, motion: Motion) -> bool:
+        least = self.places.spacing_m / 2.0
+        if motion.distance_m is None:
+            return self.settings.speed_mps * motion.seconds >= least
+        return motion.distance_m >= least or math.sqrt(motion.variance_m2) >= least
+
+    def _freshness(self, step: Motion) -> float:
+        """How much of a frame is news after such a step, in [0, 1]."""
+        fresh = 1.0
+        if self.settings.evidence_s > 0.0:
+            fresh = min(fresh, step.seconds / self.settings.evidence_s)
+        if self.settings.evidence_m > 0.0 and step.distance_m is not None:
+            fresh *= min(1.0, max(step.distance_m / self.settings.evidence_m, _STANDING))
+        return fresh
+
+
+def _place_map(references: References, place_m: float) -> PlaceMap:
+    if isinstance(references, PlaceMap):
+        if references.place_m != place_m:
+            raise ParameterError(
+                f"a map of places of {references.place_m:g} m does not fit a track with place_m {place_m:g}",
+                remedy="Make both with the same place_m",
+            )
+        return references
+    lat, lon = (references.lat, references.lon) if isinstance(references, PlaceIndex) else references
+    return PlaceMap(lat, lon, place_m)
