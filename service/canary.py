@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from retrieval.errors import ImageError, PlaceIndexError
-from retrieval.images import ImageLimits, read_image
+from retrieval.images import ImageLimits, RgbImage, read_image
 from retrieval.localizer import Localizer
 
 # Photos asked at most before the stored descriptors must do: references need not be where they were indexed.
@@ -31,15 +31,25 @@ class CanaryReport:
     score: float
 
 
-def sing(localizer: Localizer, limits: ImageLimits) -> CanaryReport:
-    """Look for a known reference in the index; call it on the thread that owns the model.
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """What to look for, again and again: kept in memory, so that a photo changed on the disk later harms nobody.
+
+    Attributes:
+        row: of the reference in the index.
+        image: its photo, or None when no photo can be read: its stored descriptor must do.
+    """
+
+    row: int
+    image: RgbImage | None
+
+
+def choose_canary(localizer: Localizer, limits: ImageLimits) -> Canary:
+    """A reference whose photo can be read, if there is one.
 
     Args:
         localizer: whose model and index.
         limits: of encoded images.
-
-    Raises:
-        PlaceIndexError: it is not found (``canary_failed``).
     """
     index = localizer.place_index
     rows = np.unique(np.linspace(0, index.count - 1, _PHOTOS_TRIED).round().astype(np.int64))
@@ -48,8 +58,27 @@ def sing(localizer: Localizer, limits: ImageLimits) -> CanaryReport:
             image = read_image(reference.path, localizer.describer.bundle.preprocessing, limits)
         except ImageError:
             continue
-        return _look(localizer, int(row), localizer.describer.describe([image]), described=True)
-    return _look(localizer, int(rows[0]), index.descriptors(rows[:1]), described=False)
+        return Canary(int(row), image)
+    return Canary(int(rows[0]), None)
+
+
+def sing(localizer: Localizer, canary: Canary) -> CanaryReport:
+    """Look for the canary's reference in the index; call it on the thread that owns the model.
+
+    Args:
+        localizer: whose model and index.
+        canary: chosen for this index.
+
+    Raises:
+        PlaceIndexError: it is not found (``canary_failed``).
+    """
+    image = canary.image
+    if image is not None:
+        return _look(localizer, canary.row, localizer.describer.describe([image]), described=True)
+    # Nothing to compare it with, but a model that hangs or is lost shows.
+    preprocessing = localizer.describer.bundle.preprocessing
+    localizer.describer.describe(np.zeros((1, preprocessing.height, preprocessing.width, 3), np.uint8))
+    return _look(localizer, canary.row, localizer.place_index.descriptors(np.array([canary.row])), described=False)
 
 
 def _look(localizer: Localizer, row: int, descriptor: np.ndarray, *, described: bool) -> CanaryReport:

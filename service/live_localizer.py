@@ -21,15 +21,18 @@ from retrieval.localizer import DecodedQuery, LocalizeOptions, Localizer
 from retrieval.machine import available_cores
 from retrieval.place_index import PlaceIndex
 from service.batching import Lane, MicroBatcher
-from service.canary import CanaryReport, sing
+from service.canary import Canary, CanaryReport, choose_canary, sing
+from service.canary_watch import CanaryWatch
 from service.index_watch import IndexWatch
+from service.observing.live_state import LiveState
+from service.observing.observer import Observer
 from service.problems import RequestError
 from service.settings import ServerSettings
 from service.works import DescribeWork, Outcome, SearchWork, Work, do_works
 
 _log = logging.getLogger("sightfix.service")
 
-State = Literal["loading", "ready", "failed", "stopping"]
+State = Literal["loading", "ready", "unhealthy", "failed", "stopping"]
 Value = TypeVar("Value")
 
 
@@ -60,13 +63,17 @@ class LiveLocalizer:
 
     Args:
         settings: of the server.
+        observer: whom to tell what happens; by default whom the settings ask for.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, observer: Observer | None = None) -> None:
         self.settings = settings
+        self.observer = observer or Observer.configured(settings)
         self.limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
         self.failure: SightfixError | None = None
         self.canary: CanaryReport | None = None
+        self.engine_building = False
+        self._chosen: Canary | None = None
         self._readiness = Readiness("loading", "the model and the place index are being loaded")
         self._localizer: Localizer | None = None
         self._decoders = ThreadPoolExecutor(settings.decode_threads or available_cores(), "decode")
@@ -77,14 +84,30 @@ class LiveLocalizer:
             max_batch=settings.max_batch,
             limit=settings.max_waiting,
             max_delay_s=settings.max_delay_ms / 1e3,
+            on_batch=self.observer.batch,
         )
+        self.canary_watch = CanaryWatch(
+            self.batcher.on_owner_thread,
+            self._sing,
+            interval_s=settings.canary_interval_s,
+            max_age_s=2.0 * settings.canary_interval_s,
+            hung_after_s=settings.hung_after_s,
+        )
+        if self.observer.metrics is not None:
+            self.observer.metrics.registry.register(LiveState(self))
         self._loader: threading.Thread | None = None
         self.watch: IndexWatch | None = None
 
     @property
     def readiness(self) -> Readiness:
         """Whether the server can answer."""
-        return self._readiness
+        problem = self.canary_watch.problem if self._readiness.state == "ready" else None
+        return Readiness("unhealthy", problem) if problem is not None else self._readiness
+
+    @property
+    def localizer(self) -> Localizer | None:
+        """What answers now; None before loading is done."""
+        return self._localizer
 
     def start_loading(self) -> None:
         """Load in a thread of its own, so that the socket answers meanwhile."""
@@ -124,8 +147,9 @@ class LiveLocalizer:
             RequestError: not ready, or shutting down.
             RefusedError: too many are waiting, or the answer would come too late (``queue_full``, 429).
         """
-        self.require()
-        self.batcher.check_room(lane, deadline)
+        with self.observer.photo():
+            self.require()
+            self.batcher.check_room(lane, deadline)
 
     async def localize(
         self,
@@ -149,13 +173,17 @@ class LiveLocalizer:
             ImageError: it cannot be decoded.
             RequestError: not ready, refused (429), or too late (504).
         """
-        localizer = self.require()
-        started = time.perf_counter()
-        async with self.batcher.admitted(lane, deadline or self.deadline()) as ticket:
-            query = await self._decode(localizer, data, options, request_id)
-            answer, waited = await ticket.run(query)
+        with self.observer.photo():
+            localizer = self.require()
+            started = time.perf_counter()
+            async with self.batcher.admitted(lane, deadline or self.deadline()) as ticket:
+                query = await self._decode(localizer, data, options, request_id)
+                queued_at = time.perf_counter()
+                answer, waited = await ticket.run(query)
         assert isinstance(answer, LocalizeAnswer)
-        return _timed(answer, waited, started)
+        timed = _timed(answer, waited, started)
+        self.observer.answered(timed, queued_at)
+        return timed
 
     async def describe(self, data: bytes, *, lane: Lane = "robot", deadline: float | None = None) -> Timed:
         """The descriptor of one encoded photo.
@@ -163,11 +191,14 @@ class LiveLocalizer:
         Raises:
             ImageError, RequestError: as `localize`.
         """
-        localizer = self.require()
-        async with self.batcher.admitted(lane, deadline or self.deadline()) as ticket:
-            query = await self._decode(localizer, data, LocalizeOptions(), "")
-            descriptor, waited = await ticket.run(DescribeWork(query.image))
+        with self.observer.photo():
+            localizer = self.require()
+            async with self.batcher.admitted(lane, deadline or self.deadline()) as ticket:
+                query = await self._decode(localizer, data, LocalizeOptions(), "")
+                queued_at = time.perf_counter()
+                descriptor, waited = await ticket.run(DescribeWork(query.image))
         assert not isinstance(descriptor, LocalizeAnswer)
+        self.observer.described(query.decode_ms * 1e-3, waited, queued_at)
         return Timed(descriptor, query.decode_ms, waited * 1e3)
 
     async def search(
@@ -184,12 +215,15 @@ class LiveLocalizer:
         Raises:
             RequestError: as `localize`.
         """
-        self.require()
-        started = time.perf_counter()
-        async with self.batcher.admitted(lane, deadline or self.deadline()) as ticket:
-            answer, waited = await ticket.run(SearchWork(descriptor, options, request_id))
+        with self.observer.photo():
+            self.require()
+            started = time.perf_counter()
+            async with self.batcher.admitted(lane, deadline or self.deadline()) as ticket:
+                answer, waited = await ticket.run(SearchWork(descriptor, options, request_id))
         assert isinstance(answer, LocalizeAnswer)
-        return _timed(answer, waited, started)
+        timed = _timed(answer, waited, started)
+        self.observer.answered(timed, started)
+        return timed
 
     async def in_decoder(self, work: Callable[[], Value]) -> Value:
         """Run work on a request's body in the bounded decode threads."""
@@ -209,9 +243,11 @@ class LiveLocalizer:
         self._readiness = Readiness("stopping", "the server is shutting down")
         if self.watch is not None:
             self.watch.stop()
+        self.canary_watch.stop()
         self.batcher.stop()
         for pool in (self._decoders, self._thumbnailer):
             pool.shutdown(wait=True, cancel_futures=True)
+        self.observer.stop()
 
     async def _decode(
         self, localizer: Localizer, data: bytes, options: LocalizeOptions, request_id: str
@@ -223,7 +259,16 @@ class LiveLocalizer:
         """One batch, on the owner thread: what it begins with, it ends with, whatever is published meanwhile."""
         localizer = self._localizer
         assert localizer is not None, "nobody is let in before loading is done"
-        return do_works(localizer, works)
+        try:
+            return do_works(localizer, works)
+        except Exception:
+            self.canary_watch.hurry()  # one bad batch, or a GPU that is lost?
+            raise
+
+    def _sing(self) -> None:
+        """On the owner thread, so that localizer and canary belong together."""
+        if self._localizer is not None and self._chosen is not None:
+            self.canary = sing(self._localizer, self._chosen)
 
     def _load(self) -> None:
         settings = self.settings
@@ -238,7 +283,9 @@ class LiveLocalizer:
             localizer = self._localizer_of(describer, place_index)
             self.still_loading("the model is being warmed up")
             describer.warm_up()
-            self.canary = sing(localizer, self.limits)
+            self.engine_building = False
+            self._chosen = choose_canary(localizer, self.limits)
+            self.canary = sing(localizer, self._chosen)
         except SightfixError as error:
             self.failure = error
             self._readiness = Readiness("failed", str(error))
@@ -251,9 +298,12 @@ class LiveLocalizer:
             return
         self._localizer = localizer
         self.batcher.start()
+        self.canary_watch.start()
         if self._readiness.state == "loading":
             self._readiness = Readiness("ready")
-        self.watch = IndexWatch(folder, place_index.version, self._swap, settings.watch_interval_s)
+        self.watch = IndexWatch(
+            folder, place_index.version, self.observer.timed_swap(self._swap), settings.watch_interval_s
+        )
         self.watch.start()
         _log.info(
             "ready after %.1f s: index %s, version %s, %d references",
@@ -275,11 +325,13 @@ class LiveLocalizer:
         serving = self.require()
         place_index = PlaceIndex.open(folder)
         localizer = self._localizer_of(serving.describer, place_index)
-        report = sing(localizer, self.limits)
+        chosen = choose_canary(localizer, self.limits)
+        report = sing(localizer, chosen)
         done = threading.Event()
 
         def swap() -> None:
-            self._localizer, self.canary = localizer, report
+            self._localizer, self._chosen, self.canary = localizer, chosen, report
+            self.canary_watch.heard()
             done.set()
 
         self.batcher.on_owner_thread(swap)
@@ -303,8 +355,12 @@ class LiveLocalizer:
             allow_cpu_fallback=settings.allow_cpu_fallback,
             gpu_mem_limit=settings.gpu_mem_limit,
             engine_cache=settings.engine_cache,
-            on_build=self.still_loading,
+            on_build=self._building,
         )
+
+    def _building(self, reason: str) -> None:
+        self.engine_building = True
+        self.still_loading(reason)
 
 
 def _timed(answer: LocalizeAnswer, waited_s: float, started: float) -> LocalizeAnswer:

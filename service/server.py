@@ -14,7 +14,9 @@ from retrieval.errors import ServerError
 from retrieval.index_folder import current_version, find_index
 from service.app import create_app
 from service.bounded_http import bounded_http
+from service.jobs.job_service import JobService
 from service.live_localizer import LiveLocalizer
+from service.observing.metrics_server import metrics_served
 from service.settings import ServerSettings
 
 _log = logging.getLogger("sightfix.service")
@@ -70,10 +72,12 @@ def serve(settings: ServerSettings) -> None:
     listener = open_socket(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     live = LiveLocalizer(settings)
+    # Without folders to read from there is nothing to do, and the disk may be read-only.
+    jobs = JobService(settings.jobs) if settings.source_roots else None
     config = uvicorn.Config(
-        create_app(live),
-        log_level=settings.log_level,
-        access_log=settings.log_level == "debug",
+        create_app(live, jobs),
+        log_config=None,  # its messages go where ours go, see service.logs
+        access_log=False,  # ours knows the route, the fix and the trace, and never tells a path
         timeout_graceful_shutdown=settings.stop_timeout_s,
         server_header=False,
         http=bounded_http(settings.max_header_bytes, settings.header_timeout_s),
@@ -87,7 +91,7 @@ def serve(settings: ServerSettings) -> None:
     _log.info("listening on %s://%s:%d, serving %s", "https" if tls else "http", shown, port, index_folder)
     # uvicorn drains, then raises the signal again: being told to stop is not a failure.
     signal.signal(signal.SIGTERM, _exit_quietly)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), metrics_served(settings, live.observer.metrics):
         _Server(config, live, settings.drain_delay_s).run(sockets=[listener])
     if live.failure is not None:
         raise live.failure

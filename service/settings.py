@@ -1,16 +1,20 @@
 """What an operator can set: environment variables `SIGHTFIX_…`, overridden by the command line."""
 
+import os
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from retrieval.bundle import Precision
 from retrieval.engines.choosing import ProviderChoice
 from retrieval.errors import ParameterError
 from retrieval.fix import FixMethod
 from retrieval.index_folder import DEFAULT_INDEXES
+from service.jobs.job_settings import JobSettings
+from service.logs import LogFormat
 from service.tls import TlsFiles
 
 
@@ -45,6 +49,16 @@ class ServerSettings(BaseSettings):
         max_header_bytes: largest request line and headers together.
         header_timeout_s: how long a client may take to send them.
         stop_timeout_s: how long to finish what was accepted, before it is cut off.
+        canary_interval_s: how often model and index must find a known reference; after twice that without, the server
+            is not ready. Longer than the longest batch takes.
+        hung_after_s: a model that has not come to rest for so long is given up: /livez says so.
+        metrics: on a `port` of their own, on the `main` port at /metrics, or `off`.
+        metrics_host, metrics_port: where; None takes 9464, or a free port when that is taken.
+        otlp_endpoint: of an OpenTelemetry collector; None leaves it to the OTEL_… variables.
+        log_format: text for people, json for machines.
+        access_log: whether every request is logged at info, not only those that failed.
+        source_roots: folders that re-indexing jobs may read photos from; none: no jobs.
+        jobs_folder: where jobs are kept; None is `.jobs` among the indexes.
         fix_method: how the fix is made from the matches.
     """
 
@@ -79,13 +93,42 @@ class ServerSettings(BaseSettings):
     tls_client_ca: Path | None = None
     max_header_bytes: int = Field(default=64 * 1024, ge=1024)
     header_timeout_s: float = Field(default=10.0, gt=0.0)
+    canary_interval_s: float = Field(default=60.0, gt=0.0)
+    hung_after_s: float = Field(default=600.0, gt=0.0)
+    metrics: Literal["port", "main", "off"] = "port"
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    otlp_endpoint: str | None = None
+    log_format: LogFormat = "text"
+    access_log: bool = False
+    source_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    jobs_folder: Path | None = None
     fix_method: FixMethod = "weighted_cluster"
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+
+    @field_validator("source_roots", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """In the environment folders are separated as in PATH."""
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
     @property
     def max_body_bytes(self) -> int:
         """Largest request body: an image as base64, and room for the rest of the request."""
         return self.max_image_bytes * 4 // 3 + 64 * 1024
+
+    @property
+    def jobs(self) -> JobSettings:
+        """What the job service needs to know."""
+        return JobSettings(
+            jobs_folder=self.jobs_folder or self.indexes / ".jobs",
+            indexes=self.indexes,
+            source_roots=self.source_roots,
+            bundle=self.bundle,
+            precision=self.precision,
+            max_image_bytes=self.max_image_bytes,
+            max_pixels=self.max_pixels,
+        )
 
     @property
     def tls(self) -> TlsFiles | None:

@@ -14,9 +14,10 @@ _BOTH: Any = ["GET", "HEAD"]
 
 
 class LivenessAnswer(BaseModel):
-    """The process answers."""
+    """Whether the process should go on."""
 
-    status: Literal["alive"] = "alive"
+    status: Literal["alive", "hung"] = "alive"
+    reason: str | None = None
 
 
 class ReadinessAnswer(BaseModel):
@@ -41,8 +42,12 @@ class InfoAnswer(BaseModel):
 def add_health_routes(app: FastAPI, live: LiveLocalizer) -> None:
     """Add liveness, readiness and info, with the names that Kubernetes and KServe (v2) clients ask for."""
 
-    async def alive() -> LivenessAnswer:
-        return LivenessAnswer()
+    async def alive(response: Response) -> LivenessAnswer:
+        hung = live.canary_watch.hung
+        if hung is None:
+            return LivenessAnswer()
+        response.status_code = 503
+        return LivenessAnswer(status="hung", reason=hung)
 
     async def ready(response: Response) -> ReadinessAnswer:
         readiness = live.readiness
@@ -72,7 +77,7 @@ def add_health_routes(app: FastAPI, live: LiveLocalizer) -> None:
 
     for path in ("/livez", "/healthz", "/v2/health/live"):
         app.add_api_route(
-            path, alive, methods=_BOTH, summary="Does the process answer?", include_in_schema=path == "/livez"
+            path, alive, methods=_BOTH, summary="Should the process go on?", include_in_schema=path == "/livez"
         )
     for path in ("/readyz", "/v2/health/ready", "/v2/models/{model}/ready"):
         app.add_api_route(

@@ -25,6 +25,9 @@ def serve(
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     allow_cpu_fallback: CpuFallbackOption = None,
+    source_root: Annotated[
+        list[Path] | None, typer.Option(help="Folder that re-indexing jobs may read photos from; repeatable")
+    ] = None,
     api_keys: Annotated[Path | None, typer.Option(help="File of API keys, made by: sightfix key")] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond this machine without API keys")
@@ -58,6 +61,8 @@ def serve(
     flags: dict[str, Any] = {
         name: value for name, value in context.params.items() if name not in ours and _is_flag(context, name)
     }
+    if "source_root" in flags:
+        flags["source_roots"] = flags.pop("source_root")
     environment = {name: value for name, value in os.environ.items() if name != "SIGHTFIX_CONFIG"}
     configuration = read_configuration(config, flags, environment)
     if check_config:

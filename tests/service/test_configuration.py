@@ -97,3 +97,10 @@ def test_check_config_tells_everything_that_is_wrong(tmp_path: Path) -> None:
     assert result.exit_code == 1
     wrong = [line for line in result.output.splitlines() if line.startswith("wrong ")]
     assert [line.split(":")[0] for line in wrong] == ["wrong address", "wrong bundle", "wrong place index"]
+
+
+def test_folders_are_separated_as_in_path(tmp_path: Path) -> None:
+    read = read_configuration(environment={"SIGHTFIX_SOURCE_ROOTS": f"/photos:{tmp_path}:"})
+    assert read.settings.source_roots == (Path("/photos"), tmp_path)
+    file = write(tmp_path, 'source_roots = ["/a", "/b"]\n')
+    assert read_configuration(file, environment={}).settings.source_roots == (Path("/a"), Path("/b"))

@@ -1,0 +1,194 @@
+"""The numbers that are counted as things happen, in a registry of their own: a process may hold several servers."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+
+from retrieval.answer import LocalizeAnswer
+from retrieval.errors import ImageError
+from retrieval.version import __version__
+from service.batching import RefusedError
+from service.batching.batcher import FinishedBatch
+from service.observing import definitions as defined
+from service.observing.definitions import Definition
+from service.problems import RequestError
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_IMAGE_CODES: Final = frozenset(
+    {"empty_body", "unsupported_media_type", "image_undecodable", "too_many_pixels", "body_too_large"}
+)
+STAGES: Final = ("decode", "queue", "describe", "search", "fix")
+
+Metric = TypeVar("Metric", Counter, Gauge)
+
+
+class Metrics:
+    """Counts what one server does.
+
+    Attributes:
+        registry: what is scraped. Others may register collectors of their own.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = self._made(Counter, defined.REQUESTS)
+        self._rpcs = self._made(Counter, defined.RPCS)
+        self._in_flight = self._made(Gauge, defined.IN_FLIGHT)
+        self._request_seconds = self._histogram(defined.REQUEST_SECONDS)
+        stage_seconds = self._histogram(defined.STAGE_SECONDS)
+        self._stage_seconds = {stage: stage_seconds.labels(stage) for stage in STAGES}
+        self._batch_size = self._histogram(defined.BATCH_SIZE)
+        self._batch_seconds = self._histogram(defined.BATCH_SECONDS)
+        self._flushes = self._made(Counter, defined.FLUSHES)
+        self._refused = self._made(Counter, defined.REFUSED)
+        self._dropped = self._made(Counter, defined.DROPPED)
+        self._decode_failures = self._made(Counter, defined.DECODE_FAILURES)
+        self._score = self._histogram(defined.SCORE)
+        self._radius = self._histogram(defined.RADIUS)
+        self._fixes = self._made(Counter, defined.FIXES)
+        self._swaps = self._made(Counter, defined.SWAPS)
+        self._swap_seconds = self._histogram(defined.SWAP_SECONDS)
+        self._made(Gauge, defined.BUILD).labels(__version__).set(1)
+        self._start_at_zero()
+
+    def request_begun(self) -> None:
+        """A request has arrived."""
+        self._in_flight.inc()
+
+    def request_ended(self, route: str, method: str, status: int, seconds: float) -> None:
+        """A request was answered.
+
+        Args:
+            route: its template, never what the client sent.
+            method: as the client sent it.
+            status: of the answer.
+            seconds: how long it took.
+        """
+        self._in_flight.dec()
+        self._requests.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def rpc_ended(self, method: str, code: str) -> None:
+        """A gRPC call was answered.
+
+        Args:
+            method: full name, of a method that the server has.
+            code: name of the status code, such as ``OK``.
+        """
+        self._rpcs.labels(method, code).inc()
+
+    def photo(self) -> "PhotoOutcome":
+        """A context in which one photo is answered: counts what becomes of it when that fails."""
+        return PhotoOutcome(self)
+
+    def photo_failed(self, error: BaseException) -> None:
+        """A photo was not answered."""
+        if isinstance(error, RefusedError):
+            self._refused.labels(error.reason).inc()
+        elif isinstance(error, ImageError):
+            self._decode_failures.labels(error.code if error.code in _IMAGE_CODES else "other").inc()
+        elif isinstance(error, RequestError) and error.code in ("not_ready", "draining"):
+            self._refused.labels(error.code).inc()
+        elif isinstance(error, RequestError) and error.code == "deadline_exceeded":
+            self._dropped.labels("deadline").inc()
+        elif isinstance(error, asyncio.CancelledError):
+            self._dropped.labels("client_left").inc()
+
+    def stage(self, name: str, seconds: float) -> None:
+        """A stage that is not part of an answer."""
+        self._stage_seconds[name].observe(seconds)
+
+    def answered(self, answer: LocalizeAnswer) -> None:
+        """A photo, or a descriptor, was localized."""
+        timings = answer.timings_ms
+        seconds = self._stage_seconds
+        # A search by descriptor has neither of these two.
+        if timings.describe > 0.0:
+            seconds["decode"].observe(timings.decode * 1e-3)
+            seconds["describe"].observe(timings.describe * 1e-3)
+        seconds["queue"].observe(timings.queue * 1e-3)
+        seconds["search"].observe(timings.search * 1e-3)
+        seconds["fix"].observe(timings.fix * 1e-3)
+        self._fixes.labels(answer.status.value).inc()
+        if answer.matches:
+            self._score.observe(answer.matches[0].score)
+        if answer.fix is not None:
+            self._radius.observe(answer.fix.radius_m)
+
+    def batch(self, finished: FinishedBatch) -> None:
+        """The model has done a batch."""
+        self._batch_size.observe(finished.size)
+        self._batch_seconds.observe(finished.seconds)
+        self._flushes.labels(finished.reason).inc()
+
+    def timed_swap(self, swap: Callable[[Path], None]) -> Callable[[Path], None]:
+        """The same swap, counted and timed."""
+
+        def timed(folder: Path) -> None:
+            with self._one_swap():
+                swap(folder)
+
+        return timed
+
+    @contextlib.contextmanager
+    def _one_swap(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        result = "refused"
+        try:
+            yield
+            result = "served"
+        finally:
+            self._swaps.labels(result).inc()
+            self._swap_seconds.observe(time.perf_counter() - begun)
+
+    def _made(self, kind: type[Metric], definition: Definition) -> Metric:
+        return kind(definition.name, definition.help, definition.label_names, registry=self.registry)
+
+    def _histogram(self, definition: Definition) -> Histogram:
+        return Histogram(
+            definition.name,
+            definition.help,
+            definition.label_names,
+            buckets=definition.buckets,
+            registry=self.registry,
+        )
+
+    def _start_at_zero(self) -> None:
+        """Make the series that are known beforehand, so that the first refusal is an increase and not a beginning."""
+        for metric, values in (
+            (self._flushes, ("idle", "busy", "full", "delay")),
+            (self._refused, ("queue", "deadline", "not_ready", "draining")),
+            (self._dropped, ("deadline", "client_left")),
+            (self._decode_failures, (*sorted(_IMAGE_CODES), "other")),
+            (self._fixes, ("LOCATED", "AMBIGUOUS", "NO_MATCH")),
+            (self._swaps, ("served", "refused")),
+        ):
+            for value in values:
+                metric.labels(value)
+
+
+class PhotoOutcome:
+    """See `Metrics.photo`; a class, because a generator costs four times as much."""
+
+    __slots__ = ("_metrics",)
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def __enter__(self) -> None:
+        """Nothing is counted yet."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Count a failure, and let it go on."""
+        if error is not None:
+            self._metrics.photo_failed(error)

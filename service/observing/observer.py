@@ -1,0 +1,94 @@
+"""What the localizer tells whoever watches it: metrics, traces, and notes for the log line."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retrieval.answer import LocalizeAnswer
+from service.batching.batcher import FinishedBatch
+from service.observing.metrics import STAGES, Metrics
+from service.observing.request_notes import CURRENT
+from service.observing.tracing import Tracing, configured_tracing
+
+if TYPE_CHECKING:
+    from service.settings import ServerSettings
+
+
+class Observer:
+    """Watches one server.
+
+    Args:
+        metrics: to count in, or None to count nothing.
+        tracing: to trace with, or None.
+    """
+
+    def __init__(self, metrics: Metrics | None = None, tracing: Tracing | None = None) -> None:
+        self.metrics = metrics
+        self.tracing = tracing
+
+    @classmethod
+    def configured(cls, settings: "ServerSettings") -> "Observer":
+        """The observer that the settings ask for.
+
+        Raises:
+            MissingExtraError, ParameterError: see `configured_tracing`.
+        """
+        metrics = None if settings.metrics == "off" else Metrics()
+        return cls(metrics, configured_tracing(settings.otlp_endpoint))
+
+    def photo(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which one photo is let in and answered, or is not."""
+        return self.metrics.photo() if self.metrics is not None else contextlib.nullcontext()
+
+    def answered(self, answer: LocalizeAnswer, queued_at: float) -> None:
+        """A photo, or a descriptor, was localized.
+
+        Args:
+            answer: with its timings.
+            queued_at: when decoding was done, on `time.perf_counter`.
+        """
+        if self.metrics is not None:
+            self.metrics.answered(answer)
+        notes = CURRENT.get()
+        if notes is None:
+            return
+        notes.photos += 1
+        notes.fix_status = answer.status.value
+        notes.index_version = answer.index.version
+        if self.tracing is not None and notes.span is not None:
+            times = answer.timings_ms
+            spent = (times.decode, times.queue, times.describe, times.search, times.fix)
+            # What did not happen is no span: a search by descriptor decodes and describes nothing.
+            stages = [(name, ms * 1e-3) for name, ms in zip(STAGES, spent, strict=True) if ms > 0.0]
+            self.tracing.stages(notes.span, queued_at, stages, {"sightfix.request_id": answer.request_id})
+
+    def described(self, decode_s: float, queue_s: float, queued_at: float) -> None:
+        """A photo was described; how long the model took is in the batch's metrics.
+
+        Args:
+            decode_s, queue_s: seconds of decoding and of waiting for the model.
+            queued_at: when decoding was done, on `time.perf_counter`.
+        """
+        if self.metrics is not None:
+            self.metrics.stage("decode", decode_s)
+            self.metrics.stage("queue", queue_s)
+        notes = CURRENT.get()
+        if notes is not None:
+            notes.photos += 1
+            if self.tracing is not None and notes.span is not None:
+                self.tracing.stages(notes.span, queued_at, [("decode", decode_s), ("queue", queue_s)], {})
+
+    def batch(self, finished: FinishedBatch) -> None:
+        """The model has done a batch; called on the owner thread."""
+        if self.metrics is not None:
+            self.metrics.batch(finished)
+
+    def timed_swap(self, swap: Callable[[Path], None]) -> Callable[[Path], None]:
+        """The same swap, counted and timed."""
+        return self.metrics.timed_swap(swap) if self.metrics is not None else swap
+
+    def stop(self) -> None:
+        """Export what is left."""
+        if self.tracing is not None:
+            self.tracing.stop()
