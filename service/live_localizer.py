@@ -253,6 +253,7 @@ class LiveLocalizer:
         self, localizer: Localizer, data: bytes, options: LocalizeOptions, request_id: str
     ) -> DecodedQuery:
         loop = asyncio.get_running_loop()
+        # Whoever leaves, or is too late, while it waits for a thread cancels this, and is never decoded.
         return await loop.run_in_executor(self._decoders, localizer.decode, data, options, request_id)
 
     def _do(self, works: Any) -> list[Outcome]:

@@ -106,8 +106,9 @@ async def constant_rate(host: str, port: int, requests: Sequence[bytes], rate: f
         try:
             status = await connection.ask(request)
         except (OSError, asyncio.IncompleteReadError):
-            status = 0
+            # A server may hang up an idle connection at the moment it is used again; a new one must work.
             connection.close()
+            status = await connection.ask(request)
         load.latencies.append((status, time.perf_counter() - asked))
         idle.append(connection)
 

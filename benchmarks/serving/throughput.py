@@ -1,4 +1,4 @@
-"""`/localize` under closed-loop load ÷ a bare loop over the same photos on the same cores, and a LitServe peer beside them.
+"""`/localize` under closed-loop load ÷ a bare loop over the same photos on the same cores, and a LitServe peer.
 
     python -m benchmarks.serving.throughput [--litserve PYTHON]
 

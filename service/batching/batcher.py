@@ -74,7 +74,6 @@ class Ticket(Generic[Item, Result]):
             the result, and how many seconds the image waited for the model.
 
         Raises:
-            RequestError: the deadline passed (``deadline_exceeded``), or the server stops (``draining``).
             Exception: whatever running the batch raised.
         """
         self._queued = True
@@ -121,15 +120,23 @@ class MicroBatcher(Generic[Item, Result]):
 
         Raises:
             RefusedError: too many are waiting, or the answer would come too late.
-            RequestError: the server stops (``draining``).
+            RequestError: the server stops (``draining``), or the deadline passes inside the block
+                (``deadline_exceeded``).
         """
         with self._changed:
             if self._stopping:
                 raise _draining()
             waiter = self.waiting.admit(lane, deadline)
         ticket = Ticket(self, waiter)
+        loop = asyncio.get_running_loop()
         try:
-            yield ticket
+            async with asyncio.timeout_at(loop.time() + deadline - time.monotonic()):
+                yield ticket
+        except TimeoutError:
+            self._note_stay(waiter)
+            raise _too_late() from None
+        else:
+            self._note_stay(waiter)
         finally:
             if not ticket._queued:
                 with self._changed:
@@ -169,12 +176,13 @@ class MicroBatcher(Generic[Item, Result]):
             self.waiting.enqueue(waiter, _Job(item, future, loop))
             self._changed.notify()
         try:
-            async with asyncio.timeout_at(loop.time() + waiter.deadline - time.monotonic()):
-                return await future
-        except TimeoutError:
-            raise _too_late() from None
+            return await future
         finally:
             waiter.gone = True
+
+    def _note_stay(self, waiter: Waiter[_Job[Item, Result]]) -> None:
+        with self._changed:
+            self.waiting.answered(waiter)
 
     def _own(self) -> None:
         """The owner thread."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from service.batching.duration import BatchDuration
+from service.batching.stay import Stay
 from service.problems import RequestError
 
 Lane = Literal["robot", "bulk"]
@@ -43,6 +44,7 @@ class Waiter(Generic[Item]):
         lane: who goes first.
         deadline: on `clock`, seconds; after it nobody wants the answer.
         admitted_at: on the same clock.
+        ahead: how many were to be answered before it, when it was let in.
         item: what to run, once it is decoded.
         queued_at: when it was.
         gone: whether whoever asked has left.
@@ -51,6 +53,7 @@ class Waiter(Generic[Item]):
     lane: Lane
     deadline: float
     admitted_at: float
+    ahead: int
     item: Item | None = None
     queued_at: float = 0.0
     gone: bool = False
@@ -63,15 +66,17 @@ class Waiting(Generic[Item]):
     Not thread-safe: `MicroBatcher` holds its lock around every call.
 
     Attributes:
-        limit: how many images may be inside.
+        limit: how many images may be inside; the bulk lane stops at half of it, so that a robot finds room.
         max_batch: how many the model takes at once.
         duration: predicts a batch's seconds.
+        stay: predicts an image's, from the door to the answer.
         clock: monotonic seconds.
     """
 
     limit: int
     max_batch: int
     duration: BatchDuration = field(default_factory=BatchDuration)
+    stay: Stay = field(default_factory=Stay)
     clock: Callable[[], float] = time.monotonic
     _lanes: dict[Lane, deque[Waiter[Item]]] = field(default_factory=lambda: {lane: deque() for lane in LANES})
     _decoding: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(LANES, 0))
@@ -104,27 +109,40 @@ class Waiting(Generic[Item]):
         """
         now = self.clock()
         wait = self.predicted_wait_s(lane)
-        if self.inside >= self.limit:
-            raise RefusedError(f"{self.limit} photos are waiting already", max(wait, 0.1), reason="queue")
+        full = self.limit if lane == "robot" else max(1, self.limit // 2)
+        if self.inside >= full:
+            raise RefusedError(f"{self.inside} photos are waiting already", max(wait, 0.1), reason="queue")
         if now + wait > deadline:
             raise RefusedError(
                 f"the answer would take {wait:.2f} s, and the deadline is in {max(deadline - now, 0.0):.2f} s",
                 max(wait - (deadline - now), 0.1),
                 reason="deadline",
             )
+        waiter: Waiter[Item] = Waiter(lane, deadline, now, self._ahead(lane))
         self._decoding[lane] += 1
-        return Waiter(lane, deadline, now)
+        return waiter
+
+    def _ahead(self, lane: Lane) -> int:
+        """How many are answered before an image that is let in now: whoever is being decoded has a place already."""
+        before = LANES[: LANES.index(lane) + 1]
+        return sum(self._decoding.values()) + sum(len(self._lanes[other]) for other in before) + self._running
 
     def predicted_wait_s(self, lane: Lane) -> float:
-        """Seconds until an image that is let in now would be answered, decoding left out."""
+        """Seconds until an image that is let in now would be answered.
+
+        By what the model needs for those ahead, and by how long images with as many ahead have stayed; the longer of
+        both. An empty house always tries, or a single stall would keep everybody out for ever.
+        """
+        if self.inside == 0:
+            return self.stay.shortest_s
         before = LANES[: LANES.index(lane) + 1]
-        ahead = sum(self.depth(other) for other in before)
-        whole, rest = divmod(ahead + 1, self.max_batch)
+        waiting = sum(self.depth(other) for other in before)
+        whole, rest = divmod(waiting + 1, self.max_batch)
         to_come = whole * self.duration.predict(self.max_batch) + self.duration.predict(rest)
-        under_way = (
-            self.duration.predict(self._running) - (self.clock() - self._running_since) if self._running else 0.0
-        )
-        return to_come + max(under_way, 0.0)
+        under_way = 0.0
+        if self._running:
+            under_way = self.duration.predict(self._running) - (self.clock() - self._running_since)
+        return max(to_come + max(under_way, 0.0), self.stay.predict(self._ahead(lane)))
 
     def enqueue(self, waiter: Waiter[Item], item: Item) -> None:
         """Put a decoded image into its lane."""
@@ -160,6 +178,10 @@ class Waiting(Generic[Item]):
         if self._running:
             self.duration.observe(self._running, seconds)
         self._running = 0
+
+    def answered(self, waiter: Waiter[Item]) -> None:
+        """An image has its answer, or its deadline has passed."""
+        self.stay.observe(waiter.ahead, self.clock() - waiter.admitted_at)
 
     def oldest(self) -> float | None:
         """When the first of those that wait was queued, on the clock; None when nobody waits."""

@@ -20,7 +20,7 @@ def make(limit: int = 8, max_batch: int = 4) -> tuple[Waiting[str], Clock]:
     duration = BatchDuration()
     for count in (1, 2, 4):
         duration.observe(count, 1.0 + 0.1 * count)
-    return Waiting(limit, max_batch, duration, clock), clock
+    return Waiting(limit, max_batch, duration, clock=clock), clock
 
 
 def let_in(waiting: Waiting[str], name: str, lane: Lane = "robot", deadline: float = 1e9) -> Waiter[str]:
@@ -34,7 +34,7 @@ def names(waiters: list[Waiter[str]]) -> list[str | None]:
 
 
 def test_robots_go_first_and_lanes_keep_their_order() -> None:
-    waiting, _ = make()
+    waiting, _ = make(limit=16)
     for name, lane in (("b1", "bulk"), ("r1", "robot"), ("b2", "bulk"), ("r2", "robot"), ("b3", "bulk")):
         let_in(waiting, name, lane)  # type: ignore[arg-type]
     assert names(waiting.take()[0]) == ["r1", "r2", "b1", "b2"]
@@ -49,7 +49,7 @@ def test_everyone_inside_is_counted() -> None:
     let_in(waiting, "b")
     waiting.take()
     assert (waiting.inside, waiting.queued, waiting.depth("robot")) == (3, 0, 1)
-    waiting.admit("bulk", 1e9)
+    waiting.admit("robot", 1e9)
     with pytest.raises(RefusedError, match="4 photos are waiting already") as caught:
         waiting.admit("robot", 1e9)
     assert (caught.value.code, caught.value.reason) == ("queue_full", "queue")
@@ -63,7 +63,7 @@ def test_everyone_inside_is_counted() -> None:
 @pytest.mark.parametrize(
     ("ahead", "lane", "expected"),
     [
-        ([], "robot", 1.1),
+        ([], "robot", 0.0),
         (["robot"] * 3, "robot", 1.4),
         (["robot"] * 4, "robot", 1.4 + 1.1),
         (["bulk"] * 4, "robot", 1.1),
@@ -89,7 +89,7 @@ def test_a_batch_under_way_is_waited_for() -> None:
 
 def test_what_would_come_too_late_is_refused_at_the_door() -> None:
     waiting, clock = make()
-    waiting.admit("robot", clock.now + 1.2)
+    waiting.admit("robot", clock.now + 0.1)
     with pytest.raises(RefusedError, match=r"would take 1\.20 s, and the deadline is in 0\.50 s") as caught:
         waiting.admit("robot", clock.now + 0.5)
     assert caught.value.reason == "deadline"
@@ -116,3 +116,53 @@ def test_the_oldest_of_all_lanes() -> None:
     clock.now += 1
     let_in(waiting, "r")
     assert waiting.oldest() == 100.0
+
+
+def test_bulk_leaves_room_for_robots() -> None:
+    waiting, _ = make(limit=4)
+    for name in ("b1", "b2"):
+        let_in(waiting, name, "bulk")
+    with pytest.raises(RefusedError, match="2 photos are waiting already"):
+        waiting.admit("bulk", 1e9)
+    for name in ("r1", "r2"):
+        let_in(waiting, name)
+    assert names(waiting.take()[0]) == ["r1", "r2", "b1", "b2"]
+
+
+def test_what_really_happened_is_believed_more_than_the_model_alone() -> None:
+    """Decoding on the same cores: an image with n ahead has stayed a second for each of them."""
+    waiting, clock = make(limit=64)
+    for count in (1, 8, 3, 12, 5) * 20:
+        inside = [waiting.admit("robot", 1e9) for _ in range(count)]
+        for number, waiter in enumerate(inside):
+            clock.now += 1.0
+            waiting.enqueue(waiter, str(number))
+            waiting.take()
+            waiting.finish(0.1)
+            waiting.answered(waiter)
+    for _ in range(10):
+        waiting.admit("robot", 1e9)
+    assert 10.0 <= waiting.predicted_wait_s("robot") <= 20.0
+
+
+def test_a_single_stall_does_not_keep_everybody_out() -> None:
+    waiting, clock = make()
+    first = let_in(waiting, "quick")
+    waiting.take()
+    clock.now += 0.05
+    waiting.finish(0.05)
+    waiting.answered(first)
+    stalled = let_in(waiting, "stalled")
+    waiting.take()
+    clock.now += 500
+    waiting.finish(500)
+    waiting.answered(stalled)
+    for _ in range(100):
+        waiter = waiting.admit("robot", clock.now + 0.2)
+        waiting.enqueue(waiter, "again")
+        waiting.take()
+        clock.now += 0.05
+        waiting.finish(0.05)
+        waiting.answered(waiter)
+    let_in(waiting, "one")
+    assert waiting.predicted_wait_s("robot") < 30
