@@ -1,4 +1,5 @@
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from retrieval import exact_vectors
 from retrieval.errors import MissingExtraError, PlaceIndexError
-from retrieval.exact_vectors import ExactVectors
+from retrieval.exact_vectors import ExactVectors, faiss_module
 from tests.retrieval.refusal import refused
 from tests.retrieval.slow_search import assert_k_best
 
@@ -170,3 +171,24 @@ def test_a_missing_faiss_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "FAISS is not installed. Run: pip install 'sightfix[cpu]' (or [gpu] beside CUDA)."
     with refused(MissingExtraError, text, "missing_extra"):
         stored(unit_rows(1), "fp32")
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_every_thread_that_searches_uses_one_openmp_thread(prior: bool) -> None:
+    """The server searches on a thread of its own, and OpenMP keeps its number of threads for each."""
+    faiss = faiss_module()
+    vectors = ExactVectors.from_descriptors([np.eye(4, dtype=np.float32)], 4, "fp32")
+    used: list[int] = []
+
+    def search() -> None:
+        faiss.omp_set_num_threads(2)
+        if prior:
+            vectors.search_rows(np.eye(4, dtype=np.float32)[0], 1, np.arange(4))
+        else:
+            vectors.search(np.eye(4, dtype=np.float32)[:1], 1)
+        used.append(faiss.omp_get_max_threads())
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    thread.join()
+    assert used == [1]
