@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench default-bundle clean
+.PHONY: help demo test lint format bench default-bundle proto clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,11 +16,13 @@ demo: $(VENV)/.cpu  ## A toy town, indexed, served and asked where a photo was t
 test: $(VENV)/.dev  ## All tests
 	$(BIN)/python -m pytest -n auto
 
-lint: $(VENV)/.dev  ## ruff, mypy strict, import floors, Dockerfile
+lint: $(VENV)/.dev  ## ruff, mypy strict, import floors, protos, Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m service.grpc.make_generated --descriptor-set | \
+	  $(BIN)/buf lint -#format=binpb --config service/grpc/proto/buf.yaml --path sightfix
 	$(BIN)/hadolint Dockerfile
 
 format: $(VENV)/.dev  ## Format the code
@@ -32,6 +34,9 @@ bench: $(VENV)/.dev  ## The measurements of benchmarks/RESULTS.md
 
 default-bundle: $(VENV)/.dev  ## Make the shipped model again
 	$(BIN)/python -m export.default_bundle
+
+proto: $(VENV)/.dev  ## Make the code of service/grpc/generated again
+	$(BIN)/python -m service.grpc.make_generated
 
 clean:  ## Remove the environment and the demo
 	rm -rf $(VENV) demo-town

@@ -16,6 +16,7 @@ from service.jobs.job_service import JobService
 from service.jobs.routes import add_job_routes
 from service.key_guard import KeyGuard
 from service.live_localizer import LiveLocalizer
+from service.observing.live_state import JobStates
 from service.observing.requests import ObservedRequests
 from service.problems import install_problem_handlers
 from service.routes.batch import add_batch_routes
@@ -66,6 +67,8 @@ def create_app(live: LiveLocalizer, jobs: JobService | None = None) -> FastAPI:
         app.add_middleware(KeyGuard, keys=KeyRing(live.settings.api_keys))
     # Around all others, so last: it also counts what they refuse.
     app.add_middleware(ObservedRequests, observer=live.observer, log_all=live.settings.access_log)
+    if jobs is not None and live.observer.metrics is not None:
+        live.observer.metrics.registry.register(JobStates(jobs.store.counts))
     if live.settings.metrics == "main" and live.observer.metrics is not None:
         add_metrics_route(app, live.observer.metrics)
     install_problem_handlers(app)

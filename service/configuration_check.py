@@ -47,7 +47,9 @@ def check_settings(settings: ServerSettings) -> list[Finding]:
 
 def _exposure(settings: ServerSettings) -> str:
     settings.check_exposure()
-    return f"{settings.host}:{settings.port}" + (", open to anybody who can reach it" if settings.insecure else "")
+    grpc = "" if settings.grpc_port is None else f", gRPC at port {settings.grpc_port}"
+    open_to_all = ", open to anybody who can reach it" if settings.insecure else ""
+    return f"{settings.host}:{settings.port}{grpc}{open_to_all}"
 
 
 def _tls(settings: ServerSettings) -> str:

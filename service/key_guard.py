@@ -37,7 +37,8 @@ class KeyGuard:
             await self._app(scope, receive, send)
             return
         try:
-            self._check(Headers(scope=scope), wanted)
+            headers = Headers(scope=scope)
+            check_key(self._keys, presented_key(headers.get("authorization"), headers.get("x-api-key")), wanted)
         except RequestError as error:
             response = problem_response(Request(scope), error)
             if error.code == "unauthenticated":
@@ -48,23 +49,33 @@ class KeyGuard:
             return
         await self._app(scope, receive, send)
 
-    def _check(self, headers: Headers, wanted: KeyScope) -> None:
-        presented = presented_key(headers.get("authorization"), headers.get("x-api-key"))
-        if presented is None:
-            raise RequestError(
-                "this server wants an API key",
-                code="unauthenticated",
-                remedy="Send it as Authorization: Bearer KEY, or as X-API-Key: KEY",
-            )
-        key = self._keys.find(presented)
-        if key is None:
-            raise RequestError("the API key is unknown", code="unauthenticated", remedy="Ask whoever runs the server")
-        if not key.allows(wanted):
-            raise RequestError(
-                f"the API key {key.name!r} may not be used for {wanted}",
-                code="forbidden",
-                remedy=f"Use one with the scope {wanted}",
-            )
+
+def check_key(keys: KeyRing, presented: str | None, wanted: KeyScope) -> None:
+    """Refuse who may not come in.
+
+    Args:
+        keys: who may.
+        presented: the key that came with the request, if one did.
+        wanted: what it must allow.
+
+    Raises:
+        RequestError: no key, or an unknown one (``unauthenticated``), or one for something else (``forbidden``).
+    """
+    if presented is None:
+        raise RequestError(
+            "this server wants an API key",
+            code="unauthenticated",
+            remedy="Send it as Authorization: Bearer KEY, or as X-API-Key: KEY",
+        )
+    key = keys.find(presented)
+    if key is None:
+        raise RequestError("the API key is unknown", code="unauthenticated", remedy="Ask whoever runs the server")
+    if not key.allows(wanted):
+        raise RequestError(
+            f"the API key {key.name!r} may not be used for {wanted}",
+            code="forbidden",
+            remedy=f"Use one with the scope {wanted}",
+        )
 
 
 def scope_of(path: str) -> KeyScope | None:

@@ -37,6 +37,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "idempotency_conflict": 409,
     "job_not_cancellable": 409,
     "reference_id_conflict": 409,
+    "superseded": 409,
     "version_conflict": 409,
     "body_too_large": 413,
     "too_many_pixels": 413,
@@ -89,11 +90,15 @@ def request_id_of(request: Request) -> str:
     """The id of a request: the client's own `X-Request-Id` if it is a plain one, else a random one."""
     known: str | None = getattr(request.state, "request_id", None)
     if known is None:
-        given = request.headers.get("x-request-id", "")
-        plain = 0 < len(given) <= 128 and all(sign.isalnum() or sign in "-_." for sign in given) and given.isascii()
-        known = given if plain else new_request_id()
+        known = plain_request_id(request.headers.get("x-request-id", ""))
         request.state.request_id = known
     return known
+
+
+def plain_request_id(given: str) -> str:
+    """The id that a client gave if it is a plain one, else a random one."""
+    plain = 0 < len(given) <= 128 and all(sign.isalnum() or sign in "-_." for sign in given) and given.isascii()
+    return given if plain else new_request_id()
 
 
 def validation_problem(error: ValidationError) -> RequestError:

@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -19,6 +20,9 @@ from service.live_localizer import LiveLocalizer
 from service.observing.metrics_server import metrics_served
 from service.settings import ServerSettings
 
+if TYPE_CHECKING:
+    from service.grpc.server import GrpcServer
+
 _log = logging.getLogger("sightfix.service")
 
 
@@ -28,11 +32,16 @@ class _Server(uvicorn.Server):
     On SIGTERM /readyz turns 503 while everything is still answered for `drain_delay_s`, so that whoever balances load
     stops sending; then uvicorn stops listening and finishes what it has. A second signal cuts the delay short. It also
     stops when loading fails: a server that can never answer should not look alive.
+
+    A gRPC server comes and goes with it, on the same event loop.
     """
 
-    def __init__(self, config: uvicorn.Config, live: LiveLocalizer, drain_delay_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, live: LiveLocalizer, drain_delay_s: float, grpc: "GrpcServer | None" = None
+    ) -> None:
         super().__init__(config)
         self._live = live
+        self._grpc = grpc
         self._drain_delay_s = drain_delay_s
         self._drained: float | None = None
 
@@ -44,6 +53,23 @@ class _Server(uvicorn.Server):
         self._live.drain()
         self._drained = time.monotonic() + self._drain_delay_s
         _log.info("told to stop: /readyz says so for %g s", self._drain_delay_s)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen for gRPC first: a port that is taken must be known before anything is loaded."""
+        if self._grpc is not None:
+            await self._grpc.start()
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, finish with gRPC, then with HTTP; both together within the one time for it."""
+        if self._grpc is not None:
+            for server in self.servers:
+                server.close()
+            begun = time.monotonic()
+            allowed_s = self.config.timeout_graceful_shutdown or 0
+            await self._grpc.stop(allowed_s)
+            self.config.timeout_graceful_shutdown = max(round(allowed_s - (time.monotonic() - begun)), 1)
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         if self._live.failure is not None:
@@ -92,9 +118,18 @@ def serve(settings: ServerSettings) -> None:
     # uvicorn drains, then raises the signal again: being told to stop is not a failure.
     signal.signal(signal.SIGTERM, _exit_quietly)
     with contextlib.suppress(KeyboardInterrupt), metrics_served(settings, live.observer.metrics):
-        _Server(config, live, settings.drain_delay_s).run(sockets=[listener])
+        _Server(config, live, settings.drain_delay_s, _grpc_server(live, jobs)).run(sockets=[listener])
     if live.failure is not None:
         raise live.failure
+
+
+def _grpc_server(live: LiveLocalizer, jobs: JobService | None) -> "GrpcServer | None":
+    """The gRPC server if one is wanted; its library is loaded then only."""
+    if live.settings.grpc_port is None:
+        return None
+    from service.grpc.server import GrpcServer
+
+    return GrpcServer(live, live.settings.grpc_port, jobs)
 
 
 def _exit_quietly(number: int, frame: FrameType | None) -> None:

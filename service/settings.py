@@ -23,6 +23,7 @@ class ServerSettings(BaseSettings):
 
     Attributes:
         host, port: where to listen; port 0 takes a free one. The default is reachable from this machine only.
+        grpc_port: where to listen for gRPC, on the same host; None: not at all.
         indexes: the folder of all place indexes.
         index: which one to serve; may be left out when there is only one.
         bundle: the bundle the index was made with; None is the one shipped with sightfix.
@@ -66,6 +67,7 @@ class ServerSettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    grpc_port: int | None = Field(default=None, ge=0, le=65535)
     indexes: Path = DEFAULT_INDEXES
     index: str | None = None
     bundle: Path | None = None

@@ -8,11 +8,11 @@ PAGE = Path(__file__).with_name("metrics.md")
 _HEAD = """# Metrics
 
 What a server shows to Prometheus, in base units (seconds, bytes, metres). Where it is shown, and what to watch:
-[Operate](../how-to/operate.md). Each server counts from 0 when it starts. No label holds what a client chose, so the number
-of series is bounded.
+[Operate](../how-to/operate.md). Each server counts from 0 when it starts. No label holds what a client chose, so the
+number of series is bounded.
 
-Besides these there are `process_resident_memory_bytes`, `process_cpu_seconds_total`, `process_open_fds` and the others that
-every Prometheus client has.
+Besides these there are `process_resident_memory_bytes`, `process_cpu_seconds_total`, `process_open_fds` and the others
+that every Prometheus client has.
 """
 
 

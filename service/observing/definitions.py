@@ -180,6 +180,15 @@ SWAP_SECONDS = Definition(
     (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
     "a million references are hashed and opened in some seconds",
 )
+JOBS = Definition(
+    "sightfix_jobs",
+    "gauge",
+    "Re-indexing jobs that the server knows of; only where it accepts jobs",
+    (
+        ("kind", "full, append or remove"),
+        ("state", "PENDING, RUNNING, PUBLISHING, SUCCEEDED, FAILED, CANCELLING or CANCELLED"),
+    ),
+)
 CANARY_OK = Definition(
     "sightfix_canary_ok", "gauge", "1 while model and index find what they should, and did so a short while ago"
 )
@@ -196,6 +205,6 @@ DEFINITIONS: Final = (
     *(REQUESTS, REQUEST_SECONDS, IN_FLIGHT, RPCS, STAGE_SECONDS),
     *(QUEUE_DEPTH, QUEUE_LIMIT, BATCH_SIZE, BATCH_SECONDS, FLUSHES, REFUSED, DROPPED, DECODE_FAILURES),
     *(SCORE, RADIUS, FIXES),
-    *(MODEL, INDEX, INDEX_VECTORS, SWAPS, SWAP_SECONDS),
+    *(MODEL, INDEX, INDEX_VECTORS, SWAPS, SWAP_SECONDS, JOBS),
     *(CANARY_OK, CANARY_TIMESTAMP, READY, BUILDING, BUILD),
 )

@@ -1,17 +1,23 @@
 """The numbers that are read when somebody scrapes: how deep the queue is, what is served, whether the canary sings."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, get_args
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from retrieval.errors import SightfixError
 from service.batching.waiting import LANES
+from service.jobs.model import JobKind, JobState
 from service.observing import definitions as defined
 from service.observing.definitions import Definition
 
 if TYPE_CHECKING:
     from service.live_localizer import LiveLocalizer
+
+_log = logging.getLogger("sightfix.service")
 
 # Label values and the number.
 _Sample = tuple[Sequence[str], float]
@@ -38,6 +44,33 @@ class LiveState(Collector):
             for labels, value in read(self._live):
                 family.add_metric(labels, value)
             yield family
+
+
+class JobStates(Collector):
+    """Counts the jobs of a server.
+
+    Args:
+        counts: how many there are of each kind and state; called for every scrape, from any thread.
+    """
+
+    def __init__(self, counts: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        self._counts = counts
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """The name only, for the registry."""
+        return [_family(defined.JOBS)]
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The numbers as they are now; none when the jobs cannot be read, which must not cost the other metrics."""
+        family = _family(defined.JOBS)
+        try:
+            counts = self._counts()
+        except SightfixError as error:
+            _log.warning("the jobs cannot be counted: %s", error)
+        else:
+            for labels in itertools.product(get_args(JobKind), get_args(JobState)):
+                family.add_metric(labels, counts.get(labels, 0))
+        yield family
 
 
 def _family(definition: Definition) -> GaugeMetricFamily:

@@ -1,5 +1,6 @@
 """POST /describe and POST /search: the two halves of /localize, for who keeps descriptors."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -61,7 +62,7 @@ def add_descriptor_routes(app: FastAPI, live: LiveLocalizer) -> None:
         live.check_room(urgency.lane, urgency.deadline)
         raw = await request.body()
         body = await live.in_decoder(lambda: parse_json(SearchBody, raw))
-        descriptor = _checked(body.descriptor, live.require().describer.bundle.descriptor_dim)
+        descriptor = checked_descriptor(body.descriptor, live.require().describer.bundle.descriptor_dim)
         work = live.search(
             descriptor, body.options(), request_id_of(request), lane=urgency.lane, deadline=urgency.deadline
         )
@@ -103,10 +104,23 @@ def _photo_body() -> dict[str, Any]:
     return {"required": True, "content": dict.fromkeys(IMAGE_MEDIA_TYPES, binary)}
 
 
-def _checked(numbers: list[float], dim: int) -> np.ndarray:
+def checked_descriptor(numbers: Sequence[float] | np.ndarray, dim: int, where: str = "/descriptor") -> np.ndarray:
+    """A descriptor that came from outside.
+
+    Args:
+        numbers: as they were sent.
+        dim: of the model's descriptors.
+        where: they stand in the request.
+
+    Returns:
+        (dim,) float32, unit length.
+
+    Raises:
+        RequestError: another length, in numbers or as a vector (``validation_error``).
+    """
     if len(numbers) != dim:
         raise RequestError(
-            f"/descriptor has {len(numbers)} numbers, the model's descriptors have {dim}",
+            f"{where} has {len(numbers)} numbers, the model's descriptors have {dim}",
             code="validation_error",
             remedy="Describe the photo with the model that /info names",
         )
@@ -114,7 +128,7 @@ def _checked(numbers: list[float], dim: int) -> np.ndarray:
     length = float(np.linalg.norm(descriptor))
     if not abs(length - 1.0) <= _UNIT_TOLERANCE:
         raise RequestError(
-            f"/descriptor has length {length:.4g}, not 1",
+            f"{where} has length {length:.4g}, not 1",
             code="validation_error",
             remedy="Send the descriptor as /describe gave it",
         )

@@ -39,6 +39,31 @@ class InfoAnswer(BaseModel):
     limits: dict[str, float]
 
 
+def info_answer(live: LiveLocalizer) -> InfoAnswer:
+    """What is being served.
+
+    Raises:
+        RequestError: nothing yet (``not_ready``).
+    """
+    localizer, settings = live.require(), live.settings
+    swap = live.watch.last_swap if live.watch else None
+    return InfoAnswer(
+        sightfix_version=__version__,
+        model=localizer.model_answer,
+        passed_over=list(localizer.describer.passed_over),
+        index=localizer.index_answer,
+        bounds=localizer.place_index.manifest.bounds,
+        last_swap=swap.reason if swap and swap.result == "refused" else None,
+        limits={
+            "max_image_bytes": settings.max_image_bytes,
+            "max_pixels": settings.max_pixels,
+            "max_waiting": settings.max_waiting,
+            "max_batch": settings.max_batch,
+            "deadline_ms": settings.deadline_ms,
+        },
+    )
+
+
 def add_health_routes(app: FastAPI, live: LiveLocalizer) -> None:
     """Add liveness, readiness and info, with the names that Kubernetes and KServe (v2) clients ask for."""
 
@@ -57,27 +82,17 @@ def add_health_routes(app: FastAPI, live: LiveLocalizer) -> None:
         return ReadinessAnswer(state=readiness.state, reason=readiness.reason)
 
     async def info() -> InfoAnswer:
-        localizer, settings = live.require(), live.settings
-        swap = live.watch.last_swap if live.watch else None
-        return InfoAnswer(
-            sightfix_version=__version__,
-            model=localizer.model_answer,
-            passed_over=list(localizer.describer.passed_over),
-            index=localizer.index_answer,
-            bounds=localizer.place_index.manifest.bounds,
-            last_swap=swap.reason if swap and swap.result == "refused" else None,
-            limits={
-                "max_image_bytes": settings.max_image_bytes,
-                "max_pixels": settings.max_pixels,
-                "max_waiting": settings.max_waiting,
-                "max_batch": settings.max_batch,
-                "deadline_ms": settings.deadline_ms,
-            },
-        )
+        return info_answer(live)
 
     for path in ("/livez", "/healthz", "/v2/health/live"):
         app.add_api_route(
-            path, alive, methods=_BOTH, summary="Should the process go on?", include_in_schema=path == "/livez"
+            path,
+            alive,
+            methods=_BOTH,
+            summary="Should the process go on?",
+            response_model_exclude_none=True,
+            responses={503: {"model": LivenessAnswer}},
+            include_in_schema=path == "/livez",
         )
     for path in ("/readyz", "/v2/health/ready", "/v2/models/{model}/ready"):
         app.add_api_route(

@@ -21,6 +21,9 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one [default: 8080]")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Port for gRPC, too; 0 takes a free one, 50051 is usual [default: none]")
+    ] = None,
     provider: ProviderOption = None,
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,

@@ -17,13 +17,14 @@ from starlette.applications import Starlette
 
 from index_builder.building import build_index
 from retrieval.describer import Describer
-from retrieval.errors import ServerError
+from retrieval.errors import ServerError, StorageError
 from retrieval.index_folder import current_version
 from retrieval.localizer import LocalizeOptions
 from service.app import create_app
 from service.batching import RefusedError
 from service.live_localizer import LiveLocalizer
 from service.observing.definitions import DEFINITIONS
+from service.observing.live_state import JobStates
 from service.observing.metrics import Metrics
 from service.observing.metrics_server import MetricsServer, metrics_served
 from service.problems import RequestError
@@ -165,7 +166,7 @@ def test_refused_photos_are_counted_once_each_and_by_reason(published: Published
     async def scenario() -> None:
         await live.localize(photo, LocalizeOptions(), "first")
         live.batcher.on_owner_thread(lambda: assert_set(gate))
-        waiting = [asyncio.create_task(live.localize(photo, LocalizeOptions(), str(n), lane="bulk")) for n in range(2)]
+        waiting = [asyncio.create_task(live.localize(photo, LocalizeOptions(), str(n))) for n in range(2)]
         await until(lambda: live.batcher.waiting.inside == 2)
         with pytest.raises(RefusedError):
             await live.localize(photo, LocalizeOptions(), "third")
@@ -364,7 +365,10 @@ def test_a_running_server_is_scraped_beside_its_main_port(
 
 def test_every_metric_is_defined_and_every_definition_is_a_metric(live: LiveLocalizer) -> None:
     assert live.observer.metrics is not None
-    families = {family.name: family for family in live.observer.metrics.registry.collect()}
+    registry, jobs = live.observer.metrics.registry, JobStates(dict)
+    registry.register(jobs)
+    families = {family.name: family for family in registry.collect()}
+    registry.unregister(jobs)
     ours = {name for name in families if not name.startswith("process_")}
     assert ours == {definition.name.removesuffix("_total") for definition in DEFINITIONS}
     for definition in DEFINITIONS:
@@ -373,6 +377,23 @@ def test_every_metric_is_defined_and_every_definition_is_a_metric(live: LiveLoca
         assert definition.name.startswith("sightfix_")
         assert (definition.kind == "counter") == definition.name.endswith("_total")
         assert not set(definition.label_names) & {"request_id", "reference_id", "path"}
+
+
+def test_jobs_are_counted_and_may_fail_to_be(published: PublishedPlaces) -> None:
+    def damaged() -> dict[tuple[str, str], int]:
+        raise StorageError("the database of jobs failed")
+
+    live = LiveLocalizer(ServerSettings(indexes=published.indexes))
+    assert live.observer.metrics is not None
+    jobs = JobStates(lambda: {("full", "FAILED"): 2})
+    live.observer.metrics.registry.register(jobs)
+    assert value(samples_of(live), "sightfix_jobs", kind="full", state="FAILED") == 2
+    assert ("sightfix_jobs", frozenset({("kind", "append"), ("state", "PENDING")})) in samples_of(live)
+    live.observer.metrics.registry.unregister(jobs)
+    live.observer.metrics.registry.register(JobStates(damaged))
+    samples = samples_of(live)
+    assert value(samples, "sightfix_queue_limit") == 64, "the other metrics are there all the same"
+    assert not [name for name, _ in samples if name == "sightfix_jobs"]
 
 
 def test_the_reference_page_is_current() -> None:
