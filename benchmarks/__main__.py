@@ -11,6 +11,7 @@ MODULES = (
     "localize_latency",
     "observing_overhead",
     "describer_overhead",
+    "precisions",
     "campus_recall",
     "fix_methods",
     "default_bundle_size",

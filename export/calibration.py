@@ -129,12 +129,21 @@ def _bias_shifts(
         weight = values[node.input[1]]
         if node.op_type == "Gemm" and not attributes.get("transB", 0):
             weight = weight.T
-        shifts[node.name] = _bias_shift(weight, means[node.input[0]], attributes.get("group", 1))
+        shifts[node.name] = bias_shift(weight, means[node.input[0]], attributes.get("group", 1))
     return shifts
 
 
-def _bias_shift(weight: NDArray[np.float32], means: NDArray[np.float32], groups: int) -> NDArray[np.float32]:
-    """(O,) float32 of a weight (O, I / groups, …) that sees channels of these means (I,)."""
+def bias_shift(weight: NDArray[np.float32], means: NDArray[np.float32], groups: int) -> NDArray[np.float32]:
+    """What takes the mean error of a layer's rounded weights back.
+
+    Args:
+        weight: (O, I / groups, …) float32.
+        means: (I,) float32, of the layer's input channels.
+        groups: of the convolution.
+
+    Returns:
+        (O,) float32, to be added to the bias.
+    """
     by_channel = weight.reshape(len(weight), -1)
     scale = np.abs(by_channel).max(axis=1, keepdims=True) / _LARGEST
     scale[scale == 0] = 1.0

@@ -14,7 +14,7 @@ from onnx import helper
 
 from export.bundle_writer import BundleContent, check_free, write_bundle
 from export.camera import take_camera_frames, with_resize
-from export.gate import MIN_PHOTOS, require_gate
+from export.gate import MIN_PHOTOS, require_gate, require_photos
 from export.graph import store_weights_as_fp16
 from export.lowering import lower_precision
 from export.parity import MIN_COSINE, MIN_COSINE_OF_ROUNDED_WEIGHTS, check_parity
@@ -25,7 +25,6 @@ from export.whitening_layer import whiten
 from retrieval.artefact import FileRecord
 from retrieval.bundle import Bundle, Precision, bundle_fingerprint
 from retrieval.bundle_reports import PrecisionReport, RecallChange, WhiteningReport
-from retrieval.errors import ParameterError
 from retrieval.evaluation.eval_set import EvalSet
 from retrieval.images import Preprocessing
 from retrieval.references.reference import Reference
@@ -141,12 +140,8 @@ def write_export(
 
 
 def _check_photos(settings: ExportSettings) -> None:
-    if settings.precisions and len(settings.photos) < MIN_PHOTOS:
-        raise ParameterError(
-            f"{len(settings.photos)} photos are too few to calibrate and judge {' and '.join(settings.precisions)} by",
-            remedy=f"Give at least {MIN_PHOTOS} photos of the place, such as some of those you will index",
-            code="too_few_photos",
-        )
+    for precision in settings.precisions:
+        require_photos(len(settings.photos), precision)
 
 
 def _whitened(
@@ -185,27 +180,35 @@ def _lower_precisions(
     reports: dict[Precision, PrecisionReport] = {}
     if not settings.precisions:
         return graphs, reports
-    photos = _photos_to_judge(settings, source.preprocessing, steps)
+    chosen = _chosen_to_judge(settings, source.preprocessing)
+    photos = _read_all(chosen, source.preprocessing, steps)
+    worst: dict[Precision, str] = {}
     for precision in dict.fromkeys(settings.precisions):
-        graphs[precision], reports[precision] = lower_precision(source.graph, precision, photos)
+        lowered = lower_precision(source.graph, precision, photos)
+        graphs[precision], reports[precision] = lowered.graph, lowered.report
+        worst[precision] = chosen[lowered.worst].id
     changes = _recall(source, {name: run_on_cpu(graph) for name, graph in graphs.items()}, settings, steps)
     for precision, report in reports.items():
         reports[precision] = require_gate(
             precision,
             report.model_copy(update={"recall": changes[precision]}),
             accept_loss=settings.accept_loss,
+            worst_photo=worst[precision],
         )
     return graphs, reports
 
 
-def _photos_to_judge(settings: ExportSettings, preprocessing: Preprocessing, steps: _Steps) -> NDArray[np.uint8]:
-    """(n, H, W, 3) uint8: as many photos as memory allows, at least what the gate wants."""
+def _chosen_to_judge(settings: ExportSettings, preprocessing: Preprocessing) -> list[Reference]:
+    """As many photos as memory allows, at least what the gate wants."""
     size = preprocessing.height * preprocessing.width * 3
-    count = max(MIN_PHOTOS, min(_MOST_TO_JUDGE, _MOST_BYTES_TO_JUDGE // size))
-    chosen = evenly(settings.photos, count)
+    return evenly(settings.photos, max(MIN_PHOTOS, min(_MOST_TO_JUDGE, _MOST_BYTES_TO_JUDGE // size)))
+
+
+def _read_all(photos: Sequence[Reference], preprocessing: Preprocessing, steps: _Steps) -> NDArray[np.uint8]:
+    """(n, H, W, 3) uint8."""
     parts = []
-    with steps.begin("Reading photos to judge by", len(chosen)) as advance:
-        for images in read_photos(chosen, preprocessing):
+    with steps.begin("Reading photos to judge by", len(photos)) as advance:
+        for images in read_photos(photos, preprocessing):
             parts.append(images)
             advance(len(images))
     return np.concatenate(parts)

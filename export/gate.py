@@ -34,7 +34,7 @@ def require_photos(count: int, precision: Precision) -> None:
     """
     if count < MIN_PHOTOS:
         raise ParameterError(
-            f"{count} photo{'' if count == 1 else 's'} cannot prove an {precision} graph, at least {MIN_PHOTOS} are needed",
+            f"{count} photo{'' if count == 1 else 's'} cannot prove an {precision} graph, {MIN_PHOTOS} are needed",
             remedy=f"Give {MIN_PHOTOS - count} more photos of the place, such as some of those you will index",
             code="too_few_photos",
         )

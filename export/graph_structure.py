@@ -1,4 +1,4 @@
-"""What a graph is made of: its weights, the head that normalises the image, and the tail that makes one vector of it."""
+"""What a graph is made of: weights, the head that normalises the image, the tail that makes one vector of it."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -111,7 +111,9 @@ def tail(model: onnx.ModelProto) -> set[str]:
     """
     shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.value_info}
     readers = consumers(model.graph.node)
-    batch = next(image.type.tensor_type.shape.dim[0].dim_param for image in model.graph.input if image.name == INPUT_NAME)
+    batch = next(
+        image.type.tensor_type.shape.dim[0].dim_param for image in model.graph.input if image.name == INPUT_NAME
+    )
 
     def is_one_vector(name: str) -> bool:
         dims = shapes.get(name, ())

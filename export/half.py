@@ -99,7 +99,7 @@ def nodes_kept_in_fp32(model: onnx.ModelProto) -> set[str]:
 
 
 def _reads_unfit(node: onnx.NodeProto, values: Mapping[str, NDArray[np.float32]]) -> bool:
-    """Whether a node has a constant that fp16 cannot hold: too large, or a lone number too small, such as an epsilon."""
+    """Whether fp16 cannot hold a constant of a node: too large, or a lone number too small, such as an epsilon."""
     read = [values[name] for name in node.input if name in values]
     finite = [np.abs(array[np.isfinite(array)]) for array in read]
     too_large = any(array.max(initial=0.0) > _LARGEST_HALF for array in finite)
@@ -113,7 +113,9 @@ def _remove_round_trips(model: onnx.ModelProto) -> None:
     """
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
     halved = {node.output[0]: node.input[0] for node in nodes if node.name.endswith(_TO_HALF)}
-    back = {node.output[0]: halved[node.input[0]] for node in nodes if _is_cast_to_fp32(node) and node.input[0] in halved}
+    back = {
+        node.output[0]: halved[node.input[0]] for node in nodes if _is_cast_to_fp32(node) and node.input[0] in halved
+    }
     outputs = {output.name for output in model.graph.output}
     # An output keeps its name, so what made it takes that name.
     final = {source: name for name, source in back.items() if name in outputs}

@@ -1,10 +1,12 @@
 """An fp32 graph in a lower precision, with the report of how far it is from fp32."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.gate import judge_precision
+from export.gate import cosines, judge_precision
 from export.half import to_half
 from export.int8 import OnProgress, quantise
 from export.source import Describe, run_on_cpu
@@ -16,9 +18,24 @@ from retrieval.errors import ParameterError
 _AT_ONCE = 32
 
 
+@dataclass(frozen=True)
+class LoweredGraph:
+    """A graph in a lower precision.
+
+    Attributes:
+        graph: with the contract of the fp32 one.
+        report: how far it is from that.
+        worst: which of the photos it describes worst.
+    """
+
+    graph: onnx.ModelProto
+    report: PrecisionReport
+    worst: int
+
+
 def lower_precision(
     graph: onnx.ModelProto, precision: Precision, photos: NDArray[np.uint8], on_progress: OnProgress | None = None
-) -> tuple[onnx.ModelProto, PrecisionReport]:
+) -> LoweredGraph:
     """Make a graph of lower precision; whether it is near enough is for `export.gate.require_gate` to say.
 
     Args:
@@ -31,21 +48,20 @@ def lower_precision(
         BundleError: the graph cannot be converted, or gives vectors that are no descriptors.
         ParameterError: another precision, or too few photos.
     """
-    fp32 = _described(run_on_cpu(graph), photos)
+    calibration_images = 0
+    kept_in_fp32: tuple[str, ...] = ()
     if precision == "fp16":
         lower = to_half(graph)
-        return lower, judge_precision(precision, fp32, _described(run_on_cpu(lower), photos))
-    if precision == "int8":
+    elif precision == "int8":
         found = quantise(graph, photos, on_progress=on_progress)
-        report = judge_precision(
-            precision,
-            fp32,
-            _described(run_on_cpu(found.model), photos),
-            calibration_images=found.calibration_images,
-            kept_in_fp32=found.skipped,
-        )
-        return found.model, report
-    raise ParameterError(f"{precision} is no lower precision", remedy="Choose fp16 or int8")
+        lower, calibration_images, kept_in_fp32 = found.model, found.calibration_images, found.skipped
+    else:
+        raise ParameterError(f"{precision} is no lower precision", remedy="Choose fp16 or int8")
+    fp32, described = _described(run_on_cpu(graph), photos), _described(run_on_cpu(lower), photos)
+    report = judge_precision(
+        precision, fp32, described, calibration_images=calibration_images, kept_in_fp32=kept_in_fp32
+    )
+    return LoweredGraph(lower, report, int(cosines(fp32, described).argmin()))
 
 
 def _described(describe: Describe, photos: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -80,18 +80,14 @@ def search_skip_list(search: Search, target: float) -> Found:
     return best
 
 
-def _try(
-    search: Search, skipped: tuple[str, ...], truth: NDArray[np.float32]
-) -> tuple[Found, NDArray[np.float64]]:
+def _try(search: Search, skipped: tuple[str, ...], truth: NDArray[np.float32]) -> tuple[Found, NDArray[np.float64]]:
     model = search.build([name for name in search.layers if name not in skipped])
     measured = _measure(model, search.photos, truth)
     in_order = tuple(name for name in search.layers if name in skipped)
     return Found(model, in_order, float(measured.min()), float(measured.mean())), measured
 
 
-def _damage_of_each(
-    search: Search, photos: NDArray[np.uint8], truth: NDArray[np.float32]
-) -> dict[str, float]:
+def _damage_of_each(search: Search, photos: NDArray[np.uint8], truth: NDArray[np.float32]) -> dict[str, float]:
     damage = {}
     for number, name in enumerate(search.layers):
         damage[name] = 1.0 - float(_measure(search.build([name]), photos, truth).mean())
