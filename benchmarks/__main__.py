@@ -9,6 +9,7 @@ MODULES = (
     "geo_prior",
     "indexing_throughput",
     "localize_latency",
+    "grpc_latency",
     "observing_overhead",
     "describer_overhead",
     "precisions",

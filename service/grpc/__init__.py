@@ -1,0 +1,1 @@
+"""The gRPC interface `sightfix.v1`: the same answers as over HTTP, from the same queue."""

@@ -1,0 +1,114 @@
+"""The answers of the localizer as the messages of `sightfix.v1`."""
+
+from typing import Final
+
+from retrieval.answer import FixAnswer, IndexAnswer, LocalizeAnswer, MatchAnswer, ModelAnswer, TimingsAnswer
+from retrieval.fix import FixStatus
+from service.grpc.generated import localization_pb2 as pb
+from service.routes.health import InfoAnswer
+
+_STATUS: Final = {
+    FixStatus.LOCATED: pb.FIX_STATUS_LOCATED,
+    FixStatus.AMBIGUOUS: pb.FIX_STATUS_AMBIGUOUS,
+    FixStatus.NO_MATCH: pb.FIX_STATUS_NO_MATCH,
+}
+
+
+def answer_message(answer: LocalizeAnswer) -> pb.LocalizeAnswer:
+    """The whole answer for one photo."""
+    return pb.LocalizeAnswer(
+        request_id=answer.request_id,
+        status=_STATUS[answer.status],
+        fix=None if answer.fix is None else _fix(answer.fix),
+        matches=[_match(match) for match in answer.matches],
+        model=model_message(answer.model),
+        index=index_message(answer.index),
+        timings=_timings(answer.timings_ms),
+    )
+
+
+def model_message(model: ModelAnswer) -> pb.ModelInfo:
+    """Which model described the photo."""
+    return pb.ModelInfo(
+        name=model.name,
+        fingerprint=model.fingerprint,
+        precision=model.precision,
+        provider=model.provider,
+        runtime=model.runtime,
+        device=model.device,
+    )
+
+
+def index_message(index: IndexAnswer) -> pb.IndexInfo:
+    """Which place index was searched."""
+    return pb.IndexInfo(name=index.name, version=index.version, size=index.size, type=index.type)
+
+
+def info_message(info: InfoAnswer, max_frames_in_flight: int) -> pb.GetServerInfoResponse:
+    """What is being served.
+
+    Args:
+        info: as GET /info tells it.
+        max_frames_in_flight: frames of one stream that may be worked on at once.
+    """
+    limits = info.limits
+    return pb.GetServerInfoResponse(
+        sightfix_version=info.sightfix_version,
+        model=model_message(info.model),
+        passed_over=info.passed_over,
+        index=index_message(info.index),
+        bounds=pb.GeoBounds(
+            lat_min=info.bounds.lat_min,
+            lat_max=info.bounds.lat_max,
+            lon_min=info.bounds.lon_min,
+            lon_max=info.bounds.lon_max,
+        ),
+        last_swap=info.last_swap,
+        limits=pb.Limits(
+            max_image_bytes=int(limits["max_image_bytes"]),
+            max_pixels=int(limits["max_pixels"]),
+            max_waiting=int(limits["max_waiting"]),
+            max_batch=int(limits["max_batch"]),
+            deadline_ms=limits["deadline_ms"],
+            max_frames_in_flight=max_frames_in_flight,
+        ),
+    )
+
+
+def _fix(fix: FixAnswer) -> pb.Fix:
+    (east, east_north), (_, north) = fix.covariance_enu
+    return pb.Fix(
+        lat=fix.lat,
+        lon=fix.lon,
+        radius_m=fix.radius_m,
+        confidence=fix.confidence,
+        calibrated=fix.calibrated,
+        covariance_enu=pb.CovarianceEnu(east_m2=east, east_north_m2=east_north, north_m2=north),
+        method=fix.method,
+        support=fix.support,
+    )
+
+
+def _match(match: MatchAnswer) -> pb.Match:
+    return pb.Match(
+        rank=match.rank,
+        reference_id=match.reference_id,
+        lat=match.lat,
+        lon=match.lon,
+        score=match.score,
+        heading_deg=match.heading,
+        captured_at=None if match.captured_at is None else match.captured_at.isoformat(),
+        session=match.session,
+        thumbnail=match.thumbnail,
+    )
+
+
+def _timings(timings: TimingsAnswer) -> pb.Timings:
+    return pb.Timings(
+        decode_ms=timings.decode,
+        queue_ms=timings.queue,
+        describe_ms=timings.describe,
+        search_ms=timings.search,
+        fix_ms=timings.fix,
+        total_ms=timings.total,
+    )

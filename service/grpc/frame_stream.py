@@ -1,0 +1,207 @@
+"""The frames of one stream: a few in flight, answers in order, stale ones superseded if the client wants that."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+from retrieval.errors import SightfixError
+from service.batching import Lane
+from service.grpc.answers import answer_message
+from service.grpc.errors import server_fault, status_of, wrong_field
+from service.grpc.generated import localization_pb2 as pb
+from service.grpc.requests import lane_of, options_of
+from service.live_localizer import LiveLocalizer
+from service.problems import RequestError
+from service.urgency import MAX_DEADLINE_MS
+
+_log = logging.getLogger("sightfix.service")
+
+MAX_IN_FLIGHT: Final = 4
+# With drop_stale the server always reads. Were the client never to read, what is superseded would pile up.
+_MAX_UNWRITTEN: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRules:
+    """How a stream works.
+
+    Attributes:
+        request_id: of the stream; its frames get it with their own id behind.
+        lane: who goes first.
+        drop_stale: whether a newer frame takes the place of one that waits.
+        max_in_flight: how many are worked on at once.
+    """
+
+    request_id: str
+    lane: Lane = "robot"
+    drop_stale: bool = False
+    max_in_flight: int = MAX_IN_FLIGHT
+
+    @classmethod
+    def of(cls, settings: pb.StreamSettings, request_id: str) -> "StreamRules":
+        """What the client wants.
+
+        Args:
+            settings: as the client sent them.
+            request_id: of the stream.
+
+        Raises:
+            RequestError: a value outside its range.
+        """
+        wanted = (
+            settings.max_in_flight
+            if settings.HasField("max_in_flight")
+            else 1
+            if settings.drop_stale
+            else MAX_IN_FLIGHT
+        )
+        if not 1 <= wanted <= MAX_IN_FLIGHT:
+            raise wrong_field(
+                "settings.max_in_flight", f"{wanted} is outside [1, {MAX_IN_FLIGHT}]", remedy="Leave it out"
+            )
+        return cls(request_id, lane_of(settings.lane, "settings.lane"), settings.drop_stale, wanted)
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A frame that is not answered yet.
+
+    Attributes:
+        frame: what came.
+        deadline: on `time.monotonic`.
+        response: what becomes of it.
+    """
+
+    frame: pb.Frame
+    deadline: float
+    response: "asyncio.Future[pb.LocalizeStreamResponse]"
+
+
+class FrameStream:
+    """Answers the frames of one stream.
+
+    Args:
+        live: who localizes.
+        rules: how the stream works.
+        deadline: of the whole stream, on `time.monotonic`; None for none.
+    """
+
+    def __init__(self, live: LiveLocalizer, rules: StreamRules, deadline: float | None) -> None:
+        self._live = live
+        self._rules = rules
+        self._deadline = deadline
+        self._room = asyncio.Semaphore(_MAX_UNWRITTEN if rules.drop_stale else rules.max_in_flight)
+        # None: there will be no more.
+        self._in_order: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._running: set[asyncio.Task[None]] = set()
+        self._next: _Waiting | None = None
+
+    async def responses(
+        self, messages: AsyncIterator[pb.LocalizeStreamRequest], stopping: asyncio.Event
+    ) -> AsyncGenerator[pb.LocalizeStreamResponse, None]:
+        """What became of each frame, in the order of the frames.
+
+        Args:
+            messages: all but the settings.
+            stopping: when it is set, no more frames are taken; those that were taken are answered.
+
+        Raises:
+            RequestError: settings among the frames; the server stops (``draining``).
+        """
+        reading = asyncio.create_task(self._read(messages))
+        waiting_for_stop = asyncio.create_task(stopping.wait())
+        waiting_for_stop.add_done_callback(lambda _: reading.cancel())
+        try:
+            while (waiting := await self._in_order.get()) is not None:
+                yield await waiting.response
+                self._room.release()
+            if reading.cancelled():
+                raise RequestError(
+                    "the server is shutting down", code="draining", remedy="Open the stream again, at another server"
+                )
+            reading.result()
+        finally:
+            for task in (waiting_for_stop, reading, *self._running):
+                task.cancel()
+
+    async def _read(self, messages: AsyncIterator[pb.LocalizeStreamRequest]) -> None:
+        """Take frames for as long as there is room: what is not read, gRPC makes the client wait with."""
+        try:
+            while True:
+                await self._room.acquire()
+                message = await anext(messages, None)
+                if message is None:
+                    return
+                if message.WhichOneof("message") == "settings":
+                    raise wrong_field("settings", "they came after a frame", remedy="Send them first, or not at all")
+                self._take(message.frame)
+        finally:
+            self._in_order.put_nowait(None)
+
+    def _take(self, frame: pb.Frame) -> None:
+        waiting = _Waiting(frame, self._deadline_of(frame), asyncio.get_running_loop().create_future())
+        self._in_order.put_nowait(waiting)
+        if len(self._running) < self._rules.max_in_flight:
+            self._start(waiting)
+            return
+        if self._next is not None:
+            self._next.response.set_result(self._failure(self._next.frame.frame_id, _superseded()))
+        self._next = waiting
+
+    def _start(self, waiting: _Waiting) -> None:
+        task = asyncio.create_task(self._answer(waiting))
+        self._running.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._next is not None and not task.cancelled():
+            self._start(self._next)
+            self._next = None
+
+    async def _answer(self, waiting: _Waiting) -> None:
+        frame = waiting.frame
+        try:
+            answer = await self._localize(frame, waiting.deadline)
+            response = pb.LocalizeStreamResponse(frame_id=frame.frame_id, answer=answer)
+        except SightfixError as error:
+            response = self._failure(frame.frame_id, error)
+        except Exception:  # a bug on one frame must not end the stream either
+            _log.exception("frame %s failed", self._request_id(frame.frame_id))
+            response = self._failure(frame.frame_id, server_fault())
+        waiting.response.set_result(response)
+
+    async def _localize(self, frame: pb.Frame, deadline: float) -> pb.LocalizeAnswer:
+        if frame.HasField("deadline_ms") and not 1 <= frame.deadline_ms <= MAX_DEADLINE_MS:
+            raise wrong_field("frame.deadline_ms", f"{frame.deadline_ms} is outside [1, {MAX_DEADLINE_MS}]")
+        options = options_of(frame.options, "frame.options")
+        request_id = self._request_id(frame.frame_id)
+        return answer_message(
+            await self._live.localize(frame.image, options, request_id, lane=self._rules.lane, deadline=deadline)
+        )
+
+    def _deadline_of(self, frame: pb.Frame) -> float:
+        own = self._live.deadline(frame.deadline_ms / 1e3 if frame.HasField("deadline_ms") else None)
+        return own if self._deadline is None else min(own, self._deadline)
+
+    def _failure(self, frame_id: int, error: SightfixError) -> pb.LocalizeStreamResponse:
+        return pb.LocalizeStreamResponse(frame_id=frame_id, error=status_of(error, self._request_id(frame_id)))
+
+    def _request_id(self, frame_id: int) -> str:
+        return f"{self._rules.request_id}-{frame_id}"
+
+
+def stream_deadline(left_s: float | None) -> float | None:
+    """When a stream must be over, on `time.monotonic`.
+
+    Args:
+        left_s: seconds left, as gRPC says; None without a deadline.
+    """
+    return None if left_s is None else time.monotonic() + left_s
+
+
+def _superseded() -> RequestError:
+    return RequestError("a newer frame came before this one's turn", code="superseded")

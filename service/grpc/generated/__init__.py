@@ -1,0 +1,1 @@
+"""Made by `make proto` from service/grpc/proto; do not edit."""

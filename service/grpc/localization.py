@@ -1,0 +1,105 @@
+"""`sightfix.v1.LocalizationService` on the live localizer. Errors are raised; the door makes statuses of them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from service.grpc.answers import answer_message, info_message, model_message
+from service.grpc.frame_stream import MAX_IN_FLIGHT, FrameStream, StreamRules, stream_deadline
+from service.grpc.generated import localization_pb2 as pb
+from service.grpc.generated.localization_pb2_grpc import LocalizationServiceServicer
+from service.grpc.requests import deadline_of, lane_of, options_of
+from service.live_localizer import LiveLocalizer
+from service.observing.request_notes import CURRENT
+from service.problems import plain_request_id
+from service.routes.descriptors import checked_descriptor
+from service.routes.health import info_answer
+
+if TYPE_CHECKING:
+    from service.grpc.calls import Context
+
+
+class LocalizationServicer(LocalizationServiceServicer):
+    """Answers the calls.
+
+    Args:
+        live: who localizes; the HTTP interface has the same one.
+        stopping: set when streams shall come to an end.
+    """
+
+    def __init__(self, live: LiveLocalizer, stopping: asyncio.Event) -> None:
+        self._live = live
+        self._stopping = stopping
+
+    async def Localize(self, request: pb.LocalizeRequest, context: "Context") -> pb.LocalizeResponse:  # noqa: N802
+        """One photo."""
+        options = options_of(request.options, "options")
+        lane = lane_of(request.lane, "lane")
+        answer = await self._live.localize(
+            request.image, options, _request_id(), lane=lane, deadline=deadline_of(context, self._live)
+        )
+        return pb.LocalizeResponse(answer=answer_message(answer))
+
+    async def LocalizeStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.LocalizeStreamRequest], context: "Context"
+    ) -> AsyncGenerator[pb.LocalizeStreamResponse, None]:
+        """The frames of a camera."""
+        messages = aiter(request_iterator)
+        first = await anext(messages, None)
+        if first is None:
+            return
+        settings = first.settings if first.WhichOneof("message") == "settings" else None
+        request_id = plain_request_id(settings.request_id) if settings and settings.request_id else _request_id()
+        rules = StreamRules(request_id) if settings is None else StreamRules.of(settings, request_id)
+        stream = FrameStream(self._live, rules, stream_deadline(context.time_remaining()))
+        frames = messages if settings is not None else _with_first(first, messages)
+        async with contextlib.aclosing(stream.responses(frames, self._stopping)) as responses:
+            async for response in responses:
+                yield response
+
+    async def Describe(self, request: pb.DescribeRequest, context: "Context") -> pb.DescribeResponse:  # noqa: N802
+        """One photo's descriptor."""
+        lane = lane_of(request.lane, "lane")
+        described = await self._live.describe(request.image, lane=lane, deadline=deadline_of(context, self._live))
+        return pb.DescribeResponse(
+            request_id=_request_id(),
+            descriptor_values=described.descriptor,
+            model=model_message(self._live.require().model_answer),
+            decode_ms=described.decode_ms,
+            queue_ms=described.queue_ms,
+        )
+
+    async def Search(self, request: pb.SearchRequest, context: "Context") -> pb.SearchResponse:  # noqa: N802
+        """One descriptor."""
+        options = options_of(request.options, "options")
+        lane = lane_of(request.lane, "lane")
+        dim = self._live.require().describer.bundle.descriptor_dim
+        numbers = np.fromiter(request.descriptor_values, np.float64)
+        descriptor = checked_descriptor(numbers, dim, "descriptor_values")
+        answer = await self._live.search(
+            descriptor, options, _request_id(), lane=lane, deadline=deadline_of(context, self._live)
+        )
+        return pb.SearchResponse(answer=answer_message(answer))
+
+    async def GetServerInfo(  # noqa: N802
+        self, request: pb.GetServerInfoRequest, context: "Context"
+    ) -> pb.GetServerInfoResponse:
+        """What is being served."""
+        return info_message(info_answer(self._live), MAX_IN_FLIGHT)
+
+
+def _request_id() -> str:
+    notes = CURRENT.get()
+    assert notes is not None, "the door notes every call"
+    return notes.request_id
+
+
+async def _with_first(
+    first: pb.LocalizeStreamRequest, rest: AsyncIterator[pb.LocalizeStreamRequest]
+) -> AsyncIterator[pb.LocalizeStreamRequest]:
+    yield first
+    async for message in rest:
+        yield message
