@@ -252,13 +252,13 @@ def test_a_changed_evaluation_set_is_evaluated_anew(small_plan: ComparisonPlan, 
 def test_a_changed_checkpoint_is_evaluated_anew(plan: ComparisonPlan, tmp_path: Path) -> None:
     """A row of an existing checkpoint, whose weights then change."""
     recipe, folder = named("mine"), tmp_path / "mine"
-    save_encoder(folder, small_encoder(recipe).trained("byol", "x", {}), recipe, epoch=7)
+    save_encoder(folder, small_encoder(recipe).trained("simclr", "x", {}), recipe, epoch=7)
     plan = replace(plan, recipes=(), photos=None, checkpoints={"mine": folder}, baseline="untrained")
     report, _, watching = run(plan, tmp_path)
     assert watching.described == 2
-    assert [(row.row.label, row.row.method) for row in report.rows] == [("untrained", "untrained"), ("mine", "byol")]
+    assert [(row.row.label, row.row.method) for row in report.rows] == [("untrained", "untrained"), ("mine", "simclr")]
     assert report.rows[1].epochs[0].evaluated == 7
-    save_encoder(folder, small_encoder(recipe).trained("byol", "x", {}), recipe, epoch=8)
+    save_encoder(folder, small_encoder(recipe).trained("simclr", "x", {}), recipe, epoch=8)
     _, _, watching = run(plan, tmp_path)
     assert watching.described == 1
 
