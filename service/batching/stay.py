@@ -8,11 +8,17 @@ from typing import Final
 
 from service.batching.duration import BatchDuration
 
-# Of a normal distribution: one in a hundred stays longer.
-_NINETY_NINE: Final = 2.33
+# Standard deviations of a normal distribution: one in a thousand stays longer. Whoever is let in should be answered.
+_NEARLY_ALL: Final = 3.1
 # Of the weight that a stay has when the next is observed.
 _MEMORY: Final = 0.97
 _MOST_SPREAD: Final = 1.0
+
+# Caution grows with every image that was let in and came too late, and wears off with those in time: at these rates it
+# settles where about one in 450 is too late, whatever the machine does.
+_MORE_CAUTION: Final = 1.25
+_LESS_CAUTION: Final = 0.9995
+_MOST_CAUTION: Final = 4.0
 
 
 class Stay:
@@ -22,14 +28,18 @@ class Stay:
         self._mean = BatchDuration(first_guess_s=0.0)
         self._spread = 0.0
         self._shortest: float | None = None
+        self._caution = 1.0
 
-    def observe(self, ahead: int, seconds: float) -> None:
+    def observe(self, ahead: int, seconds: float, *, too_late: bool = False) -> None:
         """Take a stay into account; also of an image whose deadline passed, which stayed at least so long.
 
         Args:
             ahead: how many were ahead when it was let in.
             seconds: until it was answered.
+            too_late: its deadline passed.
         """
+        factor = _MORE_CAUTION if too_late else _LESS_CAUTION
+        self._caution = min(max(self._caution * factor, 1.0), _MOST_CAUTION)
         expected = self._mean.predict(ahead + 1)
         if expected > 0.0:
             error = min(abs(seconds / expected - 1.0), _MOST_SPREAD)
@@ -38,8 +48,8 @@ class Stay:
         self._shortest = seconds if self._shortest is None else min(self._shortest, seconds)
 
     def predict(self, ahead: int) -> float:
-        """Seconds within which 99 of 100 images with so many ahead are answered; 0 before anything was observed."""
-        return self._mean.predict(ahead + 1) * (1.0 + _NINETY_NINE * math.sqrt(self._spread))
+        """Seconds within which 999 of 1,000 images with so many ahead are answered; 0 before anything was observed."""
+        return self._mean.predict(ahead + 1) * (1.0 + _NEARLY_ALL * math.sqrt(self._spread)) * self._caution
 
     @property
     def shortest_s(self) -> float:

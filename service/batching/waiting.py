@@ -181,7 +181,8 @@ class Waiting(Generic[Item]):
 
     def answered(self, waiter: Waiter[Item]) -> None:
         """An image has its answer, or its deadline has passed."""
-        self.stay.observe(waiter.ahead, self.clock() - waiter.admitted_at)
+        now = self.clock()
+        self.stay.observe(waiter.ahead, now - waiter.admitted_at, too_late=now >= waiter.deadline)
 
     def oldest(self) -> float | None:
         """When the first of those that wait was queued, on the clock; None when nobody waits."""

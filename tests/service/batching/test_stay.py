@@ -24,3 +24,19 @@ def test_uneven_stays_are_predicted_with_their_spread() -> None:
         uneven.observe(ahead, 0.02 * (ahead + 1) * (0.5 if turn % 2 else 1.5))
     assert uneven.predict(10) > 1.8 * steady.predict(10)
     assert uneven.predict(10) < 4 * steady.predict(10)
+
+
+def test_caution_grows_with_what_came_too_late_and_wears_off() -> None:
+    stay = Stay()
+    for _ in range(100):
+        stay.observe(4, 0.1)
+    calm = stay.predict(4)
+    for _ in range(3):
+        stay.observe(4, 0.1, too_late=True)
+    assert stay.predict(4) == pytest.approx(1.25**3 * calm, rel=0.02)
+    for _ in range(100):
+        stay.observe(4, 0.1, too_late=True)
+    assert stay.predict(4) == pytest.approx(4 * calm, rel=0.02)
+    for _ in range(5000):
+        stay.observe(4, 0.1)
+    assert stay.predict(4) == pytest.approx(calm, rel=0.02)
