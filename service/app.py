@@ -21,6 +21,7 @@ from service.observing.requests import ObservedRequests
 from service.problems import install_problem_handlers
 from service.routes.batch import add_batch_routes
 from service.routes.descriptors import add_descriptor_routes
+from service.routes.geopose import add_geopose_routes
 from service.routes.health import add_health_routes
 from service.routes.indexes import add_index_routes
 from service.routes.localize import add_localize_routes
@@ -81,6 +82,7 @@ def create_app(live: LiveLocalizer, jobs: JobService | None = None) -> FastAPI:
         add_localize_routes,
         add_batch_routes,
         add_descriptor_routes,
+        add_geopose_routes,
         add_health_routes,
         add_index_routes,
         add_reference_routes,
