@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench default-bundle proto clean
+.PHONY: help demo test browser lint format bench default-bundle proto clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,14 +16,27 @@ demo: $(VENV)/.cpu  ## A toy town, indexed, served and asked where a photo was t
 test: $(VENV)/.dev  ## All tests
 	$(BIN)/python -m pytest -n auto
 
-lint: $(VENV)/.dev  ## ruff, mypy strict, import floors, protos, Dockerfile
+browser:  ## Chromium for the tests of the web page, if there is none
+	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable; do \
+	  if [ -n "$$name" ] && command -v "$$name" >/dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium; \
+	else \
+	  echo "There is no Chromium. Install one (as root: apt-get install chromium), or name one: CHROMIUM=/path/to/it" >&2; \
+	  exit 1; \
+	fi
+
+lint: $(VENV)/.dev  ## ruff, mypy strict, import floors, protos, Dockerfile, shell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples/python examples/ros2/sightfix_ros/sightfix_ros
 	$(BIN)/lint-imports
 	$(BIN)/python -m service.grpc.make_generated --descriptor-set | \
 	  $(BIN)/buf lint -#format=binpb --config service/grpc/proto/buf.yaml --path sightfix
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck examples/shell/localize.sh
 
 format: $(VENV)/.dev  ## Format the code
 	$(BIN)/ruff check --fix .

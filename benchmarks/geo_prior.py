@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.machine import describe_machine
-from retrieval.exact_vectors import ExactVectors, Storage
 from retrieval.geo import GeoPrior, hilbert_key
 from retrieval.spatial_blocks import SpatialBlocks
+from retrieval.vectors.exact import ExactVectors, Storage
 
 ROWS, DIM, K, REPEATS = 200_000, 512, 10, 60
 

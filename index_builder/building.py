@@ -1,28 +1,31 @@
-"""Build a place index: describe the references, order them along a spatial curve, check, publish."""
+"""Build a place index: describe the references, order them along a spatial curve, check, publish.
 
-from collections.abc import Callable
+A build that is killed or fails goes on, when it is called again, with what was described already.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-import numpy as np
-
-from index_builder.describing import DescribeSettings, UnreadablePhoto, describe_in_batches
-from index_builder.publishing import DEFAULT_KEEP, check_free_space, draft_version, prune
-from index_builder.reference_rows import ReferenceRows, bounds_of, spatial_order
-from index_builder.version_files import check_answers, write_references, write_vectors
-from retrieval.artefact import record_files
+from index_builder.describing import DescribeSettings, too_many_unreadable
+from index_builder.gate import GateSettings
+from index_builder.part_describing import Engine
+from index_builder.publishing import DEFAULT_KEEP
+from index_builder.update_watch import LeftOut, Update, UpdateStep, UpdateWatch
+from index_builder.updating import IndexUpdater, UpdateSettings
+from index_builder.vectors.design import IndexDesign
 from retrieval.describer import Describer
-from retrieval.errors import ReferenceDataError
-from retrieval.exact_vectors import Storage
-from retrieval.place_index import REFERENCES_NAME, VECTORS_NAME, BundleIdentity, PlaceIndexManifest, Source
+from retrieval.errors import ImageError, PlaceIndexError, ReferenceDataError
+from retrieval.index_folder import VERSIONS_NAME
+from retrieval.place_index_manifest import PlaceIndexManifest
 from retrieval.references.reference import ReferenceSource
 
-Step = Literal[
-    "draft opened", "described", "vectors written", "references written", "manifest written", "version named", "current"
-]
+Step = UpdateStep
 
-_RAW_NAME: Final = "descriptors.raw"
+# The gate describes photos again: of a small index it takes a share of them.
+_CANARY_SHARE: Final = 10
+_LEAST_CANARIES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +33,35 @@ class BuildSettings:
     """How an index is built.
 
     Attributes:
-        storage: of the vectors; fp16 halves the memory and changes no recall that we could measure.
+        design: of the index.
         describe: how the references are described.
         keep: how many versions remain after publishing, the new one included.
+        describe_again: describe all photos, also those whose content the current version has described just so.
+        engine: who describes: this process, or a Ray cluster.
     """
 
-    storage: Storage = "fp16"
+    design: IndexDesign = field(default_factory=IndexDesign)
     describe: DescribeSettings = field(default_factory=DescribeSettings)
     keep: int = DEFAULT_KEEP
+    describe_again: bool = False
+    engine: Engine = "local"
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltIndex:
-    """A published version, and the photos that are not in it because they could not be decoded."""
+    """A published version.
+
+    Attributes:
+        folder: of it.
+        manifest: of it.
+        unreadable: the photos that are not in it because they could not be decoded.
+        update: what it changed of the version before.
+    """
 
     folder: Path
     manifest: PlaceIndexManifest
-    unreadable: list[UnreadablePhoto]
+    unreadable: list[LeftOut]
+    update: Update
 
 
 def build_index(
@@ -58,8 +73,13 @@ def build_index(
     *,
     on_progress: Callable[[int], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
+    watch: UpdateWatch | None = None,
 ) -> BuiltIndex:
     """Describe a reference database and publish it as the new version of an index.
+
+    What was described lies in a hidden folder of the index until it is published: after a failure, `kill -9` included,
+    the same call goes on from there. What of it still fits is decided by bundle, precision, limits, rows, and the size
+    and time of each photo's file.
 
     Args:
         source: the reference database.
@@ -67,73 +87,76 @@ def build_index(
         indexes: the folder of all indexes.
         name: of this index.
         settings: how.
-        on_progress: called after each batch with the number of references done in it.
+        on_progress: called after each batch with the number of references done in it, first with what was done before.
         on_step: called after each step of the protocol.
+        watch: told of everything else.
 
     Raises:
         ReferenceDataError: no rows, a row without a position, two rows of one id, or too many unreadable photos.
         StorageError: the disk is full or refuses, or another build of this index is running; nothing is published.
         PlaceIndexError: the written version does not answer as it should; nothing is published.
+        MissingExtraError: the engine is not installed.
     """
     settings = settings or BuildSettings()
-    step = on_step or (lambda _: None)
-    dim = describer.bundle.descriptor_dim
-    bytes_per_row = dim * (4 + (4 if settings.storage == "fp32" else 2)) + 512
-    with draft_version(indexes, name) as draft:
-        # Here, where the leftovers of a killed build are gone already.
-        check_free_space(indexes, len(source) * bytes_per_row)
-        step("draft opened")
-        raw = draft.folder / _RAW_NAME
-        rows, unreadable = _describe_to_disk(source, describer, raw, settings, on_progress)
-        step("described")
-        table = rows.table()
-        order = spatial_order(table)
-        described = np.memmap(raw, np.float32, "r", shape=(len(order), dim))
-        write_vectors(draft.folder, order, dim, settings.storage, lambda some: described[some])
-        raw.unlink()
-        step("vectors written")
-        write_references(draft.folder, order, table)
-        step("references written")
-        manifest = PlaceIndexManifest(
-            name=name,
-            version=draft.version,
-            bundle=BundleIdentity(name=describer.bundle.name, fingerprint=describer.bundle.fingerprint),
-            descriptor_dim=dim,
-            storage=settings.storage,
-            count=len(order),
-            bounds=bounds_of(table),
-            source=Source(spec=source.spec, root=str(source.root.resolve()), skipped=len(source.skipped)),
-            files=record_files(draft.folder, [VECTORS_NAME, REFERENCES_NAME]),
-        )
-        manifest.write(draft.folder)
-        step("manifest written")
-        check_answers(draft.folder)
-        folder = draft.name_version()
-        step("version named")
-        draft.make_current()
-        step("current")
-        prune(draft.index_folder, settings.keep)
-    return BuiltIndex(folder, manifest, unreadable)
+    canaries = max(_LEAST_CANARIES, min(GateSettings().canaries, len(source) // _CANARY_SHARE))
+    update_settings = UpdateSettings(
+        design=settings.design,
+        describe=settings.describe,
+        engine=settings.engine,
+        gate=GateSettings(canaries=canaries, limits=settings.describe.limits),
+        keep=settings.keep,
+    )
+    ears = _Ears(watch or UpdateWatch(), on_progress, on_step)
+    updater = IndexUpdater(describer, indexes, name, settings=update_settings, watch=ears)
+    try:
+        update = updater.build(source, describe_again=settings.describe_again)
+    except ReferenceDataError as error:
+        if error.code != "too_many_unreadable" or not ears.left_out:
+            raise
+        one = ears.left_out[0]
+        where = str(source.root / one.path)
+        named = ImageError(one.reason, where=where, code=one.code)
+        raise too_many_unreadable(named, len(ears.left_out), settings.describe.max_unreadable) from None
+    folder = indexes / name / VERSIONS_NAME / update.version
+    manifest = PlaceIndexManifest.read(folder, PlaceIndexError)
+    return BuiltIndex(folder, manifest, ears.left_out, update)
 
 
-def _describe_to_disk(
-    source: ReferenceSource,
-    describer: Describer,
-    raw: Path,
-    settings: BuildSettings,
-    on_progress: Callable[[int], None] | None,
-) -> tuple[ReferenceRows, list[UnreadablePhoto]]:
-    rows, unreadable = ReferenceRows(source.root), list[UnreadablePhoto]()
-    with raw.open("wb") as file:
-        for batch in describe_in_batches(source, describer, settings.describe):
-            for reference in batch.references:
-                rows.append(reference)
-            file.write(batch.descriptors.tobytes())
-            unreadable.extend(batch.unreadable)
-            if on_progress:
-                on_progress(len(batch.references) + len(batch.unreadable))
-    if not len(rows):
-        raise ReferenceDataError(
-            "there is no photo to index", where=source.spec, remedy="Look at the source with: sightfix inspect SPEC"
-        )
-    return rows, unreadable
+class _Ears(UpdateWatch):
+    """Passes on what it hears."""
+
+    def __init__(
+        self, watch: UpdateWatch, on_progress: Callable[[int], None] | None, on_step: Callable[[Step], None] | None
+    ) -> None:
+        self.left_out: list[LeftOut] = []
+        self._watch = watch
+        self._on_progress = on_progress
+        self._on_step = on_step
+        self._done = 0
+
+    def go_on(self) -> None:
+        self._watch.go_on()
+
+    def reached(self, step: UpdateStep) -> None:
+        self._watch.reached(step)
+        if self._on_step:
+            self._on_step(step)
+
+    def listed(self, count: int, left_out: Sequence[LeftOut]) -> None:
+        self._watch.listed(count, left_out)
+
+    def planned(self, total: int) -> None:
+        self._watch.planned(total)
+
+    def described(self, done: int, failed: int) -> None:
+        self._watch.described(done, failed)
+        if self._on_progress and done > self._done:
+            self._on_progress(done - self._done)
+        self._done = done
+
+    def unreadable(self, photos: Sequence[LeftOut]) -> None:
+        self.left_out.extend(photos)
+        self._watch.unreadable(photos)
+
+    def publishing(self, update: Update) -> None:
+        self._watch.publishing(update)

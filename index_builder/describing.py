@@ -1,16 +1,20 @@
-"""Describe a reference database: threads decode ahead while the describer works on full batches."""
+"""Describe a reference database: threads read and decode ahead while the describer works on full batches."""
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import numpy as np
 
+from index_builder.known_content import KnownContent
+from retrieval.bundle import Bundle
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import ImageError, ReferenceDataError
-from retrieval.images import DEFAULT_LIMITS, ImageLimits, RgbImage, read_image
+from retrieval.images import DEFAULT_LIMITS, ImageLimits, RgbImage, decode_image, read_image_bytes
 from retrieval.machine import available_cores
 from retrieval.references.reference import Reference
 
@@ -18,6 +22,10 @@ DEFAULT_BATCH_SIZE: Final = 16
 
 # Batches' worth of decoded photos that may wait for the describer: enough that it never starves, and no more.
 _BATCHES_AHEAD: Final = 3
+# A batch is read in so many tasks at least: one for each photo would cost more than hashing a small photo does.
+_TASKS_A_BATCH: Final = 4
+# Photos that need no describing are passed on when there are so many batches' worth of them.
+_KNOWN_BATCHES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,83 @@ class DescribedReferences:
     unreadable: list[UnreadablePhoto] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class SeenPhoto:
+    """What became of one photo.
+
+    Attributes:
+        reference: of the photo.
+        sha256: of the bytes that were decoded, 32 bytes; None where nobody asked for it, or the file cannot be read.
+        known_row: where the descriptor of just these bytes is stored already; then it is not described.
+        error: why it has no descriptor.
+    """
+
+    reference: Reference
+    sha256: bytes | None = None
+    known_row: int | None = None
+    error: ImageError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoBatch:
+    """Photos in their order, and (n, D) float32 unit rows for those with neither `known_row` nor `error`."""
+
+    photos: Sequence[SeenPhoto]
+    descriptors: Descriptors
+
+
+def describe_groups(
+    groups: Iterable[Iterable[Reference]],
+    describer: Describer,
+    settings: DescribeSettings,
+    *,
+    hashed: bool = False,
+    known: KnownContent | None = None,
+) -> Iterator[PhotoBatch]:
+    """Describe groups of references one batch after another, in order, holding only a few batches in memory.
+
+    No batch reaches from one group into the next, so what is described with what does not depend on where the work
+    began: a batch of other photos may change the last bit of a descriptor.
+
+    Args:
+        groups: of references.
+        describer: what describes them.
+        settings: how; nothing is refused for `max_unreadable` here.
+        hashed: whether the content is hashed.
+        known: content that needs no describing.
+
+    Yields:
+        batches that together hold every reference once, the last of each group possibly without a photo.
+    """
+    reader = _PhotoReader(describer.bundle, settings.limits, hashed or known is not None, known)
+    threads = settings.decode_threads or available_cores()
+    ahead = settings.batch_size * (1 + _BATCHES_AHEAD)
+    task_size = max(1, min(settings.batch_size // _TASKS_A_BATCH, ahead // (2 * threads)))
+    with ThreadPoolExecutor(threads, "decode") as decoders:
+        waiting: deque[tuple[Future[list[_ReadPhoto]], int]] = deque()
+        tasks = _tasks(groups, task_size)
+        batch = _Batch(describer)
+        in_flight = 0
+        try:
+            while True:
+                while in_flight < ahead and (task := next(tasks, None)) is not None:
+                    waiting.append((decoders.submit(reader.read, task), len(task)))
+                    in_flight += max(1, len(task))
+                if not waiting:
+                    return
+                future, count = waiting.popleft()
+                in_flight -= max(1, count)
+                if count == 0:
+                    yield batch.close()
+                for photo in future.result():
+                    batch.add(photo)
+                    if batch.pixels == settings.batch_size or batch.known == settings.batch_size * _KNOWN_BATCHES:
+                        yield batch.close()
+        finally:
+            for future, _ in waiting:
+                future.cancel()
+
+
 def describe_in_batches(
     references: Iterable[Reference], describer: Describer, settings: DescribeSettings | None = None
 ) -> Iterator[DescribedBatch]:
@@ -81,29 +166,16 @@ def describe_in_batches(
         ReferenceDataError: more photos are unreadable than allowed; one of them is named.
     """
     settings = settings or DescribeSettings()
-    preprocessing = describer.bundle.preprocessing
     unreadable_count = 0
-    with ThreadPoolExecutor(settings.decode_threads or available_cores(), "decode") as decoders:
-        waiting: deque[tuple[Reference, Future[RgbImage]]] = deque()
-        rows = iter(references)
-        try:
-            while True:
-                while len(waiting) < settings.batch_size * (1 + _BATCHES_AHEAD):
-                    row = next(rows, None)
-                    if row is None:
-                        break
-                    waiting.append((row, decoders.submit(read_image, row.path, preprocessing, settings.limits)))
-                if not waiting:
-                    return
-                batch = [waiting.popleft() for _ in range(min(settings.batch_size, len(waiting)))]
-                described = _describe_batch(batch, describer)
-                unreadable_count += len(described.unreadable)
-                if unreadable_count > settings.max_unreadable:
-                    raise _too_many_unreadable(described.unreadable[0], unreadable_count, settings.max_unreadable)
-                yield described
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    for batch in describe_groups([references], describer, settings):
+        if not batch.photos:
+            continue
+        errors = [UnreadablePhoto(photo.reference, photo.error) for photo in batch.photos if photo.error is not None]
+        unreadable_count += len(errors)
+        if unreadable_count > settings.max_unreadable:
+            raise too_many_unreadable(errors[0].error, unreadable_count, settings.max_unreadable)
+        described = [photo.reference for photo in batch.photos if photo.error is None]
+        yield DescribedBatch(described, batch.descriptors, errors)
 
 
 def describe_references(
@@ -135,24 +207,88 @@ def describe_references(
     return DescribedReferences(rows, np.concatenate(pieces), unreadable)
 
 
-def _describe_batch(batch: Sequence[tuple[Reference, Future[RgbImage]]], describer: Describer) -> DescribedBatch:
-    references, images, unreadable = [], [], []
-    for reference, future in batch:
-        try:
-            images.append(future.result())
-            references.append(reference)
-        except ImageError as error:
-            unreadable.append(UnreadablePhoto(reference, error))
-    return DescribedBatch(references, describer.describe(images), unreadable)
+def too_many_unreadable(one: ImageError, count: int, allowed: int) -> ReferenceDataError:
+    """What the command line says when more photos are unreadable than allowed.
 
-
-def _too_many_unreadable(one: UnreadablePhoto, count: int, allowed: int) -> ReferenceDataError:
+    Args:
+        one: of them.
+        count: how many there are.
+        allowed: how many may be.
+    """
     remedy = "Repair or remove the photo, or allow some to be left out with --max-unreadable N"
     if allowed == 0:
-        return ReferenceDataError(one.error.what, where=one.error.where, remedy=remedy, code=one.error.code)
+        return ReferenceDataError(one.what, where=one.where, remedy=remedy, code=one.code)
     return ReferenceDataError(
-        f"{count} photos are unreadable, {allowed} are allowed; one of them: {one.error.what}",
-        where=one.error.where,
+        f"{count} photos are unreadable, {allowed} are allowed; one of them: {one.what}",
+        where=one.where,
         remedy="Look at the source, or raise --max-unreadable",
         code="too_many_unreadable",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadPhoto:
+    """A photo that was looked at, and its pixels where it is to be described."""
+
+    seen: SeenPhoto
+    image: RgbImage | None = None
+
+
+class _PhotoReader:
+    """Reads, hashes and decodes photos; called by several threads."""
+
+    def __init__(self, bundle: Bundle, limits: ImageLimits, hashed: bool, known: KnownContent | None) -> None:
+        self._preprocessing = bundle.preprocessing
+        self._limits = limits
+        self._hashed = hashed
+        self._known = known
+
+    def read(self, references: Sequence[Reference]) -> list[_ReadPhoto]:
+        return [self._read(reference) for reference in references]
+
+    def _read(self, reference: Reference) -> _ReadPhoto:
+        sha256 = None
+        try:
+            data = read_image_bytes(reference.path, self._limits)
+            if self._hashed:
+                sha256 = hashlib.sha256(data).digest()
+                row = self._known.find(sha256) if self._known is not None else None
+                if row is not None:
+                    return _ReadPhoto(SeenPhoto(reference, sha256, known_row=row))
+            image = decode_image(data, self._preprocessing, self._limits, where=str(reference.path))
+        except ImageError as error:
+            return _ReadPhoto(SeenPhoto(reference, sha256, error=error))
+        return _ReadPhoto(SeenPhoto(reference, sha256), image)
+
+
+class _Batch:
+    """Photos that will be described together."""
+
+    def __init__(self, describer: Describer) -> None:
+        self._describer = describer
+        self._photos: list[_ReadPhoto] = []
+        self.known = 0
+
+    def add(self, photo: _ReadPhoto) -> None:
+        self._photos.append(photo)
+        self.known += photo.seen.known_row is not None
+
+    @property
+    def pixels(self) -> int:
+        """Photos that were decoded, or could not be."""
+        return len(self._photos) - self.known
+
+    def close(self) -> PhotoBatch:
+        """Describe the photos, and begin anew."""
+        photos, self._photos, self.known = self._photos, [], 0
+        images = [photo.image for photo in photos if photo.image is not None]
+        return PhotoBatch([photo.seen for photo in photos], self._describer.describe(images))
+
+
+def _tasks(groups: Iterable[Iterable[Reference]], size: int) -> Iterator[list[Reference]]:
+    """The references of each group, some at a time, and an empty list after each group."""
+    for group in groups:
+        rows = iter(group)
+        while task := list(islice(rows, size)):
+            yield task
+        yield []

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from retrieval.errors import ReferenceDataError
 from retrieval.geo import hilbert_key, longitude_bounds
-from retrieval.place_index import REFERENCE_SCHEMA, Bounds
+from retrieval.place_index_manifest import Bounds
+from retrieval.reference_table import REFERENCE_SCHEMA
 from retrieval.references.reference import Reference
 
 
@@ -52,6 +53,7 @@ class ReferenceRows:
             "captured_at": reference.captured_at.isoformat() if reference.captured_at else None,
             "session": reference.session,
             "metadata": json.dumps(dict(reference.metadata)) if reference.metadata else None,
+            "content_sha256": None,
         }
         for name, value in values.items():
             self._columns[name].append(value)

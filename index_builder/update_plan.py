@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from index_builder.described_parts import path_below
+from index_builder.photo_paths import path_below
 from index_builder.reference_rows import ReferenceRows
 from index_builder.update_watch import LeftOut, UpdateWatch
 from retrieval.artefact import flush_to_disk
 from retrieval.errors import IndexNotFoundError, ReferenceDataError
-from retrieval.place_index import REFERENCE_SCHEMA, REFERENCES_NAME, PlaceIndex, Source
+from retrieval.place_index import REFERENCES_NAME, PlaceIndex
+from retrieval.place_index_manifest import Source
+from retrieval.reference_table import REFERENCE_SCHEMA, read_references
 from retrieval.references.reference import ReferenceSource
 
 LISTING_NAME: Final = "listing.parquet"
@@ -25,6 +27,7 @@ LISTING_NAME: Final = "listing.parquet"
 _META: Final = b"sightfix"
 _ASK_EVERY_S: Final = 0.2
 _NAMED: Final = 3
+_TOLD_BY_THE_SOURCE: Final = [name for name in REFERENCE_SCHEMA.names if name not in ("path", "content_sha256")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +69,20 @@ class UpdatePlan:
         return self.base is not None and len(self.kept) == self.base.count and not self.to_describe.num_rows
 
 
-def list_source(source: ReferenceSource, work: Path, watch: UpdateWatch) -> Listing:
+def list_source(source: ReferenceSource, work: Path | None, watch: UpdateWatch) -> Listing:
     """Read a source to its end, or the listing that an earlier run left in the work folder.
+
+    Args:
+        source: the reference database.
+        work: where the listing is kept; None keeps none.
+        watch: told of what was left out, asked whether to go on.
 
     Raises:
         ReferenceDataError: what the source raises; a row without a position; two rows of one id.
         OSError: the disk refuses.
     """
-    path = work / LISTING_NAME
-    if path.is_file():
+    path = work / LISTING_NAME if work is not None else None
+    if path is not None and path.is_file():
         table = pq.read_table(path)
         listed = Source.model_validate_json(table.schema.metadata[_META])
     else:
@@ -88,16 +96,22 @@ def list_source(source: ReferenceSource, work: Path, watch: UpdateWatch) -> List
         listed = Source(spec=source.spec, root=str(source.root.resolve()), skipped=len(source.skipped))
         left_out = [LeftOut(path_below(one.path, source.root), "skipped", one.reason) for one in source.skipped]
         watch.listed(len(rows), left_out)
-        table = rows.table().replace_schema_metadata({_META: listed.model_dump_json().encode()})
-        work.mkdir(parents=True, exist_ok=True)
-        temporary = work / f".{LISTING_NAME}.tmp"
-        pq.write_table(table, temporary, compression="zstd")
-        flush_to_disk(temporary)
-        temporary.replace(path)
-        flush_to_disk(work)
+        table = rows.table()
+        if path is not None:
+            _keep(table, listed, path)
     root = Path(listed.root)
     paths = [str(root / name) for name in table["path"].to_pylist()]
     return Listing(_with_paths(table.cast(REFERENCE_SCHEMA), paths), listed)
+
+
+def _keep(table: pa.Table, listed: Source, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    marked = table.replace_schema_metadata({_META: listed.model_dump_json().encode()})
+    pq.write_table(marked, temporary, compression="zstd")
+    flush_to_disk(temporary)
+    temporary.replace(path)
+    flush_to_disk(path.parent)
 
 
 def plan_full(listing: Listing) -> UpdatePlan:
@@ -129,7 +143,7 @@ def plan_append(base: PlaceIndex, listing: Listing, *, describe_again: bool) -> 
             continue
         row, old = known
         _check_same_photo(record, old_root / old["path"], base.name)
-        if describe_again or any(record[name] != old[name] for name in REFERENCE_SCHEMA.names if name != "path"):
+        if describe_again or any(record[name] != old[name] for name in _TOLD_BY_THE_SOURCE):
             chosen.append(number)
             dropped.append(row)
     kept = np.setdiff1d(np.arange(base.count, dtype=np.int64), np.array(dropped, np.int64))
@@ -167,7 +181,7 @@ def plan_remove(base: PlaceIndex, reference_ids: Sequence[str] | None, watch: Up
 
 def read_rows(index: PlaceIndex) -> pa.Table:
     """The reference table of an index as it stands, paths relative to its root where possible."""
-    return pq.read_table(index.folder / REFERENCES_NAME).cast(REFERENCE_SCHEMA)
+    return read_references(index.folder / REFERENCES_NAME)
 
 
 def paths_below(table: pa.Table, root: Path) -> pa.Table:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from index_builder.gate import GateReport
+from index_builder.vectors.choosing import Choice
 
 UpdateStep = Literal[
     "draft opened",
@@ -45,12 +46,15 @@ class Update:
         version: in which the result is found; the one there was if nothing had to change.
         base: the version that was current before, or None.
         count: references in it.
-        added, replaced, kept, removed: references that are new, described again in place of old ones, taken over as
-            they were, and no longer in it. ``added + replaced + kept = count``.
+        added, replaced, kept, removed: references that are new, read again in place of old ones, taken over as they
+            were, and no longer in it. ``added + replaced + kept = count``.
+        taken_over: of those added or replaced, how many were not described, because the version before holds the
+            descriptor of just their content, be it under another name.
         unreadable: photos of the source that could not be decoded.
         skipped: photos that the source left out.
         gate: what the gate measured; None if nothing had to change.
         activated: whether the version is current.
+        choices: the types of index that ``auto`` considered.
     """
 
     version: str
@@ -60,10 +64,12 @@ class Update:
     replaced: int
     kept: int
     removed: int
+    taken_over: int
     unreadable: int
     skipped: int
     gate: GateReport | None
     activated: bool
+    choices: Sequence[Choice] = ()
 
 
 class UpdateWatch:

@@ -3,7 +3,8 @@
 The work survives a crash: what was listed and described lies in a work folder, and the same call goes on from there.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from index_builder.described_parts import DEFAULT_PART_PHOTOS, DescribedParts, describe_in_parts
+from index_builder.described_parts import DEFAULT_PART_PHOTOS, DescribedParts, work_for_itself
 from index_builder.describing import DescribeSettings
 from index_builder.gate import GateReport, GateSettings, check_version
+from index_builder.known_content import KnownContent, describing_record, known_content
+from index_builder.part_describing import Engine, PartSettings, describe_in_parts, plan_parts
 from index_builder.publishing import DEFAULT_KEEP, Draft, check_free_space, draft_version, prune
-from index_builder.reference_rows import bounds_of, spatial_order
 from index_builder.update_plan import (
     UpdatePlan,
     list_source,
@@ -28,16 +30,24 @@ from index_builder.update_plan import (
     read_rows,
 )
 from index_builder.update_watch import Update, UpdateWatch
-from index_builder.version_files import check_answers, write_references, write_vectors
-from retrieval.artefact import record_files, storage_errors
+from index_builder.vectors.choosing import Choice
+from index_builder.vectors.design import IndexDesign
+from index_builder.version_writer import VersionContent, write_version
+from retrieval.artefact import storage_errors, verify_files
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import IndexNotFoundError, PlaceIndexError, ReferenceDataError
-from retrieval.exact_vectors import Storage
 from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version
-from retrieval.place_index import REFERENCES_NAME, VECTORS_NAME, BundleIdentity, PlaceIndex, PlaceIndexManifest
+from retrieval.place_index import REFERENCES_NAME, PlaceIndex
+from retrieval.place_index_manifest import DescribingRecord
+from retrieval.reference_table import REFERENCE_SCHEMA
 from retrieval.references.reference import ReferenceSource
+from retrieval.vectors.exact import Storage
+
+# Below the index's folder, where a caller has no work folder of its own.
+WORK_NAME: Final = ".work"
 
 _BYTES_OF_A_ROW: Final = 512
+_STORED_BYTES: Final[dict[Storage, int]] = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +55,19 @@ class UpdateSettings:
     """How an index is updated.
 
     Attributes:
+        design: of an index made anew; what is appended to or removed from stays as it was designed.
         describe: how references are described.
         part_photos: photos described between two points from which a killed update goes on.
+        engine: who describes: this process, or a Ray cluster.
         gate: what the new version must reach.
         activate: whether it becomes current; else it is published beside the current one, to be activated by hand.
         keep: how many versions remain after one became current.
     """
 
+    design: IndexDesign = field(default_factory=IndexDesign)
     describe: DescribeSettings = field(default_factory=DescribeSettings)
     part_photos: int = DEFAULT_PART_PHOTOS
+    engine: Engine = "local"
     gate: GateSettings = field(default_factory=GateSettings)
     activate: bool = True
     keep: int = DEFAULT_KEEP
@@ -67,7 +81,9 @@ class IndexUpdater:
         describer: of the bundle that the index is made with.
         indexes: the folder of all indexes.
         name: of this index.
-        work: a folder of this update alone, kept until it is finished; what an earlier run left there is used.
+        work: a folder of this update alone, which its owner removes; what an earlier run left there is used, the
+            listing of the source included. None for a hidden one below the index, which is gone when all is done; then
+            the source is listed each time, and those parts are used that still fit.
         settings: how.
         watch: told of every step; what it raises ends the update.
 
@@ -82,13 +98,18 @@ class IndexUpdater:
     describer: Describer
     indexes: Path
     name: str
-    work: Path
+    work: Path | None = None
     settings: UpdateSettings = field(default_factory=UpdateSettings)
     watch: UpdateWatch = field(default_factory=UpdateWatch)
 
-    def build(self, source: ReferenceSource, storage: Storage = "fp16") -> Update:
-        """Describe everything in a source, and publish that alone."""
-        return self._update(lambda: plan_full(list_source(source, self.work, self.watch)), storage)
+    def build(self, source: ReferenceSource, *, describe_again: bool = False) -> Update:
+        """Make the index anew of everything in a source.
+
+        Args:
+            source: the reference database.
+            describe_again: describe all of it, also photos whose content the current version has described just so.
+        """
+        return self._update(lambda: plan_full(list_source(source, self.work, self.watch)), describe_again)
 
     def append(self, source: ReferenceSource, *, describe_again: bool = False) -> Update:
         """Add the references of a source that the index does not have; see `plan_append`."""
@@ -97,7 +118,7 @@ class IndexUpdater:
             base = self._base()
             return plan_append(base, list_source(source, self.work, self.watch), describe_again=describe_again)
 
-        return self._update(plan)
+        return self._update(plan, describe_again)
 
     def remove(self, reference_ids: Sequence[str] | None) -> Update:
         """Drop some references, or with None those whose photos are gone; see `plan_remove`."""
@@ -108,77 +129,106 @@ class IndexUpdater:
         base.check_bundle(self.describer.bundle)
         return base
 
-    def _update(self, make_plan: Callable[[], UpdatePlan], storage: Storage | None = None) -> Update:
-        with draft_version(self.indexes, self.name, activate=self.settings.activate) as draft:
+    def _update(self, make_plan: Callable[[], UpdatePlan], describe_again: bool = False) -> Update:
+        with (
+            draft_version(self.indexes, self.name, activate=self.settings.activate) as draft,
+            self._work_folder(draft) as work,
+        ):
             self.watch.reached("draft opened")
             # The version before: of it come the counts of what was added and removed, and what a rollback returns to.
             before = _current(draft.index_folder)
-            with storage_errors(self.work):
+            with storage_errors(work):
                 plan = make_plan()
                 if plan.base is not None and plan.changes_nothing:
                     return _unchanged(plan.base, plan.skipped, 0)
-                parts = self._describe(plan, storage)
+                parts = self._describe(plan, work, None if describe_again else self._described_before(plan, draft))
             if plan.base is not None and len(plan.kept) == plan.base.count and not len(parts.rows):
                 return _unchanged(plan.base, plan.skipped, parts.unreadable)
-            update = self._write(draft, plan, parts, storage, before)
+            update = self._write(draft, plan, parts, before)
             if plan.base is not None:
                 _check_still_current(draft, before)
             self._publish(draft, update)
         return update
 
-    def _describe(self, plan: UpdatePlan, storage: Storage | None) -> DescribedParts:
+    @contextlib.contextmanager
+    def _work_folder(self, draft: Draft) -> Iterator[Path]:
+        if self.work is not None:
+            yield self.work
+            return
+        folder = draft.index_folder / WORK_NAME
+        with work_for_itself(folder):
+            yield folder
+
+    def _described_before(self, plan: UpdatePlan, draft: Draft) -> PlaceIndex | None:
+        """The version that descriptors of unchanged photos may be taken over from, with its files checked."""
+        if plan.base is not None:
+            return plan.base
+        try:
+            base = PlaceIndex.open(draft.index_folder, memory_map=True)
+            verify_files(base.folder, base.manifest.files, error_type=PlaceIndexError)
+        except (IndexNotFoundError, PlaceIndexError):  # making the index anew is the remedy of that
+            return None
+        return base
+
+    def _describe(self, plan: UpdatePlan, work: Path, before: PlaceIndex | None) -> DescribedParts:
         total = plan.to_describe.num_rows
         self.watch.planned(total)
-        dim = self.describer.bundle.descriptor_dim
-        stored = dim * (4 if _storage(plan, storage) == "fp32" else 2) + _BYTES_OF_A_ROW
-        check_free_space(self.work, total * dim * 4)
-        check_free_space(self.indexes, (len(plan.kept) + total) * stored)
-        self.watch.reached("planned")
         settings = self.settings
-        parts = describe_in_parts(
-            plan.to_describe,
-            plan.photo_root,
-            self.describer,
-            self.work,
-            settings.describe,
-            self.watch,
-            settings.part_photos,
+        known = self._known(plan, before) if before is not None and total else None
+        how = PartSettings(
+            settings.describe, work, plan.photo_root, settings.part_photos, known=known, engine=settings.engine
         )
-        self.watch.reached("described")
-        return parts
-
-    def _write(
-        self, draft: Draft, plan: UpdatePlan, parts: DescribedParts, storage: Storage | None, before: str | None
-    ) -> Update:
-        """Write the files of the draft, and have them pass the gate."""
+        parts = plan_parts(plan.to_describe, self.describer, how)
         dim = self.describer.bundle.descriptor_dim
+        stored = dim * _STORED_BYTES[_storage(plan, settings.design)] + _BYTES_OF_A_ROW
+        _check_room(work, parts.photos_to_do * dim * 4, self.indexes, (len(plan.kept) + total) * stored)
+        self.watch.reached("planned")
+        described = describe_in_parts(parts, self.describer, how, self.watch, before)
+        self.watch.reached("described")
+        return described
+
+    def _known(self, plan: UpdatePlan, before: PlaceIndex) -> KnownContent | None:
+        whitened = before.whitening is not None if plan.base is not None else self.settings.design.whiten > 0
+        storage = _storage(plan, self.settings.design)
+        return known_content(before, self.describer, self.settings.describe.limits, storage, whitened=whitened)
+
+    def _write(self, draft: Draft, plan: UpdatePlan, parts: DescribedParts, before: str | None) -> Update:
+        """Write the files of the draft, and have them pass the gate."""
         table = _new_table(plan, parts)
         if not table.num_rows:
             raise ReferenceDataError(
-                "there is no photo to index", where=plan.source.spec, remedy="Look at the photos that were left out"
+                "there is no photo to index",
+                where=plan.source.spec,
+                remedy="Look at the source with: sightfix inspect SPEC",
             )
-        order = spatial_order(table)
-        write_vectors(draft.folder, order, dim, _storage(plan, storage), _taker(plan, parts, dim, self.watch))
-        self.watch.reached("vectors written")
-        write_references(draft.folder, order, table)
-        self.watch.reached("references written")
-        bundle = self.describer.bundle
-        PlaceIndexManifest(
+
+        def described(rows: NDArray[np.int64]) -> Descriptors:
+            self.watch.go_on()
+            return parts.take(rows)
+
+        content = VersionContent(
             name=self.name,
             version=draft.version,
-            bundle=BundleIdentity(name=bundle.name, fingerprint=bundle.fingerprint),
-            descriptor_dim=dim,
-            storage=_storage(plan, storage),
-            count=len(order),
-            bounds=bounds_of(table),
+            bundle=self.describer.bundle,
             source=plan.source,
-            files=record_files(draft.folder, [VECTORS_NAME, REFERENCES_NAME]),
-        ).write(draft.folder)
-        self.watch.reached("manifest written")
-        check_answers(draft.folder)
+            table=table,
+            described=described,
+            base=plan.base,
+            kept=plan.kept,
+            describing=self._describing(plan, parts),
+        )
+        written = write_version(draft.folder, content, self.settings.design, self.watch.reached)
         gate = check_version(draft.folder, self.describer, self.settings.gate, self.watch.go_on)
         self.watch.reached("gate passed")
-        return _summary(draft, plan, parts, before, table, gate)
+        return _summary(draft, plan, parts, before, table, gate, written.choices)
+
+    def _describing(self, plan: UpdatePlan, parts: DescribedParts) -> DescribingRecord | None:
+        """How all references of the new version were described; None where not all were described alike."""
+        now = describing_record(self.describer, self.settings.describe.limits)
+        if plan.base is None:
+            return now
+        before = plan.base.manifest.describing
+        return before if before == now or not len(parts.rows) else None
 
     def _publish(self, draft: Draft, update: Update) -> None:
         self.watch.publishing(update)
@@ -208,54 +258,56 @@ def _check_still_current(draft: Draft, before: str | None) -> None:
         )
 
 
-def _storage(plan: UpdatePlan, storage: Storage | None) -> Storage:
+def _storage(plan: UpdatePlan, design: IndexDesign) -> Storage:
     """What was stored once stays stored so: another rounding would change it."""
-    return plan.base.manifest.storage if plan.base is not None else storage or "fp16"
+    return plan.base.manifest.storage if plan.base is not None else design.storage
+
+
+def _check_room(work: Path, work_bytes: int, indexes: Path, index_bytes: int) -> None:
+    """Raise StorageError where parts and version will not fit, be it on one disk or on two."""
+    if work.stat().st_dev == indexes.stat().st_dev:
+        check_free_space(indexes, work_bytes + index_bytes)
+    else:
+        check_free_space(work, work_bytes)
+        check_free_space(indexes, index_bytes)
 
 
 def _new_table(plan: UpdatePlan, parts: DescribedParts) -> pa.Table:
-    """The rows that were kept, then the rows that were described."""
+    """The rows that were kept, then the rows that have a descriptor now."""
     described = paths_below(plan.to_describe.take(pa.array(parts.rows)), Path(plan.source.root))
+    place = REFERENCE_SCHEMA.get_field_index("content_sha256")
+    described = described.set_column(place, REFERENCE_SCHEMA.field(place), parts.content_sha256)
     if plan.base is None:
         return described
     return pa.concat_tables([read_rows(plan.base).take(pa.array(plan.kept)), described])
 
 
-def _taker(
-    plan: UpdatePlan, parts: DescribedParts, dim: int, watch: UpdateWatch
-) -> Callable[[NDArray[np.int64]], Descriptors]:
-    """Gives the descriptors of rows of `_new_table`."""
-
-    def take(rows: NDArray[np.int64]) -> Descriptors:
-        watch.go_on()
-        out = np.empty((len(rows), dim), np.float32)
-        old = rows < len(plan.kept)
-        if plan.base is not None and old.any():
-            out[old] = plan.base.descriptors(plan.kept[rows[old]])
-        out[~old] = parts.take(rows[~old] - len(plan.kept))
-        return out
-
-    return take
-
-
 def _summary(
-    draft: Draft, plan: UpdatePlan, parts: DescribedParts, before: str | None, table: pa.Table, gate: GateReport
+    draft: Draft,
+    plan: UpdatePlan,
+    parts: DescribedParts,
+    before: str | None,
+    table: pa.Table,
+    gate: GateReport,
+    choices: Sequence[Choice],
 ) -> Update:
     old_ids = _ids_of(draft.index_folder, before)
-    described = table["id"].slice(len(plan.kept)).to_pylist()
-    replaced = sum(name in old_ids for name in described)
+    ids = table["id"].slice(len(plan.kept)).to_pylist()
+    replaced = sum(name in old_ids for name in ids)
     return Update(
         version=draft.version,
         base=before,
         count=table.num_rows,
-        added=len(described) - replaced,
+        added=len(ids) - replaced,
         replaced=replaced,
         kept=len(plan.kept),
         removed=len(old_ids) - len(plan.kept) - replaced,
+        taken_over=int((parts.base_rows >= 0).sum()),
         unreadable=parts.unreadable,
         skipped=plan.skipped,
         gate=gate,
         activated=draft.activate,
+        choices=choices,
     )
 
 
@@ -280,6 +332,7 @@ def _unchanged(base: PlaceIndex, skipped: int, unreadable: int) -> Update:
         replaced=0,
         kept=base.count,
         removed=0,
+        taken_over=0,
         unreadable=unreadable,
         skipped=skipped,
         gate=None,

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,7 +32,7 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What every artefact states about itself. Subclasses fix `kind` and `FORMAT_VERSION` and add fields."""
+    """What every artefact states about itself. Subclasses fix `kind` and the versions they read, and add fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,12 +60,14 @@ class Manifest(BaseModel):
             ) from error
         try:
             head = _Head.model_validate_json(text)
-            expected_kind, expected = cls.model_fields["kind"].default, cls.model_fields["format_version"].default
+            expected_kind = cls.model_fields["kind"].default
+            readable = get_args(cls.model_fields["format_version"].annotation)
             if head.kind != expected_kind:
                 raise error_type(f"this is a {head.kind}, not a {expected_kind}", where=str(path))
-            if head.format_version != expected:
+            if head.format_version not in readable:
+                reads = " and ".join(map(str, readable))
                 raise error_type(
-                    f"format version {head.format_version} is unknown to sightfix {__version__} (it reads {expected})",
+                    f"format version {head.format_version} is unknown to sightfix {__version__} (it reads {reads})",
                     where=str(path),
                     remedy=f"Install a matching sightfix, or make the {expected_kind} again with this one",
                 )
@@ -123,6 +125,7 @@ def verify_files(
     *,
     names: Sequence[str] | None = None,
     error_type: type[ArtefactError] = ArtefactError,
+    sizes_only: bool = False,
 ) -> None:
     """Compare files of an artefact with its manifest, byte by byte through SHA-256.
 
@@ -131,6 +134,7 @@ def verify_files(
         files: the manifest's records.
         names: check only these; all by default.
         error_type: what to raise.
+        sizes_only: do not read the files.
 
     Raises:
         ArtefactError (as `error_type`): a file is missing, shorter or longer, or hashes differently.
@@ -144,7 +148,7 @@ def verify_files(
                 raise error_type(
                     f"the file has {size} bytes, its manifest says {record.size}", where=str(path), remedy=remedy
                 )
-            digest = hash_file(path)
+            digest = record.sha256 if sizes_only else hash_file(path)
         except OSError as error:
             raise error_type(f"the file cannot be read ({error.strerror})", where=str(path), remedy=remedy) from error
         if digest != record.sha256:

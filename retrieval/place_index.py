@@ -1,95 +1,33 @@
 """The place index: the published, immutable, versioned directory of descriptors and reference rows."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Final, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from retrieval.artefact import Manifest, verify_files
+from retrieval.artefact import verify_files
 from retrieval.bundle import Bundle
 from retrieval.describer import Descriptors
 from retrieval.errors import IndexNotFoundError, ModelIndexMismatchError, ParameterError, PlaceIndexError
-from retrieval.exact_vectors import ExactVectors, Storage
-from retrieval.geo import GeoPrior, Position
+from retrieval.geo import GeoPrior
 from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, current_version
+from retrieval.place_index_manifest import PlaceIndexManifest
+from retrieval.reference_table import ReferenceTable
 from retrieval.references.reference import Reference
 from retrieval.spatial_blocks import SpatialBlocks
+from retrieval.vectors.candidates import Candidates
+from retrieval.vectors.exact import ExactVectors
+from retrieval.vectors.stored import StoredVectors
+from retrieval.whitening import Whitening, read_whitening
 
 VECTORS_NAME: Final = "vectors.faiss"
+CANDIDATES_NAME: Final = "candidates.faiss"
+WHITENING_NAME: Final = "whitening.npz"
 REFERENCES_NAME: Final = "references.parquet"
-
-REFERENCE_SCHEMA: Final = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("lat", pa.float64(), nullable=False),
-        pa.field("lon", pa.float64(), nullable=False),
-        pa.field("altitude_m", pa.float64()),
-        pa.field("heading_deg", pa.float64()),
-        pa.field("captured_at", pa.string()),
-        pa.field("session", pa.string()),
-        pa.field("metadata", pa.string()),
-    ]
-)
-
-
-class BundleIdentity(BaseModel):
-    """Which bundle described the references."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    fingerprint: str
-
-
-class Bounds(BaseModel):
-    """The smallest latitudes and longitudes that hold all references, degrees.
-
-    `lon_min` is the western and `lon_max` the eastern edge: it is smaller where the box crosses the antimeridian.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    lat_min: float
-    lat_max: float
-    lon_min: float
-    lon_max: float
-
-
-class Source(BaseModel):
-    """Where the references came from. `root` is the folder that relative paths in the table start from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    spec: str
-    root: str
-    skipped: int = 0
-
-
-class PlaceIndexManifest(Manifest):
-    """The manifest of a place index."""
-
-    kind: Literal["place-index"] = "place-index"
-    format_version: Literal[1] = 1
-    name: str
-    version: str
-    bundle: BundleIdentity
-    descriptor_dim: int = Field(ge=1)
-    metric: Literal["cosine"] = "cosine"
-    index_type: Literal["exact"] = "exact"
-    storage: Storage
-    count: int = Field(ge=1)
-    bounds: Bounds
-    source: Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +49,30 @@ class PlaceIndex:
     Make one with `PlaceIndex.open`.
     """
 
-    def __init__(self, folder: Path, manifest: PlaceIndexManifest, vectors: ExactVectors, table: pa.Table) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: PlaceIndexManifest,
+        vectors: StoredVectors,
+        table: ReferenceTable,
+        whitening: Whitening | None = None,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._vectors = vectors
+        self.vectors = vectors
+        self.whitening = whitening
         self._table = table
-        self.lat: NDArray[np.float64] = table["lat"].to_numpy()
-        self.lon: NDArray[np.float64] = table["lon"].to_numpy()
-        self._blocks = SpatialBlocks(self.lat, self.lon)
+        self.lat: NDArray[np.float64] = table.lat
+        self.lon: NDArray[np.float64] = table.lon
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Open a published index and check every file against its manifest.
+    def open(cls, folder: Path, *, memory_map: bool = False) -> Self:
+        """Open a published index.
 
         Args:
             folder: of an index (its current version is opened) or of one version.
+            memory_map: leave the vectors on the disk, to be paged in as they are searched. Then files are checked by
+                their sizes only; else every file is compared with its hash in the manifest.
 
         Raises:
             IndexNotFoundError: nothing is published there, or CURRENT names a missing version.
@@ -134,20 +81,31 @@ class PlaceIndex:
         if (folder / CURRENT_NAME).exists() or (folder / VERSIONS_NAME).is_dir() or not folder.is_dir():
             folder = folder / VERSIONS_NAME / current_version(folder)
         manifest = PlaceIndexManifest.read(folder, PlaceIndexError)
-        for name in (VECTORS_NAME, REFERENCES_NAME):
+        for name in file_names(manifest):
             if name not in manifest.files:
                 raise PlaceIndexError(f"the manifest names no {name}", where=str(folder), remedy="Build it again")
-        verify_files(folder, manifest.files, error_type=PlaceIndexError)
-        vectors = ExactVectors.read(folder / VECTORS_NAME, manifest.storage)
-        table = _read_table(folder / REFERENCES_NAME)
-        if not (vectors.count == table.num_rows == manifest.count and vectors.dim == manifest.descriptor_dim):
+        verify_files(folder, manifest.files, error_type=PlaceIndexError, sizes_only=memory_map)
+        # Beside candidates the exact vectors are touched here and there only.
+        map_exact = memory_map or manifest.candidates is not None
+        exact = ExactVectors.read(folder / VECTORS_NAME, manifest.storage, memory_map=map_exact)
+        candidates = None
+        if manifest.candidates is not None:
+            candidates = Candidates.read(folder / CANDIDATES_NAME, manifest.candidates, memory_map=memory_map)
+        whitening = read_whitening(folder / WHITENING_NAME) if manifest.whitening else None
+        table = ReferenceTable(folder / REFERENCES_NAME)
+        found = [(exact.count, exact.dim), (table.count, manifest.descriptor_dim)]
+        found += [(candidates.count, candidates.dim)] if candidates else []
+        found += [(table.count, whitening.projection.shape[1])] if whitening else []
+        if set(found) != {(manifest.count, manifest.descriptor_dim)} or (
+            whitening and len(whitening.mean) != manifest.query_dim
+        ):
             raise PlaceIndexError(
-                f"{vectors.count} vectors of {vectors.dim} numbers, {table.num_rows} references and a manifest of "
+                f"{exact.count} vectors of {exact.dim} numbers, {table.count} references and a manifest of "
                 f"{manifest.count} × {manifest.descriptor_dim} do not belong together",
                 where=str(folder),
                 remedy="Build the index again",
             )
-        return cls(folder, manifest, vectors, table)
+        return cls(folder, manifest, StoredVectors(exact, candidates), table, whitening)
 
     @property
     def count(self) -> int:
@@ -179,41 +137,81 @@ class PlaceIndex:
                 remedy="Give the bundle it was made with (--bundle), or index the photos again with this one",
             )
 
-    def search(
-        self, descriptors: Descriptors, k: int, geo_priors: Sequence[GeoPrior | None] | None = None
-    ) -> SearchResult:
-        """The k references most like each query, exactly.
+    def whitened(self, descriptors: Descriptors) -> Descriptors:
+        """Descriptors of the bundle as the index stores them.
 
         Args:
             descriptors: (Q, D) float32, unit rows.
+
+        Returns:
+            (Q, d) float32, unit rows; the same ones where the index does not whiten.
+
+        Raises:
+            ParameterError: descriptors of another shape than (Q, D).
+        """
+        if descriptors.ndim != 2 or descriptors.shape[1] != self.manifest.query_dim:
+            raise ParameterError(
+                f"descriptors are {descriptors.shape}, the index holds (N, {self.manifest.query_dim})",
+                remedy="Describe the queries with the index's bundle",
+            )
+        return self.whitening.apply(descriptors) if self.whitening else descriptors
+
+    def search(
+        self,
+        descriptors: Descriptors,
+        k: int,
+        geo_priors: Sequence[GeoPrior | None] | None = None,
+        *,
+        effort: int | None = None,
+    ) -> SearchResult:
+        """The k references most like each query.
+
+        Args:
+            descriptors: (Q, D) float32, unit rows, as the bundle gave them.
             k: at least 1; more than the references there are is allowed.
             geo_priors: one for each query (None: the whole index), or None for none at all. Every returned reference
                 lies inside its query's prior.
+            effort: of an approximate index, for this call: see `CandidateParameters.effort`.
 
         Raises:
-            ParameterError: k below 1, or descriptors of another shape than (Q, D).
+            ParameterError: k or effort below 1, or descriptors of another shape than (Q, D).
         """
         if k < 1:
             raise ParameterError(f"k is {k}, below 1", remedy="Ask for at least one match")
-        if descriptors.ndim != 2 or descriptors.shape[1] != self.manifest.descriptor_dim:
-            raise ParameterError(
-                f"descriptors are {descriptors.shape}, the index holds (N, {self.manifest.descriptor_dim})",
-                remedy="Describe the queries with the index's bundle",
-            )
+        if effort is not None and effort < 1:
+            raise ParameterError(f"effort is {effort}, below 1", remedy="Leave it out, or give 1 or more")
+        return self.search_whitened(self.whitened(descriptors), k, geo_priors, effort=effort)
+
+    def search_whitened(
+        self,
+        descriptors: Descriptors,
+        k: int,
+        geo_priors: Sequence[GeoPrior | None] | None = None,
+        *,
+        effort: int | None = None,
+    ) -> SearchResult:
+        """As `search`, of (Q, d) descriptors as the index stores them: its own, from `descriptors`, for example."""
         k_found = min(k, self.count)
         priors = [None] * len(descriptors) if geo_priors is None else geo_priors
         free = np.array([prior is None for prior in priors], bool)
         rows = np.full((len(descriptors), k), -1, np.int64)
         scores = np.full((len(descriptors), k), -np.inf, np.float32)
         if free.any():
-            rows[free, :k_found], scores[free, :k_found] = self._vectors.search(descriptors[free], k_found)
+            rows[free, :k_found], scores[free, :k_found] = self.vectors.search(
+                descriptors[free], k_found, effort=effort
+            )
         for query, prior in enumerate(priors):
             if prior is not None:
-                inside = self._blocks.rows_within(prior)
-                rows[query, :k_found], scores[query, :k_found] = self._vectors.search_rows(
+                inside = self.blocks.rows_within(prior)
+                rows[query, :k_found], scores[query, :k_found] = self.vectors.search_rows(
                     descriptors[query], k_found, inside
                 )
         return SearchResult(rows, scores)
+
+    @cached_property
+    def blocks(self) -> SpatialBlocks:
+        """What geo priors are compared with; worked out when the first one comes."""
+        return SpatialBlocks(self.lat, self.lon)
 
     def references(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Reference]:
         """The references of some rows, in the order given.
@@ -224,8 +222,7 @@ class PlaceIndex:
         wanted = np.asarray(rows, np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.count):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {self.count}")
-        root = Path(self.manifest.source.root)
-        return [_reference(record, root) for record in self._table.take(pa.array(wanted)).to_pylist()]
+        return self._table.references(wanted, Path(self.manifest.source.root))
 
     def row_of(self, reference_id: str) -> int:
         """The row of a reference.
@@ -233,8 +230,8 @@ class PlaceIndex:
         Raises:
             IndexNotFoundError: the index has no reference of that id (``reference_not_found``).
         """
-        row = int(pc.index(self._table["id"], reference_id).as_py())
-        if row < 0:
+        row = self._table.find(reference_id)
+        if row is None:
             raise IndexNotFoundError(
                 f"the index {self.name} has no reference {reference_id!r}",
                 remedy="Take a reference_id from an answer",
@@ -243,31 +240,15 @@ class PlaceIndex:
         return row
 
     def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
-        """The stored descriptors of some rows: (len(rows), D) float32."""
-        return self._vectors.descriptors(rows)
+        """The stored descriptors of some rows: (len(rows), d) float32, whitened where the index whitens."""
+        return self.vectors.exact.descriptors(rows)
 
 
-def _reference(record: dict[str, Any], root: Path) -> Reference:
-    captured_at, metadata = record["captured_at"], record["metadata"]
-    return Reference(
-        id=record["id"],
-        path=root / record["path"],
-        position=Position(record["lat"], record["lon"]),
-        altitude_m=record["altitude_m"],
-        heading_deg=record["heading_deg"],
-        captured_at=datetime.fromisoformat(captured_at) if captured_at else None,
-        session=record["session"],
-        metadata=json.loads(metadata) if metadata else {},
-    )
-
-
-def _read_table(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
-        raise PlaceIndexError(
-            f"the reference table cannot be read ({error})", where=str(path), remedy="Build the index again"
-        ) from error
-    if not table.schema.equals(REFERENCE_SCHEMA, check_metadata=False):
-        raise PlaceIndexError("the reference table has other columns than it should", where=str(path))
-    return table.combine_chunks()
+def file_names(manifest: PlaceIndexManifest) -> list[str]:
+    """The files that an index of this manifest has beside it."""
+    return [
+        VECTORS_NAME,
+        REFERENCES_NAME,
+        *([CANDIDATES_NAME] if manifest.candidates else []),
+        *([WHITENING_NAME] if manifest.whitening else []),
+    ]

@@ -5,13 +5,15 @@ where a photo was taken. Principal component analysis finds them; whitening divi
 evidences and co-occurences in image retrieval: the benefit of PCA and whitening", ECCV 2012.
 """
 
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import ParameterError
+from retrieval.errors import ParameterError, PlaceIndexError
 
 # Dividing by the square root of the singular values: on real photos better than either of the extremes, 0 and 1.
 HALF_WHITENING: Final = 0.5
@@ -103,3 +105,34 @@ def _scatter(descriptors: NDArray[np.float32], mean: NDArray[np.float64]) -> NDA
         centred = descriptors[begin : begin + _ROWS_AT_ONCE] - mean
         total += centred.T @ centred
     return total
+
+
+def write_whitening(whitening: Whitening, path: Path) -> None:
+    """Write a whitening to an ``.npz`` file."""
+    with path.open("wb") as file:
+        np.savez(
+            file,
+            mean=whitening.mean,
+            projection=whitening.projection,
+            power=np.float64(whitening.power),
+            explained=np.float64(whitening.explained),
+        )
+
+
+def read_whitening(path: Path) -> Whitening:
+    """Read what `write_whitening` wrote.
+
+    Raises:
+        PlaceIndexError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            mean, projection = stored["mean"], stored["projection"]
+            power, explained = float(stored["power"]), float(stored["explained"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise PlaceIndexError(
+            f"the whitening cannot be read ({error})", where=str(path), remedy="Build the index again"
+        ) from error
+    if mean.ndim != 1 or projection.ndim != 2 or len(mean) != len(projection):
+        raise PlaceIndexError("the whitening's parts do not fit together", where=str(path))
+    return Whitening(np.asarray(mean, np.float32), np.asarray(projection, np.float32), power, explained)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import ParameterError
-from retrieval.exact_vectors import faiss_module
+from retrieval.vectors.faiss_library import BLAS_FROM_QUERIES, faiss_module
 
 Int64Array = NDArray[np.int64]
 Float32Array = NDArray[np.float32]
@@ -48,7 +48,9 @@ def exact_ranking(
             f"descriptors of the database {database.shape} and of the queries {queries.shape} do not fit together",
             remedy="Describe both with the same bundle",
         )
-    index = faiss_module().IndexFlatL2(database.shape[1])
+    faiss = faiss_module()
+    faiss.cvar.distance_compute_blas_threshold = BLAS_FROM_QUERIES * database.shape[1]
+    index = faiss.IndexFlatL2(database.shape[1])
     index.add(np.ascontiguousarray(database, np.float32))
     rows = np.empty((len(queries), k), np.int64)
     scores = np.empty((len(queries), k), np.float32)

@@ -7,8 +7,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from retrieval.answer import Problem
 from retrieval.errors import ParameterError
-from retrieval.exact_vectors import Storage
 from retrieval.index_folder import check_index_name
+from retrieval.vectors.exact import Storage
+from retrieval.vectors.index_types import WantedType
 
 JobKind = Literal["full", "append", "remove"]
 JobState = Literal["PENDING", "RUNNING", "PUBLISHING", "SUCCEEDED", "FAILED", "CANCELLING", "CANCELLED"]
@@ -57,6 +58,11 @@ class FullJobRequest(_Describing):
 
     kind: Literal["full"]
     storage: Storage = Field(default="fp16", description="Of the vectors")
+    index_type: WantedType = Field(default="exact", description="`auto` tries several types and takes what fits best")
+    recall: float = Field(
+        default=0.95, gt=0, le=1, description="Of an approximate type: share of the ten best of exact search"
+    )
+    whiten: int = Field(default=0, ge=0, description="Numbers that descriptors are whitened to; 0: not at all")
 
 
 class AppendJobRequest(_Describing):

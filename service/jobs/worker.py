@@ -19,6 +19,7 @@ from index_builder.gate import GateSettings
 from index_builder.publishing import finish_publishing
 from index_builder.update_watch import LeftOut, Update, UpdateStep, UpdateWatch
 from index_builder.updating import IndexUpdater, UpdateSettings
+from index_builder.vectors.design import IndexDesign
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import ArtefactError, SightfixError
@@ -26,7 +27,7 @@ from retrieval.images import ImageLimits
 from retrieval.references import open_references
 from service.jobs.job_problems import job_problem
 from service.jobs.job_settings import JobSettings
-from service.jobs.model import AppendJobRequest, FullJobRequest, JobFailure, JobResult, RemoveJobRequest
+from service.jobs.model import AppendJobRequest, FullJobRequest, JobFailure, JobRequest, JobResult, RemoveJobRequest
 from service.jobs.sources import ConfinedSource, confined_spec
 from service.jobs.work_queue import TakenJob, WorkQueue
 from service.jobs.worker_process import run_worker
@@ -199,6 +200,7 @@ class JobRunner:
             request.index,
             settings.work_folder(job.id),
             UpdateSettings(
+                design=_design(request),
                 describe=DescribeSettings(
                     batch_size=settings.batch_size,
                     decode_threads=settings.decode_threads,
@@ -217,7 +219,7 @@ class JobRunner:
         elif isinstance(request, AppendJobRequest):
             update = updater.append(self._source(request), describe_again=request.describe_again)
         else:
-            update = updater.build(self._source(request), request.storage)
+            update = updater.build(self._source(request))
         if update.gate is None and self._queue.is_cancelled(job):  # nothing was published, nor had to be
             raise JobCancelledError
         return result_of(update)
@@ -252,6 +254,15 @@ class JobRunner:
 
     def _clear(self, job: TakenJob) -> None:
         shutil.rmtree(self._settings.work_folder(job.id), ignore_errors=True)
+
+
+def _design(request: JobRequest) -> IndexDesign:
+    """What index a request wants; an index that is appended to or removed from stays as it is."""
+    if not isinstance(request, FullJobRequest):
+        return IndexDesign()
+    return IndexDesign(
+        storage=request.storage, type=request.index_type, recall=request.recall, whiten=request.whiten
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from retrieval.index_folder import (
     find_index,
     published_versions,
 )
-from retrieval.place_index import PlaceIndexManifest
+from retrieval.place_index_manifest import PlaceIndexManifest
 from service.live_localizer import LiveLocalizer
 from service.problems import RequestError
 

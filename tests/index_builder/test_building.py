@@ -9,18 +9,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from index_builder import version_files
+from index_builder import version_writer
 from index_builder.building import BuildSettings, build_index
 from index_builder.describing import DescribeSettings
 from index_builder.publishing import check_free_space
+from index_builder.vectors.design import IndexDesign
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError, PlaceIndexError, ReferenceDataError, StorageError
-from retrieval.exact_vectors import ExactVectors
 from retrieval.geo import Position, hilbert_key
 from retrieval.images import read_image
 from retrieval.place_index import PlaceIndex
 from retrieval.references.reference import SkippedPhoto
+from retrieval.vectors.exact import ExactVectors
 from tests.places import Places, make_places
 from tests.retrieval.refusal import refused
 
@@ -36,14 +37,14 @@ def test_a_built_index_finds_every_photo_it_was_made_of(
     tmp_path: Path, describer: Describer, bundle: Bundle, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows far apart in an order that the curve changes, and copied in pieces that do not divide their number."""
-    monkeypatch.setattr(version_files, "_COPY_ROWS", 5)
+    monkeypatch.setattr(version_writer, "_COPY_ROWS", 5)
     places = make_places(tmp_path, 12)
     rng = np.random.default_rng(3)
     places.rows[:] = [
         replace(row, position=Position(float(rng.uniform(-80, 80)), float(rng.uniform(-180, 180))))
         for row in places.rows
     ]
-    settings = BuildSettings(storage=storage, describe=DescribeSettings(batch_size=5))
+    settings = BuildSettings(design=IndexDesign(storage=storage), describe=DescribeSettings(batch_size=5))
     done: list[int] = []
     built = build_index(places, describer, tmp_path / "indexes", "town", settings, on_progress=done.append)
     assert sum(done) == 12

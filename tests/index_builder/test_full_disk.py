@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from index_builder.building import BuildSettings, build_index
+from index_builder.vectors.design import IndexDesign
 from retrieval.describer import Describer
 from retrieval.errors import StorageError
 from retrieval.index_folder import published_versions
@@ -38,7 +39,7 @@ def assert_nothing_changes(indexes: Path, photos: Path, describer: Describer, on
         f"{town}: writing failed (No space left on device). "
         "Free some space or choose another folder, then run the command again; nothing was published."
     )
-    settings = BuildSettings(storage="fp32")
+    settings = BuildSettings(design=IndexDesign(storage="fp32"))
     with refused(StorageError, text, "storage"):
         build_index(make_places(photos / "second", 3), describer, indexes, "town", settings, on_step=on_step)
     assert tree(indexes) == before

@@ -95,8 +95,8 @@ class _LosesTheBest:
         self.count = index.count
         self.descriptors = index.descriptors
 
-    def search(self, descriptors: Descriptors, k: int) -> SearchResult:
-        found = self._index.search(descriptors, k + 1)
+    def search_whitened(self, descriptors: Descriptors, k: int) -> SearchResult:
+        found = self._index.search_whitened(descriptors, k + 1)
         return SearchResult(found.rows[:, 1:], found.scores[:, 1:])
 
 
@@ -111,7 +111,7 @@ def test_recall_counts_what_the_index_does_not_return(tmp_path: Path, describer:
 
 def test_too_low_a_recall_does_not_pass(tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder = build(tmp_path, describer, 8)
-    search = PlaceIndex.search
+    search = PlaceIndex.search_whitened
 
     def nearly(index: PlaceIndex, descriptors: Descriptors, k: int) -> SearchResult:
         if k == 1:
@@ -119,7 +119,7 @@ def test_too_low_a_recall_does_not_pass(tmp_path: Path, describer: Describer, mo
         found = search(index, descriptors, k)
         return SearchResult(np.where(np.arange(k) == k - 1, -1, found.rows), found.scores)
 
-    monkeypatch.setattr(PlaceIndex, "search", nearly)
+    monkeypatch.setattr(PlaceIndex, "search_whitened", nearly)
     with pytest.raises(PlaceIndexError, match=r"the index returns 75.0% of what exact search finds, 98.0%") as info:
         check_version(folder, describer, GateSettings(recall_at=4))
     assert info.value.code == "gate_failed"

@@ -12,6 +12,7 @@ from index_builder.building import BuildSettings, build_index
 from index_builder.describing import DescribeSettings
 from index_builder.publishing import draft_version, finish_publishing
 from index_builder.updating import IndexUpdater, UpdateSettings
+from index_builder.vectors.design import IndexDesign
 from retrieval.artefact import replace_file
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
@@ -22,11 +23,11 @@ from retrieval.errors import (
     ReferenceDataError,
     StorageError,
 )
-from retrieval.exact_vectors import ExactVectors
 from retrieval.geo import Position, hilbert_key
 from retrieval.index_folder import published_versions
 from retrieval.place_index import PlaceIndex
 from retrieval.references.reference import SkippedPhoto
+from retrieval.vectors.exact import ExactVectors
 from tests.index_builder.counting_describer import CountingDescriber
 from tests.index_builder.recording_watch import RecordingWatch, StoppedError, stop_at
 from tests.places import Places, make_places
@@ -77,7 +78,8 @@ def test_append_describes_what_is_new_and_keeps_the_rest_bit_by_bit(
     tmp_path: Path, counting: CountingDescriber, storage: str
 ) -> None:
     places = scattered(tmp_path, 9)
-    build_index(first(places, 6), counting, tmp_path / "indexes", "town", BuildSettings(storage=storage))
+    settings = BuildSettings(design=IndexDesign(storage=storage))
+    build_index(first(places, 6), counting, tmp_path / "indexes", "town", settings)
     before = vectors_by_id(town(tmp_path))
     watch = RecordingWatch()
     update = updater(tmp_path, counting, watch).append(places)
@@ -249,7 +251,7 @@ def test_there_must_be_an_index_to_change(tmp_path: Path, describer: Describer, 
 def test_a_full_update_replaces_everything_and_counts_by_id(tmp_path: Path, describer: Describer) -> None:
     places = make_places(tmp_path, 5)
     build_index(first(places, 3), describer, tmp_path / "indexes", "town")
-    update = updater(tmp_path, describer).build(Places(tmp_path, places.rows[1:]), "fp32")
+    update = updater(tmp_path, describer, design=IndexDesign(storage="fp32")).build(Places(tmp_path, places.rows[1:]))
     assert (update.added, update.replaced, update.removed, update.kept, update.count) == (2, 2, 1, 0, 4)
     assert town(tmp_path).manifest.storage == "fp32"
 

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -15,17 +16,13 @@ from hypothesis import strategies as st
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import IndexNotFoundError, ModelIndexMismatchError, ParameterError, PlaceIndexError
-from retrieval.exact_vectors import ExactVectors
 from retrieval.geo import GeoPrior
 from retrieval.images import read_image
-from retrieval.place_index import (
-    REFERENCE_SCHEMA,
-    Bounds,
-    BundleIdentity,
-    PlaceIndex,
-    PlaceIndexManifest,
-    Source,
-)
+from retrieval.place_index import PlaceIndex
+from retrieval.place_index_manifest import Bounds, BundleIdentity, PlaceIndexManifest, Source
+from retrieval.reference_table import REFERENCE_SCHEMA, ReferenceTable, write_reference_table
+from retrieval.vectors.exact import ExactVectors
+from retrieval.vectors.stored import StoredVectors
 from retrieval.version import __version__
 from tests.conftest import PublishedPlaces
 from tests.retrieval.other_bundle import change_manifest, flip_byte, record_again, write_other_bundle
@@ -59,7 +56,10 @@ def index_of(lat: np.ndarray, lon: np.ndarray, descriptors: np.ndarray, storage:
         files={},
     )
     vectors = ExactVectors.from_descriptors([descriptors], descriptors.shape[1], storage)
-    return PlaceIndex(Path("scatter"), manifest, vectors, table_of(lat, lon, **columns))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "references.parquet"
+        write_reference_table(table_of(lat, lon, **columns), np.arange(len(lat)), path)
+        return PlaceIndex(Path("scatter"), manifest, StoredVectors(vectors), ReferenceTable(path))
 
 
 def unit_rows(count: int, seed: int, dim: int = 12) -> np.ndarray:
@@ -248,7 +248,7 @@ def test_a_folder_that_is_no_index_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_format_version_is_refused(version: Path) -> None:
     change_manifest(version, {"format_version": 9})
     text = (
-        f"{version / 'manifest.json'}: format version 9 is unknown to sightfix {__version__} (it reads 1). "
+        f"{version / 'manifest.json'}: format version 9 is unknown to sightfix {__version__} (it reads 1 and 2). "
         "Install a matching sightfix, or make the place-index again with this one."
     )
     with refused(PlaceIndexError, text, "place_index_damaged"):
@@ -319,7 +319,7 @@ def test_a_changed_bundle_fingerprint_in_the_manifest_is_refused_by_the_bundle(v
         PlaceIndex.open(version).check_bundle(bundle)
 
 
-@pytest.mark.parametrize("change", [{"metric": "l2"}, {"index_type": "hnsw"}, {"storage": "int8"}, {"count": 0}])
+@pytest.mark.parametrize("change", [{"metric": "l2"}, {"index_type": "annoy"}, {"storage": "int4"}, {"count": 0}])
 def test_a_manifest_of_an_unknown_kind_of_index_is_refused(version: Path, change: dict) -> None:
     change_manifest(version, change)
     with pytest.raises(PlaceIndexError, match=f"the manifest is damaged at {next(iter(change))} "):

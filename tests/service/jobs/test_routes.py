@@ -43,7 +43,8 @@ def test_a_job_is_accepted_shown_listed_and_cancelled(http: TestClient, prefix: 
     assert response.headers["location"] == f"{prefix}/jobs/{job['id']}"
     assert response.headers["retry-after"] == "2"
     assert (job["state"], job["kind"], job["index"]) == ("PENDING", "full", "town")
-    assert job["request"] == {**FULL, "max_unreadable": 2, "publish": "auto", "storage": "fp16"}
+    design = {"storage": "fp16", "index_type": "exact", "recall": 0.95, "whiten": 0}
+    assert job["request"] == {**FULL, "max_unreadable": 2, "publish": "auto", **design}
     assert job["progress"] == {"done": 0, "total": None, "failed": 0, "skipped": 0, "rate_per_s": None, "eta_s": None}
     shown = http.get(response.headers["location"])
     assert (shown.status_code, shown.json(), shown.headers["retry-after"]) == (200, job, "2")
@@ -77,7 +78,11 @@ def test_a_key_that_cannot_be_one_is_refused(http: TestClient, key: str) -> None
 @pytest.mark.parametrize(
     ("body", "pointer", "message"),
     [
-        ({**FULL, "sauce": 1}, "/sauce", "its keys are index, publish, source, max_unreadable, kind, storage"),
+        (
+            {**FULL, "sauce": 1},
+            "/sauce",
+            "its keys are index, publish, source, max_unreadable, kind, storage, index_type, recall, whiten",
+        ),
         ({**FULL, "kind": "append", "storage": "fp16"}, "/storage", "There is no such key in a job of kind append"),
         ({**FULL, "kind": "purge"}, "/kind", "Choose among full, append, remove"),
         ({"index": "town"}, "/kind", "Choose among full, append, remove"),

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import exact_vectors
 from retrieval.errors import MissingExtraError, PlaceIndexError
-from retrieval.exact_vectors import ExactVectors, faiss_module
+from retrieval.vectors import exact as exact_vectors
+from retrieval.vectors.exact import ExactVectors
+from retrieval.vectors.faiss_library import faiss_module
 from tests.retrieval.refusal import refused
 from tests.retrieval.slow_search import assert_k_best
 
-STORAGES = ("fp32", "fp16")
+STORAGES = ("fp32", "fp16", "int8")
 
 
 def unit_rows(count: int, dim: int = 16, seed: int = 0) -> np.ndarray:
@@ -24,7 +25,7 @@ def unit_rows(count: int, dim: int = 16, seed: int = 0) -> np.ndarray:
 
 
 def stored(descriptors: np.ndarray, storage: str) -> ExactVectors:
-    return ExactVectors.from_descriptors([descriptors], descriptors.shape[1], storage)
+    return ExactVectors.from_descriptors([descriptors], descriptors.shape[1], storage, sample=descriptors)
 
 
 def true_scores(vectors: ExactVectors, query: np.ndarray) -> np.ndarray:
@@ -38,7 +39,7 @@ def write_to(vectors: ExactVectors, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("queries", [1, 15, 16, 40])
+@pytest.mark.parametrize("queries", [1, 2, 3, 11, 12, 40])
 def test_search_is_the_slow_search(storage: str, queries: int) -> None:
     """On both sides of the batch size at which FAISS turns to BLAS."""
     descriptors, asked = unit_rows(700), unit_rows(queries, seed=1)
@@ -115,16 +116,43 @@ def test_ties_are_broken_the_same_way_every_time(storage: str) -> None:
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_a_written_file_is_read_again(storage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_a_written_file_is_read_again(storage: str, memory_map: bool, tmp_path: Path) -> None:
     descriptors = unit_rows(100)
     pieces = (descriptors[:33], descriptors[33:34], descriptors[34:])
-    path = write_to(ExactVectors.from_descriptors(pieces, 16, storage), tmp_path / "v.faiss")
-    vectors = ExactVectors.read(path, storage)
+    made = ExactVectors.from_descriptors(pieces, 16, storage, sample=descriptors)
+    path = write_to(made, tmp_path / "v.faiss")
+    vectors = ExactVectors.read(path, storage, memory_map=memory_map)
     assert (vectors.count, vectors.dim, vectors.storage) == (100, 16, storage)
-    assert path.stat().st_size < 100 * 16 * (4 if storage == "fp32" else 2) + 200
+    assert vectors.bytes_per_row == 16 * {"fp32": 4, "fp16": 2, "int8": 1}[storage]
+    assert path.stat().st_size < 100 * vectors.bytes_per_row + 400
     some = np.array([99, 0, 34, 34])
-    np.testing.assert_allclose(vectors.descriptors(some), descriptors[some], atol=1e-3 if storage == "fp16" else 0)
+    np.testing.assert_allclose(
+        vectors.descriptors(some), descriptors[some], atol={"fp32": 0, "fp16": 1e-3, "int8": 5e-3}[storage]
+    )
     assert vectors.search(descriptors[57:58], 1)[0].tolist() == [[57]]
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_rows_taken_over_stay_the_same_bit_by_bit(storage: str, memory_map: bool, tmp_path: Path) -> None:
+    """Also in int8, whose steps would be others if they were chosen anew from the rows that remain."""
+    old = stored(unit_rows(400), storage)
+    old = ExactVectors.read(write_to(old, tmp_path / "v.faiss"), storage, memory_map=memory_map)
+    some = np.arange(100, 130)
+    new = old.empty_alike()
+    new.add(old.descriptors(some))
+    assert np.array_equal(new.descriptors(np.arange(30)), old.descriptors(some))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_batches_in_blocks_are_the_slow_search(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks smaller than k, and a last one that is not full."""
+    monkeypatch.setattr(exact_vectors, "_BLOCK_ROWS", 9)
+    vectors, asked = stored(unit_rows(200), storage), unit_rows(30, seed=1)
+    rows, scores = vectors.search(asked, 14)
+    for place, query in enumerate(asked):
+        assert_k_best(rows[place], scores[place], true_scores(vectors, query), np.arange(200), 14)
 
 
 @pytest.mark.parametrize("content", [b"", b"no index", b"IxFI" + bytes(3)])

@@ -1,0 +1,139 @@
+"""The reference table of a place index: positions in memory, the rest read when it is asked for."""
+
+import json
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from retrieval.errors import PlaceIndexError
+from retrieval.geo import Position
+from retrieval.references.reference import Reference
+
+REFERENCE_SCHEMA: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("lat", pa.float64(), nullable=False),
+        pa.field("lon", pa.float64(), nullable=False),
+        pa.field("altitude_m", pa.float64()),
+        pa.field("heading_deg", pa.float64()),
+        pa.field("captured_at", pa.string()),
+        pa.field("session", pa.string()),
+        pa.field("metadata", pa.string()),
+        pa.field("content_sha256", pa.string()),
+    ]
+)
+# Written before photos were hashed.
+_OLDER_SCHEMA: Final = pa.schema([field for field in REFERENCE_SCHEMA if field.name != "content_sha256"])
+
+# Rows that are read at once: a large table's first answer must not wait for all of it.
+ROW_GROUP_ROWS: Final = 32_768
+
+
+class ReferenceTable:
+    """The rows of a reference table. Safe to read from several threads.
+
+    Args:
+        path: of the Parquet file.
+
+    Raises:
+        PlaceIndexError: it cannot be read, or has other columns.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._ids: pa.ChunkedArray | None = None
+        try:
+            self._file = pq.ParquetFile(path, memory_map=True)
+            if not any(self._file.schema_arrow.equals(schema) for schema in (REFERENCE_SCHEMA, _OLDER_SCHEMA)):
+                raise PlaceIndexError("the reference table has other columns than it should", where=str(path))
+            positions = self._file.read(columns=["lat", "lon"])
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+        self.lat: NDArray[np.float64] = positions["lat"].to_numpy()
+        self.lon: NDArray[np.float64] = positions["lon"].to_numpy()
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        self._starts = np.cumsum([0, *sizes])
+        self._groups: dict[int, pa.Table] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(self.lat)
+
+    def references(self, rows: NDArray[np.int64], root: Path) -> list[Reference]:
+        """The references of some rows, in the order given.
+
+        Args:
+            rows: (n,) int64.
+            root: the folder that relative paths start from.
+
+        Raises:
+            PlaceIndexError: the file can no longer be read.
+        """
+        records: list[Reference | None] = [None] * len(rows)
+        groups = np.searchsorted(self._starts, rows, side="right") - 1
+        for group in np.unique(groups):
+            places = np.flatnonzero(groups == group)
+            some = self._group(int(group)).take(pa.array(rows[places] - self._starts[group]))
+            for place, record in zip(places, some.to_pylist(), strict=True):
+                records[place] = _reference(record, root)
+        return [record for record in records if record is not None]
+
+    def find(self, reference_id: str) -> int | None:
+        """The row of an id, or None where there is no such reference."""
+        with self._lock:
+            if self._ids is None:
+                self._ids = self._file.read(columns=["id"])["id"]
+        row = int(pc.index(self._ids, reference_id).as_py())
+        return row if row >= 0 else None
+
+    def _group(self, group: int) -> pa.Table:
+        with self._lock:
+            if group not in self._groups:
+                try:
+                    self._groups[group] = self._file.read_row_group(group).combine_chunks()
+                except (pa.ArrowException, OSError) as error:
+                    raise self._unreadable(error) from error
+            return self._groups[group]
+
+    def _unreadable(self, error: Exception) -> PlaceIndexError:
+        return PlaceIndexError(
+            f"the reference table cannot be read ({error})", where=str(self._path), remedy="Build the index again"
+        )
+
+
+def read_references(path: Path) -> pa.Table:
+    """The whole table, with the columns of `REFERENCE_SCHEMA`."""
+    table = pq.read_table(path)
+    if "content_sha256" not in table.column_names:
+        table = table.append_column(REFERENCE_SCHEMA.field("content_sha256"), pa.nulls(table.num_rows, pa.string()))
+    return table.cast(REFERENCE_SCHEMA)
+
+
+def write_reference_table(table: pa.Table, order: Sequence[int] | NDArray[np.int64], path: Path) -> None:
+    """Write a table with the columns of `REFERENCE_SCHEMA`, its rows in `order`."""
+    pq.write_table(table.take(pa.array(order)), path, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+
+
+def _reference(record: dict[str, Any], root: Path) -> Reference:
+    captured_at, metadata = record["captured_at"], record["metadata"]
+    return Reference(
+        id=record["id"],
+        path=root / record["path"],
+        position=Position(record["lat"], record["lon"]),
+        altitude_m=record["altitude_m"],
+        heading_deg=record["heading_deg"],
+        captured_at=datetime.fromisoformat(captured_at) if captured_at else None,
+        session=record["session"],
+        metadata=json.loads(metadata) if metadata else {},
+    )
