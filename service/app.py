@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse, Response
 from fastapi_offline import FastAPIOffline
 
 from retrieval.version import __version__
@@ -18,6 +17,7 @@ from service.key_guard import KeyGuard
 from service.live_localizer import LiveLocalizer
 from service.observing.live_state import JobStates
 from service.observing.requests import ObservedRequests
+from service.openapi import describe_problems
 from service.problems import install_problem_handlers
 from service.routes.batch import add_batch_routes
 from service.routes.descriptors import add_descriptor_routes
@@ -28,6 +28,8 @@ from service.routes.localize import add_localize_routes
 from service.routes.metrics import add_metrics_route
 from service.routes.no_jobs import add_no_job_routes
 from service.routes.references import add_reference_routes
+from service.routes.tracks import add_track_routes
+from service.web_page import add_web_page
 
 _DESCRIPTION: Final = """Where was this photo taken?
 
@@ -73,10 +75,7 @@ def create_app(live: LiveLocalizer, jobs: JobService | None = None) -> FastAPI:
     if live.settings.metrics == "main" and live.observer.metrics is not None:
         add_metrics_route(app, live.observer.metrics)
     install_problem_handlers(app)
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> Response:
-        return RedirectResponse("/docs")
+    add_web_page(app, live.settings.map_tiles, jobs=jobs is not None)
 
     for add in (
         add_localize_routes,
@@ -86,10 +85,12 @@ def create_app(live: LiveLocalizer, jobs: JobService | None = None) -> FastAPI:
         add_health_routes,
         add_index_routes,
         add_reference_routes,
+        add_track_routes,
     ):
         add(app, live)
     if jobs is None:
         add_no_job_routes(app)
     else:
         add_job_routes(app, jobs)
+    describe_problems(app)
     return app

@@ -1,9 +1,13 @@
 """uvicorn's HTTP protocol with limits on what comes before the body: a request's line and headers."""
 
 import asyncio
+import logging
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from retrieval.localizer import new_request_id
+from service.problems import MEDIA_TYPE, RequestError, problem_of
 
 
 def bounded_http(max_header_bytes: int, header_timeout_s: float) -> type[HttpToolsProtocol]:
@@ -25,6 +29,9 @@ class _BoundedHttp(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
+        # A client's faults are told to the client; anybody could fill the disk with uvicorn's warnings of them.
+        self.logger = logging.getLogger("uvicorn.error.protocol")
+        self.logger.setLevel(logging.ERROR)
         self._header_bytes = 0
         self._in_headers = True
         self._timer: asyncio.TimerHandle | None = None
@@ -47,7 +54,21 @@ class _BoundedHttp(HttpToolsProtocol):
         super().data_received(data)
         # One chunk may hold headers and the beginning of a body: only unfinished headers are judged.
         if self._in_headers and self._header_bytes > self.max_header_bytes:
-            self._refuse(b"431 Request Header Fields Too Large")
+            self._refuse(
+                RequestError(
+                    f"the request line and headers have more than {self.max_header_bytes} bytes",
+                    code="headers_too_large",
+                    remedy="Send fewer or shorter headers, and photos in the body",
+                )
+            )
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP gets a problem too, in place of uvicorn's line of text."""
+        self._refuse(
+            RequestError(
+                "this is not a valid HTTP request", remedy="Check the request line, the headers and the lengths"
+            )
+        )
 
     def on_headers_complete(self) -> None:
         """The body has its own limits."""
@@ -63,15 +84,29 @@ class _BoundedHttp(HttpToolsProtocol):
 
     def _start_timer(self) -> None:
         if self._timer is None:
-            self._timer = self.loop.call_later(self.header_timeout_s, self._refuse, b"408 Request Timeout")
+            self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _refuse(self, status: bytes) -> None:
+    def _too_slow(self) -> None:
+        self._refuse(
+            RequestError(
+                f"the request's headers did not arrive within {self.header_timeout_s:g} s",
+                code="request_timeout",
+                remedy="Send them at once, or over a faster connection",
+            )
+        )
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer what never reaches the app, and hang up."""
         self._stop_timer()
-        if not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-            self.transport.close()
+        if self.transport.is_closing():
+            return
+        problem = problem_of(error, new_request_id())
+        body = problem.model_dump_json(exclude_none=True).encode()
+        head = f"HTTP/1.1 {problem.status} {problem.title}\r\nContent-Type: {MEDIA_TYPE}\r\n"
+        self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+        self.transport.close()

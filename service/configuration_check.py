@@ -39,6 +39,7 @@ def check_settings(settings: ServerSettings) -> list[Finding]:
     find("address", lambda: _exposure(settings))
     find("TLS", lambda: _tls(settings))
     find("API keys", lambda: _keys(settings))
+    find("map tiles", lambda: _map_tiles(settings))
     bundle: list[Bundle] = []
     find("bundle", lambda: _bundle(settings, bundle))
     find("place index", lambda: _index(settings, bundle[0] if bundle else None))
@@ -66,6 +67,11 @@ def _keys(settings: ServerSettings) -> str:
     keys = read_keys(settings.api_keys)
     admins = sum(key.allows("admin") for key in keys)
     return f"{len(keys)}, {admins} of them for administration"
+
+
+def _map_tiles(settings: ServerSettings) -> str:
+    tiles = settings.map_tiles
+    return "none: a plain grid" if tiles is None else f"{tiles.csp_source or 'from this host'}, {tiles.attribution}"
 
 
 def _bundle(settings: ServerSettings, opened: list[Bundle]) -> str:

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import sys
+import warnings
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -36,6 +37,10 @@ def log_to_stderr(level: str, log_format: LogFormat = "text") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    # Pillow warns about damaged photos with a text for each, in a form of its own; Python would keep every one of them.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    # What a client does wrong is told to the client; anybody could fill the disk with this.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     logging.getLogger("sightfix").setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         # uvicorn brings handlers of its own.

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -27,13 +28,16 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "unauthenticated": 401,
     "forbidden": 403,
     "jobs_disabled": 403,
+    "tracks_disabled": 403,
     "reference_not_found": 404,
     "index_not_found": 404,
     "not_found": 404,
     "job_not_found": 404,
     "version_not_found": 404,
+    "track_not_found": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,
+    "frame_out_of_order": 409,
     "idempotency_conflict": 409,
     "job_not_cancellable": 409,
     "reference_id_conflict": 409,
@@ -53,6 +57,9 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "index_would_be_empty": 422,
     "gate_failed": 422,
     "queue_full": 429,
+    "too_many_tracks": 429,
+    "track_busy": 429,
+    "headers_too_large": 431,
     "not_ready": 503,
     "draining": 503,
     "deadline_exceeded": 504,
@@ -103,10 +110,13 @@ def plain_request_id(given: str) -> str:
 
 def validation_problem(error: ValidationError) -> RequestError:
     """A pydantic error as a request error that names each wrong field by JSON pointer."""
-    errors = [
-        FieldProblem(pointer="/" + "/".join(str(part) for part in item["loc"]), message=item["msg"])
-        for item in error.errors(include_url=False, include_input=False)
-    ]
+    return _fields_problem(
+        [(item["loc"], item["msg"]) for item in error.errors(include_url=False, include_input=False)]
+    )
+
+
+def _fields_problem(wrong: Sequence[tuple[Sequence[int | str], str]]) -> RequestError:
+    errors = [FieldProblem(pointer="/" + "/".join(map(str, place)), message=message) for place, message in wrong]
     first = errors[0]
     return RequestError(f"{first.pointer}: {first.message}", code="validation_error", errors=errors)
 
@@ -117,11 +127,18 @@ def problem_of(error: SightfixError, request_id: str) -> Problem:
     return _problem(
         STATUS_OF_CODE.get(error.code, 500),
         error.code,
-        str(error),
+        _told(error),
         request_id,
         errors=error.errors if isinstance(error, RequestError) else None,
         retry_after_s=retry_after_s,
     )
+
+
+def _told(error: SightfixError) -> str:
+    """The error without the server's own paths, which are no client's business; its log has them."""
+    if error.where is None or not error.where.startswith("/"):
+        return str(error)
+    return f"{error.what}. {error.remedy}." if error.remedy else f"{error.what}."
 
 
 def problem_response(request: Request, error: SightfixError) -> Response:
@@ -139,6 +156,17 @@ def install_problem_handlers(app: FastAPI) -> None:
             _log.error("request %s failed: %s", request_id_of(request), error)
         return _response(request, problem)
 
+    async def on_wrong_parameters(request: Request, error: Exception) -> Response:
+        """FastAPI's own check of parameters and bodies; its own answer would repeat the input, and fail on NaN."""
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return problem_response(request, RequestError("the body is not JSON", remedy="Check the request body"))
+        # The first part of a place says where FastAPI looked: body, query, path or header.
+        return problem_response(
+            request, _fields_problem([(item["loc"][1:] or item["loc"], item["msg"]) for item in error.errors()])
+        )
+
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed_request")
@@ -155,6 +183,7 @@ def install_problem_handlers(app: FastAPI) -> None:
         return _response(request, _problem(400, "malformed_request", detail, request_id_of(request)))
 
     app.add_exception_handler(SightfixError, on_sightfix_error)
+    app.add_exception_handler(RequestValidationError, on_wrong_parameters)
     app.add_exception_handler(ClientDisconnect, on_client_gone)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, on_bug)
@@ -176,7 +205,7 @@ def _problem(
         type=f"{TYPE_PREFIX}{code}",
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
+        detail=detail.encode("utf-8", "backslashreplace").decode(),  # half a surrogate pair is no UTF-8
         instance=f"urn:request:{request_id}",
         code=code,
         errors=list(errors) if errors else None,

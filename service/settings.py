@@ -15,6 +15,7 @@ from retrieval.fix import FixMethod
 from retrieval.index_folder import DEFAULT_INDEXES
 from service.jobs.job_settings import JobSettings
 from service.logs import LogFormat
+from service.map_tiles import DEEPEST_ZOOM, MapTiles
 from service.tls import TlsFiles
 
 
@@ -60,7 +61,11 @@ class ServerSettings(BaseSettings):
         access_log: whether every request is logged at info, not only those that failed.
         source_roots: folders that re-indexing jobs may read photos from; none: no jobs.
         jobs_folder: where jobs are kept; None is `.jobs` among the indexes.
+        max_tracks: tracks that may be open at once, of gRPC streams and over HTTP; 0: none.
+        track_idle_s: a track opened over HTTP is closed when no frame has come for so long.
+        track_place_m: references in a square of this side are one place to a track, metres.
         fix_method: how the fix is made from the matches.
+        tile_url, tile_attribution, tile_max_zoom: of the map on the web page, see `MapTiles`; None: a plain grid.
     """
 
     model_config = SettingsConfigDict(env_prefix="SIGHTFIX_", extra="forbid", frozen=True)
@@ -105,7 +110,13 @@ class ServerSettings(BaseSettings):
     access_log: bool = False
     source_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     jobs_folder: Path | None = None
+    max_tracks: int = Field(default=64, ge=0, le=10_000)
+    track_idle_s: float = Field(default=300.0, gt=0.0, le=86_400.0)
+    track_place_m: float = Field(default=5.0, ge=0.5, le=1000.0)
     fix_method: FixMethod = "weighted_cluster"
+    tile_url: str | None = None
+    tile_attribution: str | None = None
+    tile_max_zoom: int = Field(default=19, ge=1, le=DEEPEST_ZOOM)
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 
     @field_validator("source_roots", mode="before")
@@ -146,6 +157,23 @@ class ServerSettings(BaseSettings):
         raise ParameterError(
             "TLS needs a certificate and its key", remedy="Give both: --tls-cert cert.pem --tls-key key.pem"
         )
+
+    @property
+    def map_tiles(self) -> MapTiles | None:
+        """Where the web page's map gets its pictures from, or None for a plain grid.
+
+        Raises:
+            ParameterError: the URL is none of tiles, or it is not said who made the map.
+        """
+        if self.tile_url is None:
+            return None
+        if not self.tile_attribution:
+            raise ParameterError(
+                "map tiles need an attribution",
+                where="--tile-attribution or SIGHTFIX_TILE_ATTRIBUTION",
+                remedy="Say who made the map, as its licence wants it shown, such as '© OpenStreetMap contributors'",
+            )
+        return MapTiles(self.tile_url, self.tile_attribution, self.tile_max_zoom)
 
     def check_exposure(self) -> None:
         """Refuse to listen beyond this machine when anybody could come in.

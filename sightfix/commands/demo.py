@@ -41,7 +41,7 @@ def demo(
             f"True position {query.position.lat:.6f}, {query.position.lon:.6f}: "
             f"the fix is [bold]{true_distance_m(answer, query.position):.1f} m[/] away.\n"
         )
-        console.print(f"The server runs at [bold]{url}[/] (interactive documentation: {url}/docs). Try:")
+        console.print(f"The server runs at [bold]{url}[/] (a web page; interactive documentation: {url}/docs). Try:")
         console.print(f"  curl --data-binary @{photo} -H 'Content-Type: image/jpeg' {url}/localize")
         console.print("How good is it over all query photos, beside chance?")
         console.print(f"  sightfix evaluate --index {INDEX_NAME} --indexes {indexes} --queries csv:{queries_csv}")

@@ -47,6 +47,10 @@ def serve(
     access_log: Annotated[
         bool | None, typer.Option("--access-log", help="Log every request, not only failures")
     ] = None,
+    tile_url: Annotated[
+        str | None, typer.Option(help="Map tiles of the web page, with {z}, {x} and {y} [default: a plain grid]")
+    ] = None,
+    tile_attribution: Annotated[str | None, typer.Option(help="Who made the map tiles, shown on the map")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [default: info]")] = None,
     config: Annotated[Path | None, typer.Option(envvar="SIGHTFIX_CONFIG", help="Settings from a TOML file")] = None,
     check_config: Annotated[
