@@ -22,6 +22,7 @@ MODULES = (
     "geopair_million",
     "training_throughput",
     "tracking_drive",
+    "tracking_steps",
 )
 
 

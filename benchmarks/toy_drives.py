@@ -107,17 +107,18 @@ def describe_cameras(
         PlannedPhoto("", town.position(camera.east, camera.north), camera, light, moment + frame, at, "drive")
         for frame, camera in enumerate(cameras)
     ]
-    return _described(town, plans, describer)
+    return describe_plans(town, plans, describer)
 
 
 def describe_survey(town: ToyTown, count: int, describer: Describer) -> tuple[Float64Array, Descriptors]:
     """The references of a town: (N, 2) metres east and north, and their descriptors (N, D) float32."""
     plans = plan_references(town, count)
     positions = np.array([(plan.camera.east, plan.camera.north) for plan in plans])
-    return positions, _described(town, plans, describer)
+    return positions, describe_plans(town, plans, describer)
 
 
-def _described(town: ToyTown, plans: list[PlannedPhoto], describer: Describer) -> Descriptors:
+def describe_plans(town: ToyTown, plans: list[PlannedPhoto], describer: Describer) -> Descriptors:
+    """Take planned photos and describe them: (N, D) float32."""
     preprocessing = describer.bundle.preprocessing
     pieces, waiting = [], []
     for _, photo in photographs(town, plans):

@@ -9,11 +9,14 @@ from typing import Final
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.answer import FixAnswer, IndexAnswer, LocalizeAnswer, MatchAnswer, ModelAnswer, TimingsAnswer
+from retrieval.calibration import Calibration
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import ParameterError
-from retrieval.fix import Fix, FixSettings, make_fix
+from retrieval.evidence import centre_of, centred_cosines
+from retrieval.fix import Fix, FixSettings, FixStatus, make_fix
 from retrieval.geo import GeoPrior
 from retrieval.images import DEFAULT_LIMITS, ImageLimits, RgbImage, decode_image, read_image_bytes
 from retrieval.place_index import PlaceIndex
@@ -29,7 +32,7 @@ class LocalizeOptions:
     Attributes:
         top_k: how many matches to return, 1 to 100.
         geo_prior: where the answer must lie, or None.
-        min_score: matches below this cosine are left out, -1 to 1, or None.
+        min_score: matches below this cosine are not told, -1 to 1, or None; when none is left, it is NO_MATCH.
 
     Raises:
         ParameterError: top_k or min_score outside its range.
@@ -57,6 +60,23 @@ class DecodedQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class Located:
+    """An answer, and what it was made from.
+
+    Attributes:
+        answer: for one photo.
+        rows: (K,) int64, rows of the matches in the place index, best first; at least as many as were told.
+        scores: (K,) float64, their cosines.
+        place_index: that they are rows of.
+    """
+
+    answer: LocalizeAnswer
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    place_index: PlaceIndex
+
+
+@dataclass(frozen=True, slots=True)
 class _Asked:
     """What is asked of one descriptor, and what it has cost until now."""
 
@@ -74,6 +94,7 @@ class Localizer:
         place_index: what to search.
         fix_settings: how the fix is made from the matches.
         limits: of encoded images.
+        calibration: how far to trust fixes.
 
     Raises:
         ModelIndexMismatchError: the index was described with another bundle.
@@ -85,12 +106,15 @@ class Localizer:
         place_index: PlaceIndex,
         fix_settings: FixSettings | None = None,
         limits: ImageLimits = DEFAULT_LIMITS,
+        calibration: Calibration | None = None,
     ) -> None:
         place_index.check_bundle(describer.bundle)
         self.describer = describer
         self.place_index = place_index
         self.fix_settings = fix_settings or FixSettings()
         self.limits = limits
+        self.calibration = calibration if calibration and calibration.holds_for(self.fix_settings) else None
+        self._centre = centre_of(place_index) if self.calibration else None
         bundle, manifest, computes = describer.bundle, place_index.manifest, describer.description
         self.model_answer = ModelAnswer(
             name=bundle.name,
@@ -122,13 +146,22 @@ class Localizer:
 
     def localize(self, queries: Sequence[DecodedQuery]) -> list[LocalizeAnswer]:
         """Answer a batch of photos, in order."""
+        return [located.answer for located in self.located(queries)]
+
+    def located(self, queries: Sequence[DecodedQuery], at_least: int = 1) -> list[Located]:
+        """Answer a batch of photos, in order, and say what the answers were made from.
+
+        Args:
+            queries: the photos.
+            at_least: so many matches are looked for, however few are asked for.
+        """
         if not queries:
             return []
         started = time.perf_counter()
         descriptors = self.describer.describe([query.image for query in queries])
         describe_ms = _ms_since(started)
         asked = [_Asked(query.options, query.request_id, query.decode_ms, describe_ms) for query in queries]
-        return self._locate(descriptors, asked)
+        return self._locate(descriptors, asked, at_least)
 
     def locate(
         self, descriptors: Descriptors, options: Sequence[LocalizeOptions], request_ids: Sequence[str]
@@ -144,15 +177,27 @@ class Localizer:
             ParameterError: descriptors of another length.
         """
         asked = [_Asked(*pair) for pair in zip(options, request_ids, strict=True)]
-        return self._locate(descriptors, asked) if asked else []
+        return [located.answer for located in self._locate(descriptors, asked)] if asked else []
 
-    def _locate(self, descriptors: Descriptors, asked: Sequence["_Asked"]) -> list[LocalizeAnswer]:
+    def _locate(self, descriptors: Descriptors, asked: Sequence["_Asked"], at_least: int = 1) -> list[Located]:
         searched = time.perf_counter()
         # The fix always sees enough matches, however few the client wants to be told.
-        k = max(self.fix_settings.max_matches, *(one.options.top_k for one in asked))
+        k = max(self.fix_settings.matches_needed, at_least, *(one.options.top_k for one in asked))
         found = self.place_index.search(descriptors, k, [one.options.geo_prior for one in asked])
         search_ms = _ms_since(searched)
-        return [self._answer(one, found.rows[place], found.scores[place], search_ms) for place, one in enumerate(asked)]
+        centred = self._centred(descriptors, found.rows)
+        return [
+            self._answer(one, found.rows[place], found.scores[place], centred[place], search_ms)
+            for place, one in enumerate(asked)
+        ]
+
+    def _centred(self, descriptors: Descriptors, rows: NDArray[np.int64]) -> list[NDArray[np.float64] | None]:
+        """Centred cosines of the best matches of each photo; None where nothing needs them."""
+        if self._centre is None:
+            return [None] * len(rows)
+        best = np.maximum(rows[:, : self.fix_settings.matches_needed], 0)
+        matched = self.place_index.descriptors(best.ravel()).reshape(*best.shape, -1)
+        return list(centred_cosines(self.place_index.whitened(descriptors), matched, self._centre))
 
     def localize_file(self, path: Path, options: LocalizeOptions | None = None) -> LocalizeAnswer:
         """Answer for one photo on disk.
@@ -162,21 +207,34 @@ class Localizer:
         """
         return self.localize([self.decode(read_image_bytes(path, self.limits), options, where=str(path))])[0]
 
-    def _answer(self, asked: "_Asked", rows: np.ndarray, scores: np.ndarray, search_ms: float) -> LocalizeAnswer:
+    def _answer(
+        self,
+        asked: "_Asked",
+        rows: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        centred: NDArray[np.float64] | None,
+        search_ms: float,
+    ) -> Located:
         started = time.perf_counter()
+        found = rows >= 0
+        rows, cosines = rows[found], np.clip(scores[found].astype(np.float64), -1.0, 1.0)
         minimum = asked.options.min_score
-        kept = (rows >= 0) & (scores >= (-np.inf if minimum is None else minimum))
-        rows, scores = rows[kept], np.clip(scores[kept].astype(np.float64), -1.0, 1.0)
+        kept = cosines >= (-np.inf if minimum is None else minimum)
+        if kept.any():
+            # All matches speak for the fix or against it, told or not: that is how its confidence was measured.
+            status, fix = self._fix(rows, cosines, centred)
+        else:
+            status, fix = FixStatus.NO_MATCH, None
+        rows, cosines = rows[kept], cosines[kept]
         index = self.place_index
-        status, fix = make_fix(index.lat[rows], index.lon[rows], scores, self.fix_settings)
         top_k = asked.options.top_k
         references = index.references(rows[:top_k])
         matches = [
             _match_answer(rank, reference, float(score))
-            for rank, (reference, score) in enumerate(zip(references, scores[:top_k], strict=True), start=1)
+            for rank, (reference, score) in enumerate(zip(references, cosines[:top_k], strict=True), start=1)
         ]
         fix_ms = _ms_since(started)
-        return LocalizeAnswer(
+        answer = LocalizeAnswer(
             request_id=asked.request_id,
             status=status,
             fix=_fix_answer(fix) if fix else None,
@@ -190,6 +248,20 @@ class Localizer:
                 fix=fix_ms,
                 total=asked.decode_ms + asked.describe_ms + search_ms + fix_ms,
             ),
+        )
+        return Located(answer, rows, cosines, index)
+
+    def _fix(
+        self, rows: NDArray[np.int64], cosines: NDArray[np.float64], centred: NDArray[np.float64] | None
+    ) -> tuple[FixStatus, Fix | None]:
+        best = rows[: self.fix_settings.matches_needed]
+        return make_fix(
+            self.place_index.lat[best],
+            self.place_index.lon[best],
+            cosines[: len(best)],
+            self.fix_settings,
+            None if centred is None else centred[: len(best)],
+            self.calibration,
         )
 
 

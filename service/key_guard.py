@@ -7,7 +7,7 @@ from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api_keys import KeyRing
+from service.api_keys import ApiKey, KeyRing
 from service.api_keys import Scope as KeyScope
 from service.problems import RequestError, problem_response
 
@@ -38,7 +38,9 @@ class KeyGuard:
             return
         try:
             headers = Headers(scope=scope)
-            check_key(self._keys, presented_key(headers.get("authorization"), headers.get("x-api-key")), wanted)
+            presented = presented_key(headers.get("authorization"), headers.get("x-api-key"))
+            # Whose key it is: what one has opened belongs to it.
+            scope.setdefault("state", {})["api_key"] = check_key(self._keys, presented, wanted).name
         except RequestError as error:
             response = problem_response(Request(scope), error)
             if error.code == "unauthenticated":
@@ -50,13 +52,16 @@ class KeyGuard:
         await self._app(scope, receive, send)
 
 
-def check_key(keys: KeyRing, presented: str | None, wanted: KeyScope) -> None:
+def check_key(keys: KeyRing, presented: str | None, wanted: KeyScope) -> ApiKey:
     """Refuse who may not come in.
 
     Args:
         keys: who may.
         presented: the key that came with the request, if one did.
         wanted: what it must allow.
+
+    Returns:
+        the key.
 
     Raises:
         RequestError: no key, or an unknown one (``unauthenticated``), or one for something else (``forbidden``).
@@ -76,6 +81,7 @@ def check_key(keys: KeyRing, presented: str | None, wanted: KeyScope) -> None:
             code="forbidden",
             remedy=f"Use one with the scope {wanted}",
         )
+    return key
 
 
 def scope_of(path: str) -> KeyScope | None:

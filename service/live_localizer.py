@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from retrieval.answer import LocalizeAnswer
 from retrieval.bundle import Bundle, open_bundle
@@ -17,7 +19,7 @@ from retrieval.errors import SightfixError
 from retrieval.fix import FixSettings
 from retrieval.images import ImageLimits
 from retrieval.index_folder import find_index
-from retrieval.localizer import DecodedQuery, LocalizeOptions, Localizer
+from retrieval.localizer import DecodedQuery, LocalizeOptions, Localizer, Located
 from retrieval.machine import available_cores
 from retrieval.place_index import PlaceIndex
 from service.batching import Lane, MicroBatcher
@@ -27,35 +29,15 @@ from service.index_watch import IndexWatch
 from service.observing.live_state import LiveState
 from service.observing.observer import Observer
 from service.problems import RequestError
+from service.readiness import Readiness
 from service.settings import ServerSettings
-from service.works import DescribeWork, Outcome, SearchWork, Work, do_works
+from service.timed import Timed, timed
+from service.tracking.open_tracks import OpenTracks
+from service.works import DescribeWork, FrameWork, Outcome, SearchWork, Work, do_works
 
 _log = logging.getLogger("sightfix.service")
 
-State = Literal["loading", "ready", "unhealthy", "failed", "stopping"]
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, slots=True)
-class Readiness:
-    """Whether the server can answer, and why not."""
-
-    state: State
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """A descriptor and what it cost.
-
-    Attributes:
-        descriptor: (D,) float32, unit length.
-        decode_ms, queue_ms: milliseconds of decoding and of waiting for the model.
-    """
-
-    descriptor: Descriptors
-    decode_ms: float
-    queue_ms: float
 
 
 class LiveLocalizer:
@@ -95,6 +77,7 @@ class LiveLocalizer:
         )
         if self.observer.metrics is not None:
             self.observer.metrics.registry.register(LiveState(self))
+        self.tracks = OpenTracks(settings.max_tracks, settings.track_place_m, self.observer.track_step)
         self._loader: threading.Thread | None = None
         self.watch: IndexWatch | None = None
 
@@ -181,9 +164,36 @@ class LiveLocalizer:
                 queued_at = time.perf_counter()
                 answer, waited = await ticket.run(query)
         assert isinstance(answer, LocalizeAnswer)
-        timed = _timed(answer, waited, started)
-        self.observer.answered(timed, queued_at)
-        return timed
+        answer = timed(answer, waited, started)
+        self.observer.answered(answer, queued_at)
+        return answer
+
+    async def localize_frame(
+        self,
+        data: bytes,
+        options: LocalizeOptions,
+        request_id: str,
+        *,
+        at_least: int,
+        lane: Lane = "robot",
+        deadline: float | None = None,
+    ) -> Located:
+        """As `localize`, with the matches that a track wants.
+
+        Args:
+            at_least: so many matches are looked for, however few are asked for.
+        """
+        with self.observer.photo():
+            localizer = self.require()
+            started = time.perf_counter()
+            async with self.batcher.admitted(lane, deadline or self.deadline()) as ticket:
+                query = await self._decode(localizer, data, options, request_id)
+                queued_at = time.perf_counter()
+                located, waited = await ticket.run(FrameWork(query, at_least))
+        assert isinstance(located, Located)
+        answer = timed(located.answer, waited, started)
+        self.observer.answered(answer, queued_at)
+        return replace(located, answer=answer)
 
     async def describe(self, data: bytes, *, lane: Lane = "robot", deadline: float | None = None) -> Timed:
         """The descriptor of one encoded photo.
@@ -197,7 +207,7 @@ class LiveLocalizer:
                 query = await self._decode(localizer, data, LocalizeOptions(), "")
                 queued_at = time.perf_counter()
                 descriptor, waited = await ticket.run(DescribeWork(query.image))
-        assert not isinstance(descriptor, LocalizeAnswer)
+        assert isinstance(descriptor, np.ndarray)
         self.observer.described(query.decode_ms * 1e-3, waited, queued_at)
         return Timed(descriptor, query.decode_ms, waited * 1e3)
 
@@ -221,9 +231,9 @@ class LiveLocalizer:
             async with self.batcher.admitted(lane, deadline or self.deadline()) as ticket:
                 answer, waited = await ticket.run(SearchWork(descriptor, options, request_id))
         assert isinstance(answer, LocalizeAnswer)
-        timed = _timed(answer, waited, started)
-        self.observer.answered(timed, started)
-        return timed
+        answer = timed(answer, waited, started)
+        self.observer.answered(answer, started)
+        return answer
 
     async def in_decoder(self, work: Callable[[], Value]) -> Value:
         """Run work on a request's body in the bounded decode threads."""
@@ -245,6 +255,7 @@ class LiveLocalizer:
             self.watch.stop()
         self.canary_watch.stop()
         self.batcher.stop()
+        self.tracks.stop()
         for pool in (self._decoders, self._thumbnailer):
             pool.shutdown(wait=True, cancel_futures=True)
         self.observer.stop()
@@ -328,6 +339,7 @@ class LiveLocalizer:
         localizer = self._localizer_of(serving.describer, place_index)
         chosen = choose_canary(localizer, self.limits)
         report = sing(localizer, chosen)
+        self.tracks.prepare(place_index)
         done = threading.Event()
 
         def swap() -> None:
@@ -338,6 +350,7 @@ class LiveLocalizer:
         self.batcher.on_owner_thread(swap)
         if not done.wait(30.0):
             raise SightfixError("the model did not come to rest for 30 s", code="internal_error")
+        self.tracks.swapped(place_index)
         _log.info(
             "version %s serves now, %d references; %s did before",
             place_index.version,
@@ -362,10 +375,3 @@ class LiveLocalizer:
     def _building(self, reason: str) -> None:
         self.engine_building = True
         self.still_loading(reason)
-
-
-def _timed(answer: LocalizeAnswer, waited_s: float, started: float) -> LocalizeAnswer:
-    """The answer with the time it waited, and the whole time since its request was complete."""
-    total_ms = (time.perf_counter() - started) * 1e3
-    timings = answer.timings_ms.model_copy(update={"queue": waited_s * 1e3, "total": total_ms})
-    return answer.model_copy(update={"timings_ms": timings})

@@ -1,4 +1,4 @@
-"""What the owner thread can be asked for: localize a photo, describe one, search for a descriptor."""
+"""What the owner thread can be asked for: localize a photo (or a frame), describe one, search for a descriptor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from retrieval.answer import LocalizeAnswer
 from retrieval.describer import Descriptors
 from retrieval.images import RgbImage
-from retrieval.localizer import DecodedQuery, LocalizeOptions, Localizer
+from retrieval.localizer import DecodedQuery, LocalizeOptions, Localizer, Located
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +27,36 @@ class SearchWork:
     request_id: str
 
 
-Work = DecodedQuery | DescribeWork | SearchWork
-Outcome = LocalizeAnswer | Descriptors
+@dataclass(frozen=True, slots=True)
+class FrameWork:
+    """Localize one photo, and say of which matches the answer was made.
+
+    Attributes:
+        query: the photo.
+        at_least: so many matches are looked for.
+    """
+
+    query: DecodedQuery
+    at_least: int
+
+
+Work = DecodedQuery | DescribeWork | SearchWork | FrameWork
+Outcome = LocalizeAnswer | Descriptors | Located
 
 
 def do_works(localizer: Localizer, works: Sequence[Work]) -> list[Outcome]:
     """Do a mixed batch; all photos in it are described at once, and all answers name the same index version.
 
     Returns:
-        in order: a LocalizeAnswer for a query or a search, a (D,) float32 descriptor for a photo to describe.
+        in order: a LocalizeAnswer for a query or a search, a (D,) float32 descriptor for a photo to describe, a
+        Located for a frame.
     """
     outcomes: dict[int, Outcome] = {}
-    queries = {place: work for place, work in enumerate(works) if isinstance(work, DecodedQuery)}
-    outcomes.update(zip(queries, localizer.localize(list(queries.values())), strict=True))
+    queries = {place: work for place, work in enumerate(works) if isinstance(work, DecodedQuery | FrameWork)}
+    at_least = max((work.at_least for work in queries.values() if isinstance(work, FrameWork)), default=1)
+    asked = [work.query if isinstance(work, FrameWork) else work for work in queries.values()]
+    for (place, work), located in zip(queries.items(), localizer.located(asked, at_least), strict=True):
+        outcomes[place] = located if isinstance(work, FrameWork) else located.answer
     photos = {place: work.image for place, work in enumerate(works) if isinstance(work, DescribeWork)}
     if photos:
         outcomes.update(zip(photos, localizer.describer.describe(list(photos.values())), strict=True))

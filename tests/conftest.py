@@ -5,6 +5,8 @@ import os
 # Several pytest workers share the cores: with as many threads each they wait for one another more than they work.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests import ONNX Runtime by themselves, too; see `load_onnxruntime`.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -49,10 +49,13 @@ class RunningServer:
 
 @contextlib.contextmanager
 def running_server(
-    log: Path, arguments: Sequence[str], environment: dict[str, str] | None = None
+    log: Path,
+    arguments: Sequence[str],
+    environment: dict[str, str] | None = None,
+    module: Sequence[str] = ("sightfix.cli",),
 ) -> Iterator[RunningServer]:
     """Start `sightfix serve --port 0 …`; the socket is open when this yields, the model perhaps not yet."""
-    command = [sys.executable, "-m", "sightfix.cli", "serve", "--port", "0", *arguments]
+    command = [sys.executable, "-m", *module, "serve", "--port", "0", *arguments]
     with log.open("w") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environment or {})}

@@ -38,6 +38,7 @@ from retrieval.tracking.settings import TrackSettings
 FAR: Final = 0.1
 # Weights below it are not worth their memory: together, 4,096 of them are 0.4 %.
 _NEGLIGIBLE: Final = 1e-6
+_LOST_FROM: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ class Belief:
         """Lost, wholly."""
         return cls(np.empty(0, np.int64), np.empty(0), 1.0)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether most of it is anywhere."""
+        return self.lost > _LOST_FROM
+
     def kept(self, at_most: int) -> "Belief":
         """The heaviest places only; the others' weight goes to lost."""
         keep = self.weights > _NEGLIGIBLE
@@ -70,6 +76,24 @@ class Belief:
     def doubted(self, share: float) -> "Belief":
         """A share of every place's weight goes to lost."""
         return Belief(self.places, self.weights * (1.0 - share), share + (1.0 - share) * self.lost)
+
+
+def carry(belief: Belief, before: PlaceMap, after: PlaceMap) -> Belief:
+    """The same belief over another map: the weight of each place goes to the nearest one there.
+
+    A place that has none within half the distance that places usually have is gone; its weight goes to lost.
+
+    Args:
+        belief: over `before`.
+        before: the map until now.
+        after: the map from now on.
+    """
+    reach_m = max(2.0 * after.place_m, min(before.spacing_m, after.spacing_m) / 2.0)
+    nearest = after.nearest(before.lat[belief.places], before.lon[belief.places], reach_m)
+    kept = nearest >= 0
+    places, slot = np.unique(nearest[kept], return_inverse=True)
+    weights = np.bincount(slot.ravel(), belief.weights[kept], minlength=len(places)).astype(np.float64)
+    return Belief(places, weights, max(0.0, 1.0 - float(weights.sum())))
 
 
 def predict(belief: Belief, places: PlaceMap, kernel: MotionKernel, settings: TrackSettings) -> tuple[Belief, int]:

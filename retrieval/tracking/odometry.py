@@ -2,8 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from retrieval.errors import ParameterError
+
+# Of metres, metres a second and degrees. Nothing on the ground reaches it, and its square is still a number.
+_LARGEST: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +21,7 @@ class Speed:
         heading_std_deg: the heading's standard deviation, degrees.
 
     Raises:
-        ParameterError: a number that is not finite, or a negative standard deviation.
+        ParameterError: a number that is not finite or absurdly large, or a negative standard deviation.
     """
 
     mps: float
@@ -42,7 +46,7 @@ class Distance:
         heading_std_deg: the heading's standard deviation, degrees.
 
     Raises:
-        ParameterError: a number that is not finite, or a negative standard deviation.
+        ParameterError: a number that is not finite or absurdly large, or a negative standard deviation.
     """
 
     metres: float
@@ -65,7 +69,7 @@ class Displacement:
         std_m: standard deviation per axis, metres.
 
     Raises:
-        ParameterError: a number that is not finite, or a negative standard deviation.
+        ParameterError: a number that is not finite or absurdly large, or a negative standard deviation.
     """
 
     east_m: float
@@ -82,13 +86,15 @@ Odometry = Speed | Distance | Displacement
 
 
 def _check_finite(name: str, value: float) -> None:
-    if not math.isfinite(value):
+    if not (math.isfinite(value) and abs(value) <= _LARGEST):
         raise ParameterError(f"odometry: {name} is {value}", remedy="Leave the odometry out of frames that have none")
 
 
 def _check_std(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0.0):
-        raise ParameterError(f"odometry: {name} {value} is not a standard deviation", remedy="Give 0 or more")
+    if not (math.isfinite(value) and 0.0 <= value <= _LARGEST):
+        raise ParameterError(
+            f"odometry: {name} {value} is not a standard deviation", remedy="Give 0 or more, in the unit it has"
+        )
 
 
 def _check_heading(heading_deg: float | None, std_deg: float) -> None:

@@ -99,6 +99,28 @@ class PlaceMap:
         north = np.stack([-np.sin(phi) * np.cos(lam), -np.sin(phi) * np.sin(lam), np.cos(phi)], axis=-1)
         return east, north
 
+    def nearest(self, lat: ArrayLike, lon: ArrayLike, within_m: float) -> Int64Array:
+        """The nearest place to each of some positions.
+
+        Args:
+            lat, lon: (S,) degrees.
+            within_m: metres.
+
+        Returns:
+            (S,) int64 place ids, -1 where no place lies within.
+        """
+        lats, lons = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
+        found = np.full(len(lats), -1, np.int64)
+        source, starts, stops = self._slices(lats, lons, within_m)
+        source, target = _unrolled(source, starts, stops - starts)
+        way = self._points[target] - unit_vectors(lats, lons)[source]
+        distance = np.sqrt(np.einsum("mi,mi->m", way, way)) * EARTH_RADIUS_M
+        order = np.lexsort((target, distance, source))
+        order = order[distance[order] <= within_m]
+        whose, first = np.unique(source[order], return_index=True)
+        found[whose] = target[order][first]
+        return found
+
     def near(self, places: Int64Array, radius_m: float, max_pairs: int | None = None) -> PlacePairs:
         """All pairs of the given places with places within a radius, themselves included.
 
@@ -107,7 +129,7 @@ class PlaceMap:
             radius_m: metres, border included; straight lines, which is the ground to 1e-7 at 5 km.
             max_pairs: the last of `places` are left out where more than this many places would be read.
         """
-        source, starts, stops = self._slices(places, radius_m)
+        source, starts, stops = self._slices(self.lat[places], self.lon[places], radius_m)
         lengths = stops - starts
         served = len(places)
         if max_pairs is not None and int(lengths.sum()) > max_pairs:
@@ -116,8 +138,7 @@ class PlaceMap:
             kept = source < served
             source, starts, lengths = source[kept], starts[kept], lengths[kept]
         touched = int(lengths.sum())
-        target = np.arange(touched) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-        source = np.repeat(source, lengths)
+        source, target = _unrolled(source, starts, lengths)
         way = self._points[target] - self._points[places[source]]
         distance = np.sqrt(np.einsum("mi,mi->m", way, way)) * EARTH_RADIUS_M
         inside = distance <= radius_m
@@ -126,12 +147,13 @@ class PlaceMap:
         east_north = np.stack([np.einsum("mi,mi->m", way, axis) for axis in (east, north)], axis=1) * EARTH_RADIUS_M
         return PlacePairs(source, target, east_north, distance[inside], served, touched)
 
-    def _slices(self, places: Int64Array, radius_m: float) -> tuple[Int64Array, Int64Array, Int64Array]:
+    def _slices(
+        self, lat: Float64Array, lon: Float64Array, radius_m: float
+    ) -> tuple[Int64Array, Int64Array, Int64Array]:
         """Runs of places in sorted order that hold all neighbours: whose (M,), starts (M,), stops (M,)."""
         # A mean may lie outside its cell where cells are odd (around a pole), never by more than two of them.
         padded_m = radius_m + 2.0 * self.place_m
         padded_deg = padded_m / _METRES_PER_DEGREE
-        lat, lon = self.lat[places], self.lon[places]
         lowest = self._row(np.maximum(lat - padded_deg, -90.0))
         highest = self._row(np.minimum(lat + padded_deg, 90.0))
         rows = lowest[:, None] + np.arange(int((highest - lowest).max(initial=0)) + 1)
@@ -204,6 +226,12 @@ class PlaceMap:
                 return max(self.place_m, float(np.median(found)))
             radius *= 2.0
         return self.place_m
+
+
+def _unrolled(source: Int64Array, starts: Int64Array, lengths: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Slices as pairs: whose (M,), and the places in them (M,)."""
+    target = np.arange(int(lengths.sum())) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return np.repeat(source, lengths), target
 
 
 def _check_positions(lat: Float64Array, lon: Float64Array) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from retrieval.errors import ParameterError
 from retrieval.geo import Float64Array
 from retrieval.place_index import PlaceIndex
-from retrieval.tracking.belief import Belief, observe, predict
+from retrieval.tracking.belief import Belief, carry, observe, predict
 from retrieval.tracking.evidence import Evidence
 from retrieval.tracking.motion import Motion, MotionKernel
 from retrieval.tracking.odometry import Odometry
@@ -42,6 +42,7 @@ class Track:
         belief: what is believed now.
         frames: how many were seen.
         touched: how many places the last update read.
+        was_lost: whether it was lost when the last frame came, the motion since the one before included.
 
     Raises:
         ParameterError: positions that are no positions, or a map of another `place_m` than the settings'.
@@ -53,8 +54,11 @@ class Track:
         self.belief = Belief.unknown()
         self.frames = 0
         self.touched = 0
+        self.was_lost = True
         self._at: float | None = None
         self._pending = Motion.of(0.0, None)
+        # Since the last frame that had matches; None before the first.
+        self._unseen: Motion | None = None
 
     def update(
         self,
@@ -83,13 +87,31 @@ class Track:
         step = Motion.of(seconds, odometry)
         # Nothing below fails, so a refused frame leaves the track as it was.
         belief, touched = self._moved(step) if self.frames else (self.belief, 0)
-        freshness = self._freshness(step) if self.frames else 1.0
+        self.was_lost = belief.is_lost
+        unseen = None if self._unseen is None else _after(self._unseen, step)
+        freshness = 1.0 if unseen is None else self._freshness(unseen)
         belief = observe(belief, evidence, self.places.count, self.settings, freshness)
         self.belief = belief.kept(self.settings.max_places)
+        # Frames without matches use up nothing of what the next one is worth.
+        self._unseen = Motion.of(0.0, None) if len(evidence.places) else unseen
         self.touched = touched + evidence.touched
         self.frames += 1
         self._at = at
         return self.fix()
+
+    def carry_to(self, places: PlaceMap) -> None:
+        """Go on over another map, such as that of the index's next version; the belief is taken along.
+
+        Args:
+            places: what is believed goes to the nearest place there; what has none near goes to lost.
+
+        Raises:
+            ParameterError: a map of another `place_m`; the track is then as before.
+        """
+        places = _place_map(places, self.settings.place_m)
+        if places is not self.places:
+            self.belief = carry(self.belief, self.places, places)
+            self.places = places
 
     def fix(self) -> TrackedFix:
         """The fix of the belief as it is."""
@@ -118,7 +140,7 @@ class Track:
         A step of half a metre between places ten metres apart would be lost in rounding each time, and the belief would
         never move (Probabilistic Robotics, section 8.2.3).
         """
-        pending = self._pending.then(step) if self._pending.seconds or self._pending.distance_m else step
+        pending = _after(self._pending, step)
         doubted = self.belief.doubted(-math.expm1(-self.settings.jump_rate * step.seconds))
         if not self._is_a_step(pending):
             self._pending = pending
@@ -141,6 +163,11 @@ class Track:
         if self.settings.evidence_m > 0.0 and step.distance_m is not None:
             fresh *= min(1.0, max(step.distance_m / self.settings.evidence_m, _STANDING))
         return fresh
+
+
+def _after(motion: Motion, step: Motion) -> Motion:
+    """A motion and the step after it; of one that has not begun, nothing is forgotten."""
+    return motion.then(step) if motion.seconds or motion.distance_m else step
 
 
 def _place_map(references: References, place_m: float) -> PlaceMap:

@@ -16,7 +16,6 @@ _NEAR_M: Final = 25.0
 # The photos' own GPS is not better, as in `FixSettings.min_radius_m`.
 _GPS_RADIUS_M: Final = 5.0
 _CANDIDATES: Final = 32
-_LOST_FROM: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def fix_of(
         shift_enu: (2,) metres that the camera has moved since the places were believed.
         shift_covariance: (2, 2) m², of that.
     """
-    lost = belief.lost > _LOST_FROM
+    lost = belief.is_lost
     if len(belief.places) == 0:
         return TrackedFix(FixStatus.NO_MATCH, None, None, None, 0.0, frames, lost)
     points, weights = places.points(belief.places), belief.weights

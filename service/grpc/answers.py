@@ -6,6 +6,7 @@ from retrieval.answer import FixAnswer, IndexAnswer, LocalizeAnswer, MatchAnswer
 from retrieval.fix import FixStatus
 from service.grpc.generated import localization_pb2 as pb
 from service.routes.health import InfoAnswer
+from service.tracking.answer import TrackAnswer, TrackedFixAnswer
 
 _STATUS: Final = {
     FixStatus.LOCATED: pb.FIX_STATUS_LOCATED,
@@ -71,19 +72,49 @@ def info_message(info: InfoAnswer, max_frames_in_flight: int) -> pb.GetServerInf
             max_batch=int(limits["max_batch"]),
             deadline_ms=limits["deadline_ms"],
             max_frames_in_flight=max_frames_in_flight,
+            max_tracks=int(limits["max_tracks"]),
         ),
     )
 
 
+def track_message(track: TrackAnswer) -> pb.TrackAnswer:
+    """A track after a frame."""
+    return pb.TrackAnswer(
+        status=_STATUS[track.status],
+        fix=None if track.fix is None else _tracked_fix(track.fix),
+        lost=track.lost,
+        relocalized=track.relocalized,
+        matched=track.matched,
+        frames=track.frames,
+        index_version=track.index_version,
+        carried_from=track.carried_from,
+        step_ms=track.step_ms,
+    )
+
+
+def _tracked_fix(fix: TrackedFixAnswer) -> pb.TrackedFix:
+    return pb.TrackedFix(
+        lat=fix.lat,
+        lon=fix.lon,
+        radius_m=fix.radius_m,
+        confidence=fix.confidence,
+        covariance_enu=_covariance(fix.covariance_enu),
+    )
+
+
+def _covariance(covariance: tuple[tuple[float, float], tuple[float, float]]) -> pb.CovarianceEnu:
+    (east, east_north), (_, north) = covariance
+    return pb.CovarianceEnu(east_m2=east, east_north_m2=east_north, north_m2=north)
+
+
 def _fix(fix: FixAnswer) -> pb.Fix:
-    (east, east_north), (_, north) = fix.covariance_enu
     return pb.Fix(
         lat=fix.lat,
         lon=fix.lon,
         radius_m=fix.radius_m,
         confidence=fix.confidence,
         calibrated=fix.calibrated,
-        covariance_enu=pb.CovarianceEnu(east_m2=east, east_north_m2=east_north, north_m2=north),
+        covariance_enu=_covariance(fix.covariance_enu),
         method=fix.method,
         support=fix.support,
     )

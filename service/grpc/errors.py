@@ -36,6 +36,7 @@ _CODE_OF_STATUS: Final[Mapping[int, grpc.StatusCode]] = {
     415: grpc.StatusCode.INVALID_ARGUMENT,
     422: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    431: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -43,6 +44,7 @@ _CODE_OF_STATUS: Final[Mapping[int, grpc.StatusCode]] = {
 }
 # Where HTTP has one status for what gRPC tells apart: ABORTED invites to try the same again.
 _CODE_OF_PROBLEM: Final[Mapping[str, grpc.StatusCode]] = {
+    "frame_out_of_order": grpc.StatusCode.FAILED_PRECONDITION,
     "idempotency_conflict": grpc.StatusCode.ALREADY_EXISTS,
     "job_not_cancellable": grpc.StatusCode.FAILED_PRECONDITION,
 }

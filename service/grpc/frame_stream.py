@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from retrieval.errors import SightfixError
+from retrieval.localizer import Located
 from service.batching import Lane
 from service.grpc.answers import answer_message
 from service.grpc.errors import server_fault, status_of, wrong_field
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.requests import lane_of, options_of
+from service.grpc.stream_track import StreamTrack
 from service.live_localizer import LiveLocalizer
 from service.problems import RequestError
+from service.tracking.motion import FrameMotion
 from service.urgency import MAX_DEADLINE_MS
 
 _log = logging.getLogger("sightfix.service")
@@ -65,6 +68,14 @@ class StreamRules:
         return cls(request_id, lane_of(settings.lane, "settings.lane"), settings.drop_stale, wanted)
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of a frame: the response, and the matches that a track wants."""
+
+    response: pb.LocalizeStreamResponse
+    located: Located | None = None
+
+
 @dataclass(eq=False, slots=True)
 class _Waiting:
     """A frame that is not answered yet.
@@ -72,12 +83,14 @@ class _Waiting:
     Attributes:
         frame: what came.
         deadline: on `time.monotonic`.
-        response: what becomes of it.
+        motion: for the track; None where there is none, or the frame cannot be taken into it.
+        outcome: what becomes of it.
     """
 
     frame: pb.Frame
     deadline: float
-    response: "asyncio.Future[pb.LocalizeStreamResponse]"
+    motion: FrameMotion | None
+    outcome: "asyncio.Future[_Outcome]"
 
 
 class FrameStream:
@@ -87,10 +100,14 @@ class FrameStream:
         live: who localizes.
         rules: how the stream works.
         deadline: of the whole stream, on `time.monotonic`; None for none.
+        track: over its frames; None for none.
     """
 
-    def __init__(self, live: LiveLocalizer, rules: StreamRules, deadline: float | None) -> None:
+    def __init__(
+        self, live: LiveLocalizer, rules: StreamRules, deadline: float | None, track: StreamTrack | None = None
+    ) -> None:
         self._live = live
+        self._track = track
         self._rules = rules
         self._deadline = deadline
         self._room = asyncio.Semaphore(_MAX_UNWRITTEN if rules.drop_stale else rules.max_in_flight)
@@ -116,7 +133,12 @@ class FrameStream:
         waiting_for_stop.add_done_callback(lambda _: reading.cancel())
         try:
             while (waiting := await self._in_order.get()) is not None:
-                yield await waiting.response
+                outcome = await waiting.outcome
+                # Here all frames come by in their order, those that were superseded or have failed, too.
+                if self._track is not None and waiting.motion is not None:
+                    after = await self._track.after(waiting.motion, outcome.located)
+                    outcome.response.track.CopyFrom(after)
+                yield outcome.response
                 self._room.release()
             if reading.cancelled():
                 raise RequestError(
@@ -142,13 +164,18 @@ class FrameStream:
             self._in_order.put_nowait(None)
 
     def _take(self, frame: pb.Frame) -> None:
-        waiting = _Waiting(frame, self._deadline_of(frame), asyncio.get_running_loop().create_future())
+        waiting = _Waiting(frame, self._deadline_of(frame), None, asyncio.get_running_loop().create_future())
         self._in_order.put_nowait(waiting)
+        try:
+            waiting.motion = None if self._track is None else self._track.motion_of(frame)
+        except SightfixError as error:
+            waiting.outcome.set_result(self._failure(frame.frame_id, error))
+            return
         if len(self._running) < self._rules.max_in_flight:
             self._start(waiting)
             return
         if self._next is not None:
-            self._next.response.set_result(self._failure(self._next.frame.frame_id, _superseded()))
+            self._next.outcome.set_result(self._failure(self._next.frame.frame_id, _superseded()))
         self._next = waiting
 
     def _start(self, waiting: _Waiting) -> None:
@@ -165,30 +192,36 @@ class FrameStream:
     async def _answer(self, waiting: _Waiting) -> None:
         frame = waiting.frame
         try:
-            answer = await self._localize(frame, waiting.deadline)
-            response = pb.LocalizeStreamResponse(frame_id=frame.frame_id, answer=answer)
+            outcome = await self._localize(frame, waiting.deadline)
         except SightfixError as error:
-            response = self._failure(frame.frame_id, error)
+            outcome = self._failure(frame.frame_id, error)
         except Exception:  # a bug on one frame must not end the stream either
             _log.exception("frame %s failed", self._request_id(frame.frame_id))
-            response = self._failure(frame.frame_id, server_fault())
-        waiting.response.set_result(response)
+            outcome = self._failure(frame.frame_id, server_fault())
+        waiting.outcome.set_result(outcome)
 
-    async def _localize(self, frame: pb.Frame, deadline: float) -> pb.LocalizeAnswer:
+    async def _localize(self, frame: pb.Frame, deadline: float) -> _Outcome:
         if frame.HasField("deadline_ms") and not 1 <= frame.deadline_ms <= MAX_DEADLINE_MS:
             raise wrong_field("frame.deadline_ms", f"{frame.deadline_ms} is outside [1, {MAX_DEADLINE_MS}]")
         options = options_of(frame.options, "frame.options")
         request_id = self._request_id(frame.frame_id)
-        return answer_message(
-            await self._live.localize(frame.image, options, request_id, lane=self._rules.lane, deadline=deadline)
-        )
+        live, lane, located = self._live, self._rules.lane, None
+        if self._track is None:
+            answer = await live.localize(frame.image, options, request_id, lane=lane, deadline=deadline)
+        else:
+            located = await live.localize_frame(
+                frame.image, options, request_id, at_least=self._track.matches, lane=lane, deadline=deadline
+            )
+            answer = located.answer
+        return _Outcome(pb.LocalizeStreamResponse(frame_id=frame.frame_id, answer=answer_message(answer)), located)
 
     def _deadline_of(self, frame: pb.Frame) -> float:
         own = self._live.deadline(frame.deadline_ms / 1e3 if frame.HasField("deadline_ms") else None)
         return own if self._deadline is None else min(own, self._deadline)
 
-    def _failure(self, frame_id: int, error: SightfixError) -> pb.LocalizeStreamResponse:
-        return pb.LocalizeStreamResponse(frame_id=frame_id, error=status_of(error, self._request_id(frame_id)))
+    def _failure(self, frame_id: int, error: SightfixError) -> _Outcome:
+        status = status_of(error, self._request_id(frame_id))
+        return _Outcome(pb.LocalizeStreamResponse(frame_id=frame_id, error=status))
 
     def _request_id(self, frame_id: int) -> str:
         return f"{self._rules.request_id}-{frame_id}"

@@ -12,6 +12,7 @@ from service.grpc.frame_stream import MAX_IN_FLIGHT, FrameStream, StreamRules, s
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceServicer
 from service.grpc.requests import deadline_of, lane_of, options_of
+from service.grpc.stream_track import StreamTrack
 from service.live_localizer import LiveLocalizer
 from service.observing.request_notes import CURRENT
 from service.problems import plain_request_id
@@ -54,11 +55,19 @@ class LocalizationServicer(LocalizationServiceServicer):
         settings = first.settings if first.WhichOneof("message") == "settings" else None
         request_id = plain_request_id(settings.request_id) if settings and settings.request_id else _request_id()
         rules = StreamRules(request_id) if settings is None else StreamRules.of(settings, request_id)
-        stream = FrameStream(self._live, rules, stream_deadline(context.time_remaining()))
+        deadline = stream_deadline(context.time_remaining())
         frames = messages if settings is not None else _with_first(first, messages)
-        async with contextlib.aclosing(stream.responses(frames, self._stopping)) as responses:
-            async for response in responses:
-                yield response
+        track = None
+        if settings is not None and settings.HasField("track"):
+            track = await StreamTrack.open(self._live, settings.track)
+        try:
+            stream = FrameStream(self._live, rules, deadline, track)
+            async with contextlib.aclosing(stream.responses(frames, self._stopping)) as responses:
+                async for response in responses:
+                    yield response
+        finally:
+            if track is not None:
+                track.close()
 
     async def Describe(self, request: pb.DescribeRequest, context: "Context") -> pb.DescribeResponse:  # noqa: N802
         """One photo's descriptor."""

@@ -153,6 +153,15 @@ FIXES = Definition(
     "Answers, by what they say",
     (("status", "LOCATED, AMBIGUOUS or NO_MATCH"),),
 )
+TRACKS = Definition("sightfix_tracks_open", "gauge", "Tracks that are open, of gRPC streams and over HTTP")
+TRACK_SECONDS = Definition(
+    "sightfix_track_step_duration_seconds",
+    "histogram",
+    "What a track took for one frame, beside localizing it",
+    (),
+    (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5),
+    "a step takes about 1 ms, one of a track that never knows where it is 5 to 50",
+)
 MODEL = Definition(
     "sightfix_model_info",
     "gauge",
@@ -204,7 +213,7 @@ BUILD = Definition("sightfix_build_info", "gauge", "Always 1: the version of sig
 DEFINITIONS: Final = (
     *(REQUESTS, REQUEST_SECONDS, IN_FLIGHT, RPCS, STAGE_SECONDS),
     *(QUEUE_DEPTH, QUEUE_LIMIT, BATCH_SIZE, BATCH_SECONDS, FLUSHES, REFUSED, DROPPED, DECODE_FAILURES),
-    *(SCORE, RADIUS, FIXES),
+    *(SCORE, RADIUS, FIXES, TRACKS, TRACK_SECONDS),
     *(MODEL, INDEX, INDEX_VECTORS, SWAPS, SWAP_SECONDS, JOBS),
     *(CANARY_OK, CANARY_TIMESTAMP, READY, BUILDING, BUILD),
 )

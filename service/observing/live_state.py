@@ -85,6 +85,10 @@ def _queue_limit(live: "LiveLocalizer") -> list[_Sample]:
     return [((), live.batcher.waiting.limit)]
 
 
+def _tracks(live: "LiveLocalizer") -> list[_Sample]:
+    return [((), live.tracks.count)]
+
+
 def _model(live: "LiveLocalizer") -> list[_Sample]:
     localizer = live.localizer
     if localizer is None:
@@ -122,6 +126,7 @@ def _building(live: "LiveLocalizer") -> list[_Sample]:
 _READERS: tuple[tuple[Definition, Callable[["LiveLocalizer"], list[_Sample]]], ...] = (
     (defined.QUEUE_DEPTH, _queue_depth),
     (defined.QUEUE_LIMIT, _queue_limit),
+    (defined.TRACKS, _tracks),
     (defined.MODEL, _model),
     (defined.INDEX, _index),
     (defined.INDEX_VECTORS, _index_vectors),

@@ -54,6 +54,7 @@ class Metrics:
         self._score = self._histogram(defined.SCORE)
         self._radius = self._histogram(defined.RADIUS)
         self._fixes = self._made(Counter, defined.FIXES)
+        self._track_seconds = self._histogram(defined.TRACK_SECONDS)
         self._swaps = self._made(Counter, defined.SWAPS)
         self._swap_seconds = self._histogram(defined.SWAP_SECONDS)
         self._made(Gauge, defined.BUILD).labels(__version__).set(1)
@@ -122,6 +123,10 @@ class Metrics:
             self._score.observe(answer.matches[0].score)
         if answer.fix is not None:
             self._radius.observe(answer.fix.radius_m)
+
+    def track_step(self, seconds: float) -> None:
+        """A track has taken in a frame."""
+        self._track_seconds.observe(seconds)
 
     def batch(self, finished: FinishedBatch) -> None:
         """The model has done a batch."""

@@ -79,6 +79,11 @@ class Observer:
             if self.tracing is not None and notes.span is not None:
                 self.tracing.stages(notes.span, queued_at, [("decode", decode_s), ("queue", queue_s)], {})
 
+    def track_step(self, seconds: float) -> None:
+        """A track has taken in a frame."""
+        if self.metrics is not None:
+            self.metrics.track_step(seconds)
+
     def batch(self, finished: FinishedBatch) -> None:
         """The model has done a batch; called on the owner thread."""
         if self.metrics is not None:

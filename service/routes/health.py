@@ -1,16 +1,20 @@
 """Is the process alive, can photos be localized, and what is being served?"""
 
-from typing import Any, Literal
+from itertools import product
+from typing import Final, Literal
 
 from fastapi import FastAPI, Response
 from pydantic import BaseModel, Field
 
 from retrieval.answer import IndexAnswer, ModelAnswer, Problem
-from retrieval.place_index import Bounds
+from retrieval.images import Preprocessing
+from retrieval.place_index_manifest import Bounds
 from retrieval.version import __version__
-from service.live_localizer import LiveLocalizer, State
+from service.live_localizer import LiveLocalizer
+from service.readiness import State
 
-_BOTH: Any = ["GET", "HEAD"]
+# Probes of both kinds; one route each, or they would share an id in the description.
+_METHODS: Final = ("GET", "HEAD")
 
 
 class LivenessAnswer(BaseModel):
@@ -32,6 +36,7 @@ class InfoAnswer(BaseModel):
 
     sightfix_version: str
     model: ModelAnswer
+    preprocessing: Preprocessing = Field(description="What the model sees of a photo: shrink to this before sending")
     passed_over: list[str] = Field(description="Why the model does not compute on a better provider")
     index: IndexAnswer
     bounds: Bounds
@@ -50,6 +55,7 @@ def info_answer(live: LiveLocalizer) -> InfoAnswer:
     return InfoAnswer(
         sightfix_version=__version__,
         model=localizer.model_answer,
+        preprocessing=localizer.describer.bundle.preprocessing,
         passed_over=list(localizer.describer.passed_over),
         index=localizer.index_answer,
         bounds=localizer.place_index.manifest.bounds,
@@ -60,6 +66,7 @@ def info_answer(live: LiveLocalizer) -> InfoAnswer:
             "max_waiting": settings.max_waiting,
             "max_batch": settings.max_batch,
             "deadline_ms": settings.deadline_ms,
+            "max_tracks": settings.max_tracks,
         },
     )
 
@@ -84,24 +91,24 @@ def add_health_routes(app: FastAPI, live: LiveLocalizer) -> None:
     async def info() -> InfoAnswer:
         return info_answer(live)
 
-    for path in ("/livez", "/healthz", "/v2/health/live"):
+    for path, method in product(("/livez", "/healthz", "/v2/health/live"), _METHODS):
         app.add_api_route(
             path,
             alive,
-            methods=_BOTH,
+            methods=[method],
             summary="Should the process go on?",
             response_model_exclude_none=True,
             responses={503: {"model": LivenessAnswer}},
-            include_in_schema=path == "/livez",
+            include_in_schema=(path, method) == ("/livez", "GET"),
         )
-    for path in ("/readyz", "/v2/health/ready", "/v2/models/{model}/ready"):
+    for path, method in product(("/readyz", "/v2/health/ready", "/v2/models/{model}/ready"), _METHODS):
         app.add_api_route(
             path,
             ready,
-            methods=_BOTH,
+            methods=[method],
             summary="Can photos be localized?",
             responses={503: {"model": ReadinessAnswer}},
-            include_in_schema=path == "/readyz",
+            include_in_schema=(path, method) == ("/readyz", "GET"),
         )
     for path in ("/info", "/v1/info"):
         app.add_api_route(

@@ -24,6 +24,13 @@ PROBLEMS: Final[dict[int | str, str]] = {
     504: "The deadline passed",
 }
 
+GEO_PRIOR_PARAMETER: Final[dict[str, Any]] = {
+    "name": "geo_prior",
+    "in": "query",
+    # No example value: the documentation page would send it along with every trial.
+    "description": "Circle in which the answer must lie: lat,lon,radius_m, such as 55.6983,13.1951,500",
+    "schema": {"type": "string"},
+}
 _PRIOR_EXAMPLE: Final = {"lat": 55.6983, "lon": 13.1951, "radius_m": 500}
 
 
@@ -85,13 +92,7 @@ def _localize_openapi() -> dict[str, Any]:
     return {
         "parameters": [
             {"name": "top_k", "in": "query", "schema": properties["top_k"]},
-            {
-                "name": "geo_prior",
-                "in": "query",
-                # No example value: the documentation page would send it along with every trial.
-                "description": "Circle in which the answer must lie: lat,lon,radius_m, such as 55.6983,13.1951,500",
-                "schema": {"type": "string"},
-            },
+            GEO_PRIOR_PARAMETER,
             {"name": "min_score", "in": "query", "schema": properties["min_score"]},
             *URGENCY_PARAMETERS,
         ],

@@ -581,6 +581,7 @@ class StreamSettings(_message.Message):
     LANE_FIELD_NUMBER: _builtins.int
     DROP_STALE_FIELD_NUMBER: _builtins.int
     MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    TRACK_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Frames get this id, a '-' and their frame_id as their request_id; as in LocalizeRequest."""
     lane: Global___Lane.ValueType
@@ -591,6 +592,10 @@ class StreamSettings(_message.Message):
     """
     max_in_flight: _builtins.int
     """How many frames may be worked on at once, 1 to 4; 4 if not set, and 1 with drop_stale."""
+    @_builtins.property
+    def track(self) -> Global___TrackSettings:
+        """Opens a track over the frames of this stream; none if not set. An empty message takes all defaults."""
+
     def __init__(
         self,
         *,
@@ -598,16 +603,111 @@ class StreamSettings(_message.Message):
         lane: Global___Lane.ValueType = ...,
         drop_stale: _builtins.bool = ...,
         max_in_flight: _builtins.int | None = ...,
+        track: Global___TrackSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight", "max_in_flight", b"max_in_flight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight", "_track", b"_track", "max_in_flight", b"max_in_flight", "track", b"track"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight", "drop_stale", b"drop_stale", "lane", b"lane", "max_in_flight", b"max_in_flight", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight", "_track", b"_track", "drop_stale", b"drop_stale", "lane", b"lane", "max_in_flight", b"max_in_flight", "request_id", b"request_id", "track", b"track"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_in_flight: _TypeAlias = _typing.Literal["max_in_flight"]  # noqa: Y015
     _WhichOneofArgType__max_in_flight: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight"]  # noqa: Y015
+    _WhichOneofReturnType__track: _TypeAlias = _typing.Literal["track"]  # noqa: Y015
+    _WhichOneofArgType__track: _TypeAlias = _typing.Literal["_track", b"_track"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_in_flight) -> _WhichOneofReturnType__max_in_flight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__track) -> _WhichOneofReturnType__track | None: ...
 
 Global___StreamSettings: _TypeAlias = StreamSettings  # noqa: Y015
+
+@_typing.final
+class TrackSettings(_message.Message):
+    """How a track is kept. What is not set has a default; the comments say which."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEED_MPS_FIELD_NUMBER: _builtins.int
+    MAX_SPEED_MPS_FIELD_NUMBER: _builtins.int
+    JUMP_RATE_FIELD_NUMBER: _builtins.int
+    MISS_SHARE_FIELD_NUMBER: _builtins.int
+    CONTRAST_FIELD_NUMBER: _builtins.int
+    SCORE_SCALE_FIELD_NUMBER: _builtins.int
+    MATCH_STD_M_FIELD_NUMBER: _builtins.int
+    EVIDENCE_S_FIELD_NUMBER: _builtins.int
+    EVIDENCE_M_FIELD_NUMBER: _builtins.int
+    speed_mps: _builtins.float
+    """How fast the camera usually moves, on each axis, metres a second; a third of max_speed_mps, or 5."""
+    max_speed_mps: _builtins.float
+    """No faster than this, metres a second; three times speed_mps, or 15."""
+    jump_rate: _builtins.float
+    """How often a second the belief is wrong for a reason that no motion explains; 0.03."""
+    miss_share: _builtins.float
+    """How often the true place is not among a frame's matches, above 0 and below 1; 0.2."""
+    contrast: _builtins.float
+    """What one frame may count at most, less where places look alike; 5."""
+    score_scale: _builtins.float
+    """A match whose cosine is so much below the best counts 1/e as much; 0.02."""
+    match_std_m: _builtins.float
+    """How far the camera stands from a reference that it rightly matches, metres, 0.1 to 50; 10."""
+    evidence_s: _builtins.float
+    """Frames closer together than this, seconds, share the evidence of one; 1."""
+    evidence_m: _builtins.float
+    """Frames closer together than this by odometry, metres, count less; 2."""
+    def __init__(
+        self,
+        *,
+        speed_mps: _builtins.float | None = ...,
+        max_speed_mps: _builtins.float | None = ...,
+        jump_rate: _builtins.float | None = ...,
+        miss_share: _builtins.float | None = ...,
+        contrast: _builtins.float | None = ...,
+        score_scale: _builtins.float | None = ...,
+        match_std_m: _builtins.float | None = ...,
+        evidence_s: _builtins.float | None = ...,
+        evidence_m: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_contrast", b"_contrast", "_evidence_m", b"_evidence_m", "_evidence_s", b"_evidence_s", "_jump_rate", b"_jump_rate", "_match_std_m", b"_match_std_m", "_max_speed_mps", b"_max_speed_mps", "_miss_share", b"_miss_share", "_score_scale", b"_score_scale", "_speed_mps", b"_speed_mps", "contrast", b"contrast", "evidence_m", b"evidence_m", "evidence_s", b"evidence_s", "jump_rate", b"jump_rate", "match_std_m", b"match_std_m", "max_speed_mps", b"max_speed_mps", "miss_share", b"miss_share", "score_scale", b"score_scale", "speed_mps", b"speed_mps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_contrast", b"_contrast", "_evidence_m", b"_evidence_m", "_evidence_s", b"_evidence_s", "_jump_rate", b"_jump_rate", "_match_std_m", b"_match_std_m", "_max_speed_mps", b"_max_speed_mps", "_miss_share", b"_miss_share", "_score_scale", b"_score_scale", "_speed_mps", b"_speed_mps", "contrast", b"contrast", "evidence_m", b"evidence_m", "evidence_s", b"evidence_s", "jump_rate", b"jump_rate", "match_std_m", b"match_std_m", "max_speed_mps", b"max_speed_mps", "miss_share", b"miss_share", "score_scale", b"score_scale", "speed_mps", b"speed_mps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__contrast: _TypeAlias = _typing.Literal["contrast"]  # noqa: Y015
+    _WhichOneofArgType__contrast: _TypeAlias = _typing.Literal["_contrast", b"_contrast"]  # noqa: Y015
+    _WhichOneofReturnType__evidence_m: _TypeAlias = _typing.Literal["evidence_m"]  # noqa: Y015
+    _WhichOneofArgType__evidence_m: _TypeAlias = _typing.Literal["_evidence_m", b"_evidence_m"]  # noqa: Y015
+    _WhichOneofReturnType__evidence_s: _TypeAlias = _typing.Literal["evidence_s"]  # noqa: Y015
+    _WhichOneofArgType__evidence_s: _TypeAlias = _typing.Literal["_evidence_s", b"_evidence_s"]  # noqa: Y015
+    _WhichOneofReturnType__jump_rate: _TypeAlias = _typing.Literal["jump_rate"]  # noqa: Y015
+    _WhichOneofArgType__jump_rate: _TypeAlias = _typing.Literal["_jump_rate", b"_jump_rate"]  # noqa: Y015
+    _WhichOneofReturnType__match_std_m: _TypeAlias = _typing.Literal["match_std_m"]  # noqa: Y015
+    _WhichOneofArgType__match_std_m: _TypeAlias = _typing.Literal["_match_std_m", b"_match_std_m"]  # noqa: Y015
+    _WhichOneofReturnType__max_speed_mps: _TypeAlias = _typing.Literal["max_speed_mps"]  # noqa: Y015
+    _WhichOneofArgType__max_speed_mps: _TypeAlias = _typing.Literal["_max_speed_mps", b"_max_speed_mps"]  # noqa: Y015
+    _WhichOneofReturnType__miss_share: _TypeAlias = _typing.Literal["miss_share"]  # noqa: Y015
+    _WhichOneofArgType__miss_share: _TypeAlias = _typing.Literal["_miss_share", b"_miss_share"]  # noqa: Y015
+    _WhichOneofReturnType__score_scale: _TypeAlias = _typing.Literal["score_scale"]  # noqa: Y015
+    _WhichOneofArgType__score_scale: _TypeAlias = _typing.Literal["_score_scale", b"_score_scale"]  # noqa: Y015
+    _WhichOneofReturnType__speed_mps: _TypeAlias = _typing.Literal["speed_mps"]  # noqa: Y015
+    _WhichOneofArgType__speed_mps: _TypeAlias = _typing.Literal["_speed_mps", b"_speed_mps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__contrast) -> _WhichOneofReturnType__contrast | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__evidence_m) -> _WhichOneofReturnType__evidence_m | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__evidence_s) -> _WhichOneofReturnType__evidence_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__jump_rate) -> _WhichOneofReturnType__jump_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__match_std_m) -> _WhichOneofReturnType__match_std_m | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_speed_mps) -> _WhichOneofReturnType__max_speed_mps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__miss_share) -> _WhichOneofReturnType__miss_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score_scale) -> _WhichOneofReturnType__score_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speed_mps) -> _WhichOneofReturnType__speed_mps | None: ...
+
+Global___TrackSettings: _TypeAlias = TrackSettings  # noqa: Y015
 
 @_typing.final
 class Frame(_message.Message):
@@ -619,6 +719,10 @@ class Frame(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    CAPTURED_AT_S_FIELD_NUMBER: _builtins.int
+    SPEED_FIELD_NUMBER: _builtins.int
+    DISTANCE_FIELD_NUMBER: _builtins.int
+    DISPLACEMENT_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.int
     """Comes back in the response; chosen by the client, such as the sequence number of the camera."""
     image: _builtins.bytes
@@ -627,9 +731,25 @@ class Frame(_message.Message):
     """After so many milliseconds from its arrival the answer is of no use, 1 to 600000; if it is not set, the server's
     usual deadline holds. The deadline of the whole stream holds too.
     """
+    captured_at_s: _builtins.float
+    """When it was taken, seconds on any clock that does not go back, such as Unix time, 0 to 1e11. A stream with a track
+    wants it with every frame; without a track it means nothing.
+    """
     @_builtins.property
     def options(self) -> Global___LocalizeOptions:
         """What to ask."""
+
+    @_builtins.property
+    def speed(self) -> Global___Speed:
+        """How fast."""
+
+    @_builtins.property
+    def distance(self) -> Global___Distance:
+        """How far, as wheels count it."""
+
+    @_builtins.property
+    def displacement(self) -> Global___Displacement:
+        """Where to."""
 
     def __init__(
         self,
@@ -638,16 +758,151 @@ class Frame(_message.Message):
         image: _builtins.bytes = ...,
         options: Global___LocalizeOptions | None = ...,
         deadline_ms: _builtins.int | None = ...,
+        captured_at_s: _builtins.float | None = ...,
+        speed: Global___Speed | None = ...,
+        distance: Global___Distance | None = ...,
+        displacement: Global___Displacement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "deadline_ms", b"deadline_ms", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_captured_at_s", b"_captured_at_s", "_deadline_ms", b"_deadline_ms", "captured_at_s", b"captured_at_s", "deadline_ms", b"deadline_ms", "displacement", b"displacement", "distance", b"distance", "odometry", b"odometry", "options", b"options", "speed", b"speed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "deadline_ms", b"deadline_ms", "frame_id", b"frame_id", "image", b"image", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_captured_at_s", b"_captured_at_s", "_deadline_ms", b"_deadline_ms", "captured_at_s", b"captured_at_s", "deadline_ms", b"deadline_ms", "displacement", b"displacement", "distance", b"distance", "frame_id", b"frame_id", "image", b"image", "odometry", b"odometry", "options", b"options", "speed", b"speed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__captured_at_s: _TypeAlias = _typing.Literal["captured_at_s"]  # noqa: Y015
+    _WhichOneofArgType__captured_at_s: _TypeAlias = _typing.Literal["_captured_at_s", b"_captured_at_s"]  # noqa: Y015
     _WhichOneofReturnType__deadline_ms: _TypeAlias = _typing.Literal["deadline_ms"]  # noqa: Y015
     _WhichOneofArgType__deadline_ms: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms"]  # noqa: Y015
+    _WhichOneofReturnType_odometry: _TypeAlias = _typing.Literal["speed", "distance", "displacement"]  # noqa: Y015
+    _WhichOneofArgType_odometry: _TypeAlias = _typing.Literal["odometry", b"odometry"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__captured_at_s) -> _WhichOneofReturnType__captured_at_s | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_ms) -> _WhichOneofReturnType__deadline_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_odometry) -> _WhichOneofReturnType_odometry | None: ...
 
 Global___Frame: _TypeAlias = Frame  # noqa: Y015
+
+@_typing.final
+class Speed(_message.Message):
+    """A forward speed, held since the last frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEED_MPS_FIELD_NUMBER: _builtins.int
+    SPEED_STD_MPS_FIELD_NUMBER: _builtins.int
+    HEADING_DEG_FIELD_NUMBER: _builtins.int
+    HEADING_STD_DEG_FIELD_NUMBER: _builtins.int
+    speed_mps: _builtins.float
+    """Metres a second; negative is backwards."""
+    speed_std_mps: _builtins.float
+    """Its standard deviation, metres a second; 0.5 if not set."""
+    heading_deg: _builtins.float
+    """Where the robot faces, degrees clockwise from true north."""
+    heading_std_deg: _builtins.float
+    """Its standard deviation, degrees; 10 if not set."""
+    def __init__(
+        self,
+        *,
+        speed_mps: _builtins.float = ...,
+        speed_std_mps: _builtins.float | None = ...,
+        heading_deg: _builtins.float | None = ...,
+        heading_std_deg: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_heading_deg", b"_heading_deg", "_heading_std_deg", b"_heading_std_deg", "_speed_std_mps", b"_speed_std_mps", "heading_deg", b"heading_deg", "heading_std_deg", b"heading_std_deg", "speed_std_mps", b"speed_std_mps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heading_deg", b"_heading_deg", "_heading_std_deg", b"_heading_std_deg", "_speed_std_mps", b"_speed_std_mps", "heading_deg", b"heading_deg", "heading_std_deg", b"heading_std_deg", "speed_mps", b"speed_mps", "speed_std_mps", b"speed_std_mps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__heading_deg: _TypeAlias = _typing.Literal["heading_deg"]  # noqa: Y015
+    _WhichOneofArgType__heading_deg: _TypeAlias = _typing.Literal["_heading_deg", b"_heading_deg"]  # noqa: Y015
+    _WhichOneofReturnType__heading_std_deg: _TypeAlias = _typing.Literal["heading_std_deg"]  # noqa: Y015
+    _WhichOneofArgType__heading_std_deg: _TypeAlias = _typing.Literal["_heading_std_deg", b"_heading_std_deg"]  # noqa: Y015
+    _WhichOneofReturnType__speed_std_mps: _TypeAlias = _typing.Literal["speed_std_mps"]  # noqa: Y015
+    _WhichOneofArgType__speed_std_mps: _TypeAlias = _typing.Literal["_speed_std_mps", b"_speed_std_mps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heading_deg) -> _WhichOneofReturnType__heading_deg | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heading_std_deg) -> _WhichOneofReturnType__heading_std_deg | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speed_std_mps) -> _WhichOneofReturnType__speed_std_mps | None: ...
+
+Global___Speed: _TypeAlias = Speed  # noqa: Y015
+
+@_typing.final
+class Distance(_message.Message):
+    """A distance travelled since the last frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISTANCE_M_FIELD_NUMBER: _builtins.int
+    DISTANCE_STD_M_FIELD_NUMBER: _builtins.int
+    HEADING_DEG_FIELD_NUMBER: _builtins.int
+    HEADING_STD_DEG_FIELD_NUMBER: _builtins.int
+    distance_m: _builtins.float
+    """Metres; negative is backwards."""
+    distance_std_m: _builtins.float
+    """Its standard deviation, metres; 0.5 if not set."""
+    heading_deg: _builtins.float
+    """Where the robot faces, degrees clockwise from true north."""
+    heading_std_deg: _builtins.float
+    """Its standard deviation, degrees; 10 if not set."""
+    def __init__(
+        self,
+        *,
+        distance_m: _builtins.float = ...,
+        distance_std_m: _builtins.float | None = ...,
+        heading_deg: _builtins.float | None = ...,
+        heading_std_deg: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_distance_std_m", b"_distance_std_m", "_heading_deg", b"_heading_deg", "_heading_std_deg", b"_heading_std_deg", "distance_std_m", b"distance_std_m", "heading_deg", b"heading_deg", "heading_std_deg", b"heading_std_deg"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distance_std_m", b"_distance_std_m", "_heading_deg", b"_heading_deg", "_heading_std_deg", b"_heading_std_deg", "distance_m", b"distance_m", "distance_std_m", b"distance_std_m", "heading_deg", b"heading_deg", "heading_std_deg", b"heading_std_deg"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__distance_std_m: _TypeAlias = _typing.Literal["distance_std_m"]  # noqa: Y015
+    _WhichOneofArgType__distance_std_m: _TypeAlias = _typing.Literal["_distance_std_m", b"_distance_std_m"]  # noqa: Y015
+    _WhichOneofReturnType__heading_deg: _TypeAlias = _typing.Literal["heading_deg"]  # noqa: Y015
+    _WhichOneofArgType__heading_deg: _TypeAlias = _typing.Literal["_heading_deg", b"_heading_deg"]  # noqa: Y015
+    _WhichOneofReturnType__heading_std_deg: _TypeAlias = _typing.Literal["heading_std_deg"]  # noqa: Y015
+    _WhichOneofArgType__heading_std_deg: _TypeAlias = _typing.Literal["_heading_std_deg", b"_heading_std_deg"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__distance_std_m) -> _WhichOneofReturnType__distance_std_m | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heading_deg) -> _WhichOneofReturnType__heading_deg | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heading_std_deg) -> _WhichOneofReturnType__heading_std_deg | None: ...
+
+Global___Distance: _TypeAlias = Distance  # noqa: Y015
+
+@_typing.final
+class Displacement(_message.Message):
+    """A displacement since the last frame in true east and north, not in the robot's own axes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EAST_M_FIELD_NUMBER: _builtins.int
+    NORTH_M_FIELD_NUMBER: _builtins.int
+    DISPLACEMENT_STD_M_FIELD_NUMBER: _builtins.int
+    east_m: _builtins.float
+    """To the east, metres."""
+    north_m: _builtins.float
+    """To the north, metres."""
+    displacement_std_m: _builtins.float
+    """Its standard deviation on each axis, metres; 0.5 if not set."""
+    def __init__(
+        self,
+        *,
+        east_m: _builtins.float = ...,
+        north_m: _builtins.float = ...,
+        displacement_std_m: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_displacement_std_m", b"_displacement_std_m", "displacement_std_m", b"displacement_std_m"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_displacement_std_m", b"_displacement_std_m", "displacement_std_m", b"displacement_std_m", "east_m", b"east_m", "north_m", b"north_m"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__displacement_std_m: _TypeAlias = _typing.Literal["displacement_std_m"]  # noqa: Y015
+    _WhichOneofArgType__displacement_std_m: _TypeAlias = _typing.Literal["_displacement_std_m", b"_displacement_std_m"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__displacement_std_m) -> _WhichOneofReturnType__displacement_std_m | None: ...
+
+Global___Displacement: _TypeAlias = Displacement  # noqa: Y015
 
 @_typing.final
 class LocalizeStreamResponse(_message.Message):
@@ -658,6 +913,7 @@ class LocalizeStreamResponse(_message.Message):
     FRAME_ID_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    TRACK_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.int
     """Of the frame."""
     @_builtins.property
@@ -668,22 +924,137 @@ class LocalizeStreamResponse(_message.Message):
     def error(self) -> _status_pb2.Status:
         """It was not, and why."""
 
+    @_builtins.property
+    def track(self) -> Global___TrackAnswer:
+        """The track after this frame, on a stream that has one. A frame that was not localized still lets time pass, unless
+        it was refused for what it says of its time or motion: then this is not set, and the track is as before.
+        """
+
     def __init__(
         self,
         *,
         frame_id: _builtins.int = ...,
         answer: Global___LocalizeAnswer | None = ...,
         error: _status_pb2.Status | None = ...,
+        track: Global___TrackAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_track", b"_track", "answer", b"answer", "error", b"error", "outcome", b"outcome", "track", b"track"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "frame_id", b"frame_id", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_track", b"_track", "answer", b"answer", "error", b"error", "frame_id", b"frame_id", "outcome", b"outcome", "track", b"track"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__track: _TypeAlias = _typing.Literal["track"]  # noqa: Y015
+    _WhichOneofArgType__track: _TypeAlias = _typing.Literal["_track", b"_track"]  # noqa: Y015
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["answer", "error"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__track) -> _WhichOneofReturnType__track | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___LocalizeStreamResponse: _TypeAlias = LocalizeStreamResponse  # noqa: Y015
+
+@_typing.final
+class TrackAnswer(_message.Message):
+    """A track after a frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    FIX_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    RELOCALIZED_FIELD_NUMBER: _builtins.int
+    MATCHED_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
+    INDEX_VERSION_FIELD_NUMBER: _builtins.int
+    CARRIED_FROM_FIELD_NUMBER: _builtins.int
+    STEP_MS_FIELD_NUMBER: _builtins.int
+    status: Global___FixStatus.ValueType
+    """LOCATED where more than half the belief is around the fix."""
+    lost: _builtins.bool
+    """Most of the belief is anywhere: no place is held."""
+    relocalized: _builtins.bool
+    """It had held a place and lost it, perhaps in the gap before this frame, and holds one again."""
+    matched: _builtins.bool
+    """Whether the frame's matches were weighed in; else only time has passed."""
+    frames: _builtins.int
+    """How many frames the track has seen, those without matches included."""
+    index_version: _builtins.str
+    """Over the places of which version of the index the belief is."""
+    carried_from: _builtins.str
+    """The version until now, where another one is served: the belief was taken along."""
+    step_ms: _builtins.float
+    """What the track took, milliseconds."""
+    @_builtins.property
+    def fix(self) -> Global___TrackedFix:
+        """Where the camera is believed to be; not set until a frame had a match."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___FixStatus.ValueType = ...,
+        fix: Global___TrackedFix | None = ...,
+        lost: _builtins.bool = ...,
+        relocalized: _builtins.bool = ...,
+        matched: _builtins.bool = ...,
+        frames: _builtins.int = ...,
+        index_version: _builtins.str = ...,
+        carried_from: _builtins.str | None = ...,
+        step_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_carried_from", b"_carried_from", "_fix", b"_fix", "carried_from", b"carried_from", "fix", b"fix"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_carried_from", b"_carried_from", "_fix", b"_fix", "carried_from", b"carried_from", "fix", b"fix", "frames", b"frames", "index_version", b"index_version", "lost", b"lost", "matched", b"matched", "relocalized", b"relocalized", "status", b"status", "step_ms", b"step_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__carried_from: _TypeAlias = _typing.Literal["carried_from"]  # noqa: Y015
+    _WhichOneofArgType__carried_from: _TypeAlias = _typing.Literal["_carried_from", b"_carried_from"]  # noqa: Y015
+    _WhichOneofReturnType__fix: _TypeAlias = _typing.Literal["fix"]  # noqa: Y015
+    _WhichOneofArgType__fix: _TypeAlias = _typing.Literal["_fix", b"_fix"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__carried_from) -> _WhichOneofReturnType__carried_from | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fix) -> _WhichOneofReturnType__fix | None: ...
+
+Global___TrackAnswer: _TypeAlias = TrackAnswer  # noqa: Y015
+
+@_typing.final
+class TrackedFix(_message.Message):
+    """Where a track believes its camera to be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAT_FIELD_NUMBER: _builtins.int
+    LON_FIELD_NUMBER: _builtins.int
+    RADIUS_M_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    COVARIANCE_ENU_FIELD_NUMBER: _builtins.int
+    lat: _builtins.float
+    """Latitude, WGS84, degrees."""
+    lon: _builtins.float
+    """Longitude, WGS84, degrees."""
+    radius_m: _builtins.float
+    """Holds 68 % of the belief, metres; of a lost track that is the whole map."""
+    confidence: _builtins.float
+    """The belief within 25 m, 0 to 1; not calibrated."""
+    @_builtins.property
+    def covariance_enu(self) -> Global___CovarianceEnu:
+        """Of east and north."""
+
+    def __init__(
+        self,
+        *,
+        lat: _builtins.float = ...,
+        lon: _builtins.float = ...,
+        radius_m: _builtins.float = ...,
+        confidence: _builtins.float = ...,
+        covariance_enu: Global___CovarianceEnu | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["covariance_enu", b"covariance_enu"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "covariance_enu", b"covariance_enu", "lat", b"lat", "lon", b"lon", "radius_m", b"radius_m"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrackedFix: _TypeAlias = TrackedFix  # noqa: Y015
 
 @_typing.final
 class DescribeRequest(_message.Message):
@@ -942,6 +1313,7 @@ class Limits(_message.Message):
     MAX_BATCH_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     MAX_FRAMES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    MAX_TRACKS_FIELD_NUMBER: _builtins.int
     max_image_bytes: _builtins.int
     """Largest encoded photo, bytes."""
     max_pixels: _builtins.int
@@ -954,6 +1326,8 @@ class Limits(_message.Message):
     """When an answer is too late if a request does not say, milliseconds."""
     max_frames_in_flight: _builtins.int
     """Frames of one stream that may be worked on at once."""
+    max_tracks: _builtins.int
+    """Tracks that may be open at once."""
     def __init__(
         self,
         *,
@@ -963,10 +1337,11 @@ class Limits(_message.Message):
         max_batch: _builtins.int = ...,
         deadline_ms: _builtins.float = ...,
         max_frames_in_flight: _builtins.int = ...,
+        max_tracks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "max_batch", b"max_batch", "max_frames_in_flight", b"max_frames_in_flight", "max_image_bytes", b"max_image_bytes", "max_pixels", b"max_pixels", "max_waiting", b"max_waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "max_batch", b"max_batch", "max_frames_in_flight", b"max_frames_in_flight", "max_image_bytes", b"max_image_bytes", "max_pixels", b"max_pixels", "max_tracks", b"max_tracks", "max_waiting", b"max_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,11 +41,3 @@ def test_the_rules_are_enforced(image: bytes) -> None:
     assert done.returncode != 0
     assert b"lower_snake_case" in done.stdout
     assert b"comment" in done.stdout
-
-
-def test_tracking_has_its_numbers() -> None:
-    """Kept free until tracking over a stream uses them."""
-    from service.grpc.generated import localization_pb2 as pb
-
-    for message in (pb.StreamSettings, pb.Frame, pb.LocalizeStreamResponse):
-        assert not [field.number for field in message.DESCRIPTOR.fields if 10 <= field.number <= 19]
