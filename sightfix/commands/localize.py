@@ -22,6 +22,9 @@ def localize(
     server: Annotated[
         str | None, typer.Option(help="Ask a running server, such as http://127.0.0.1:8080, instead of an index")
     ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="SIGHTFIX_API_KEY", help="For a server that wants one", show_envvar=True)
+    ] = None,
     index: Annotated[str | None, typer.Option(help="Place index; the only one there is if left out")] = None,
     indexes: Annotated[Path, typer.Option(help="Folder of all place indexes")] = DEFAULT_INDEXES,
     bundle: Annotated[Path | None, typer.Option(help="Bundle the index was made with; the shipped one")] = None,
@@ -44,7 +47,7 @@ def localize(
     if server is not None:
         from sightfix.client import SightfixClient
 
-        with SightfixClient(server) as client:
+        with SightfixClient(server, api_key=api_key) as client:
             answer = client.localize(photo, top_k=top_k, geo_prior=prior, min_score=min_score)
     else:
         from retrieval.index_folder import find_index
