@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from index_builder.calibrating import fit_calibration
 from index_builder.reference_rows import bounds_of, spatial_order
 from index_builder.vectors.choosing import Choice, choose_parameters
 from index_builder.vectors.design import IndexDesign
@@ -126,18 +127,21 @@ def write_version(
     )
     manifest = manifest.model_copy(update={"files": record_files(folder, file_names(manifest))})
     manifest.write(folder)
+    index = PlaceIndex.open(folder)
+    check_answers(index)
+    if design.calibrate and (calibration := fit_calibration(index)) is not None:
+        manifest = manifest.model_copy(update={"calibration": calibration})
+        manifest.write(folder)
     reached("manifest written")
-    check_answers(folder)
     return WrittenVersion(manifest, choices)
 
 
-def check_answers(folder: Path) -> None:
-    """Open a draft as a server would, and ask it for some of its own references: each must score 1 with itself.
+def check_answers(index: PlaceIndex) -> None:
+    """Ask an index for some of its own references: each must score 1 with itself.
 
     Raises:
-        PlaceIndexError: it cannot be opened, or does not find them (``canary_failed``).
+        PlaceIndexError: it does not find them (``canary_failed``).
     """
-    index = PlaceIndex.open(folder)
     some = np.unique(np.linspace(0, index.count - 1, _CANARIES).astype(np.int64))
     descriptors = index.descriptors(some)
     found = index.search_whitened(descriptors, 1)
@@ -148,7 +152,7 @@ def check_answers(folder: Path) -> None:
     if missed > allowed or not np.all(np.abs(own_scores - 1.0) < 1e-2):
         raise PlaceIndexError(
             "the written index does not find its own references; nothing was published",
-            where=str(folder),
+            where=str(index.folder),
             remedy="Check the disk and the memory of this machine, then build again",
             code="canary_failed",
         )

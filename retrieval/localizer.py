@@ -94,7 +94,7 @@ class Localizer:
         place_index: what to search.
         fix_settings: how the fix is made from the matches.
         limits: of encoded images.
-        calibration: how far to trust fixes.
+        calibration: how far to trust fixes; the index's own if left out.
 
     Raises:
         ModelIndexMismatchError: the index was described with another bundle.
@@ -113,7 +113,8 @@ class Localizer:
         self.place_index = place_index
         self.fix_settings = fix_settings or FixSettings()
         self.limits = limits
-        self.calibration = calibration if calibration and calibration.holds_for(self.fix_settings) else None
+        measured = calibration or place_index.manifest.calibration
+        self.calibration = measured if measured and measured.holds_for(self.fix_settings) else None
         self._centre = centre_of(place_index) if self.calibration else None
         bundle, manifest, computes = describer.bundle, place_index.manifest, describer.description
         self.model_answer = ModelAnswer(

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from retrieval.artefact import Manifest
+from retrieval.calibration import Calibration
 from retrieval.vectors.candidates import CandidateParameters
 from retrieval.vectors.exact import Storage
 from retrieval.vectors.index_types import IndexType
@@ -96,7 +97,7 @@ class DescribingRecord(BaseModel):
 
 
 class PlaceIndexManifest(Manifest):
-    """The manifest of a place index. Version 2 knows approximate types, whitening and recall."""
+    """The manifest of a place index. Version 2 knows approximate types, whitening, recall and calibration."""
 
     kind: Literal["place-index"] = "place-index"
     format_version: Literal[1, 2] = 2
@@ -110,6 +111,7 @@ class PlaceIndexManifest(Manifest):
     candidates: CandidateParameters | None = None
     recall: RecallReport | None = None
     whitening: WhiteningRecord | None = None
+    calibration: Calibration | None = None
     describing: DescribingRecord | None = None
     count: int = Field(ge=1)
     bounds: Bounds

@@ -22,7 +22,20 @@ app = typer.Typer(
 
 # Each module holds one function of the same name; modules import their heavy dependencies inside it,
 # so that `sightfix --help` stays instant.
-COMMANDS = ("inspect", "index", "serve", "key", "localize", "train", "export", "evaluate", "explain", "compare", "demo")
+COMMANDS = (
+    "inspect",
+    "plan",
+    "index",
+    "serve",
+    "key",
+    "localize",
+    "train",
+    "export",
+    "evaluate",
+    "explain",
+    "compare",
+    "demo",
+)
 
 for _name in COMMANDS:
     _function: Callable[..., None] = getattr(import_module(f"sightfix.commands.{_name}"), _name)

@@ -25,7 +25,7 @@ def show_choices(choices: "Sequence[Choice]") -> None:
         table.add_row(
             one.type,
             f"{one.recall:.1%}",
-            f"{one.latency_ms:.3g}",
+            milliseconds_text(one.latency_ms),
             bytes_text(one.memory_bytes),
             one.verdict,
             style=style,
@@ -56,7 +56,7 @@ def show_plan(planned: "Sequence[PlannedIndex]") -> None:
             bytes_text(one.memory_bytes),
             bytes_text(one.disk_bytes),
             duration_text(one.build_seconds),
-            f"{one.latency_ms:.3g}",
+            milliseconds_text(one.latency_ms),
             "" if one.fits else "[red]too large[/]",
         )
     console.print(table)
@@ -68,6 +68,11 @@ def bytes_text(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count / 1e3:.3g} kB"
+
+
+def milliseconds_text(milliseconds: float) -> str:
+    """Such as ``0.25``, ``8.1`` or ``6,120``."""
+    return f"{milliseconds:,.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
 
 
 def duration_text(seconds: float) -> str:

@@ -37,6 +37,7 @@ class IndexDesign:
         latency_ms: of one query; ``auto`` takes exact search where it is as quick as this.
         memory_bytes: that the vectors may take in RAM, or None.
         whiten: to how many numbers descriptors are whitened, 0 for not at all.
+        calibrate: whether confidence and radius are fitted to the index's own references, where that is possible.
     """
 
     storage: Storage = "fp16"
@@ -45,6 +46,7 @@ class IndexDesign:
     latency_ms: float = 20.0
     memory_bytes: int | None = None
     whiten: int = 0
+    calibrate: bool = True
 
 
 def parameters_for(type_: ApproximateType, rows: int, dim: int) -> CandidateParameters:

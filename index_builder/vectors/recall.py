@@ -59,17 +59,17 @@ def measure(vectors: StoredVectors, held_out: HeldOut, wanted: float = 0.0) -> R
     k = held_out.best.shape[1]
     found, _ = vectors.search(held_out.descriptors, k + 1)
     found, _ = _without_self(found, np.zeros(found.shape, np.float32), held_out.rows)
-    right = np.zeros((len(held_out.rows), k), bool)
+    right, first = np.zeros((len(held_out.rows), k), bool), np.zeros(len(held_out.rows), bool)
     for place, query in enumerate(held_out.descriptors):
         rows = found[place, :k]
         there = np.unique(rows[rows >= 0])
         scores = np.sort(vectors.exact.descriptors(there) @ query)[::-1] if len(there) else np.empty(0, np.float32)
         # The i-th best that was found stands for the i-th best there is if it scores as high as the last of them.
         right[place, : len(scores)] = scores >= held_out.best[place, -1] - _TIE
-        right[place, 0] = len(scores) > 0 and scores[0] >= held_out.best[place, 0] - _TIE
+        first[place] = len(scores) > 0 and scores[0] >= held_out.best[place, 0] - _TIE
     return RecallReport(
         wanted=wanted,
-        at_1=float(right[:, 0].mean()),
+        at_1=float(first.mean()),
         at_10=float(right.mean()),
         queries=len(held_out.rows),
         milliseconds=_median_ms(vectors, held_out.descriptors[:_TIMED], k),

@@ -86,7 +86,7 @@ def memory_bytes(parameters: CandidateParameters, rows: int, dim: int) -> int:
 
 
 def plan_indexes(
-    rows: int, dim: int, speed: MachineSpeed, memory: int | None = None, storages: tuple[Storage, ...] = ("fp16",)
+    rows: int, dim: int, speed: MachineSpeed, memory: int | None = None, storage: Storage = "fp16"
 ) -> list[PlannedIndex]:
     """What each type of index would be for so many references.
 
@@ -95,16 +95,16 @@ def plan_indexes(
         dim: length of the stored descriptors.
         speed: of the machine that builds and serves.
         memory: bytes there are, or None.
-        storages: of the descriptors, for exact search; approximate types keep the first on the disk.
+        storage: of the descriptors beside approximate types; exact search is planned with each.
     """
     base = rows * (_TABLE_BYTES + _BLOCKS_BYTES)
     planned = []
     for type_ in INDEX_TYPES:
-        for storage in storages if type_ == "exact" else storages[:1]:
-            exact_bytes = rows * dim * _STORED_BYTES[storage]
+        for stored in _STORED_BYTES if type_ == "exact" else (storage,):
+            exact_bytes = rows * dim * _STORED_BYTES[stored]
             if type_ == "exact":
                 ram, disk = exact_bytes, exact_bytes
-                seconds, ms = rows * dim * 1e-9, rows * dim * speed.scan_ns[storage] * 1e-6
+                seconds, ms = rows * dim * 1e-9, rows * dim * speed.scan_ns[stored] * 1e-6
             else:
                 parameters = parameters_for(type_, rows, dim)
                 ram = memory_bytes(parameters, rows, dim)
@@ -112,7 +112,7 @@ def plan_indexes(
                 seconds = _build_seconds(parameters, rows, dim, speed)
                 ms = _latency_ms(parameters, rows, dim, speed)
             ram += base
-            planned.append(PlannedIndex(type_, storage, ram, disk, seconds, ms, memory is None or ram <= memory))
+            planned.append(PlannedIndex(type_, stored, ram, disk, seconds, ms, memory is None or ram <= memory))
     return planned
 
 

@@ -14,18 +14,25 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from retrieval.describer import Descriptors
 from retrieval.errors import ParameterError, PlaceIndexError
-from retrieval.machine import available_cores
 from retrieval.vectors.exact import empty_result
-from retrieval.vectors.faiss_library import faiss_module, read_faiss_index, set_up_search, write_faiss_index
+from retrieval.vectors.faiss_library import (
+    faiss_module,
+    read_faiss_index,
+    set_up_search,
+    set_up_training,
+    write_faiss_index,
+)
 from retrieval.vectors.index_types import ApproximateType
 
 _CODES: Final[dict[ApproximateType, str]] = {
     "ivf": "SQfp16",
     "ivf-int8": "SQ8",
-    "ivf-pq": "PQ{code_parts}x8",
+    # np: without polysemous training, which takes minutes and serves a search that is not used here.
+    "ivf-pq": "PQ{code_parts}x8np",
     "ivf-pq-fast": "PQ{code_parts}x4fs",
     "hnsw": "SQfp16",
 }
+_CODE_VALUES: Final[dict[ApproximateType, int]] = {"ivf-pq": 256, "ivf-pq-fast": 16}
 _GRAPH_BUILD_EFFORT: Final = 80
 _LIST_TRAINING_ROUNDS: Final = 10
 
@@ -93,7 +100,7 @@ class Candidates:
             # The sample is what the caller chose; FAISS would draw its own of 256 rows a list.
             index.cp.max_points_per_centroid = len(sample)
             index.cp.min_points_per_centroid = 1
-        faiss.omp_set_num_threads(available_cores())
+        set_up_training(faiss)
         index.train(np.ascontiguousarray(sample, np.float32))
         return cls(index, parameters)
 
@@ -124,7 +131,7 @@ class Candidates:
 
     def add(self, descriptors: Descriptors) -> None:
         """Add (n, D) float32 unit rows on all cores; only while nobody searches."""
-        self._faiss.omp_set_num_threads(available_cores())
+        set_up_training(self._faiss)
         self._index.add(np.ascontiguousarray(descriptors, np.float32))
 
     def write(self, write: Callable[[bytes], int]) -> None:
@@ -191,6 +198,12 @@ def _check_trainable(parameters: CandidateParameters, rows: int, dim: int) -> No
         raise ParameterError(
             f"{rows} references are too few for {lists} lists",
             remedy="Use fewer lists, or --type exact, which is fast with so few",
+        )
+    values = _CODE_VALUES.get(parameters.type, 0)
+    if rows < values:
+        raise ParameterError(
+            f"{rows} references are too few for codes of {values} values",
+            remedy="Use --type exact, which is fast with so few",
         )
     if parameters.code_parts is not None and dim % parameters.code_parts:
         raise ParameterError(

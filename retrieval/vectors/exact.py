@@ -27,6 +27,11 @@ _SCAN_ROWS: Final = 8192
 # Batches are compared with blocks of rows that stay in the cache; measured faster than FAISS's own blocks.
 _BLOCK_ROWS: Final = 8192
 
+# By which share of its range the steps of int8 go beyond what a sample showed, on each side.
+_MARGIN: Final = 0.05
+_WIDE_MARGIN: Final = 0.5
+_LARGE_SAMPLE: Final = 1000
+
 # From so many queries on it pays to turn stored rows into fp32 and use BLAS: measured at 512 and at 1280 numbers.
 _BLOCKS_FROM: Final[dict[Storage, int]] = {"fp32": BLAS_FROM_QUERIES, "fp16": 12, "int8": 12}
 
@@ -58,6 +63,8 @@ class ExactVectors:
         index = _empty_index(faiss, dim, storage)
         if storage == "int8":
             assert sample is not None, "int8 needs a sample"
+            # The fewer were seen, the further others may lie outside of their range.
+            index.sq.rangestat_arg = _MARGIN if len(sample) >= _LARGE_SAMPLE else _WIDE_MARGIN
             index.train(np.ascontiguousarray(sample, np.float32))
         return cls(index, storage)
 

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from retrieval.errors import MissingExtraError, PlaceIndexError
+from retrieval.machine import available_cores
 
 # From so many queries on, fp32 rows are compared through BLAS: measured at 512 and at 1280 numbers, one thread.
 BLAS_FROM_QUERIES: Final = 3
@@ -48,6 +49,12 @@ def set_up_search(faiss: ModuleType, dim: int) -> None:
     """
     faiss.omp_set_num_threads(1)
     faiss.cvar.distance_compute_blas_threshold = BLAS_FROM_QUERIES * dim
+
+
+def set_up_training(faiss: ModuleType) -> None:
+    """Call before training and adding: all cores, and BLAS always."""
+    faiss.omp_set_num_threads(available_cores())
+    faiss.cvar.distance_compute_blas_threshold = 1
 
 
 def read_faiss_index(path: Path, *, memory_map: bool) -> Any:

@@ -1,0 +1,230 @@
+"""Localize an index's own references as if their session had never been indexed.
+
+Only stored descriptors are read, never photos. Blocks of rows are streamed past all queries at once, so the cost is
+one pass over the descriptors, however many sessions there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.evidence import centre_rows, centred_cosines
+from retrieval.geo import Float64Array, GeoPrior
+from retrieval.references.reference import Reference
+from retrieval.spatial_blocks import SpatialBlocks
+
+Int64Array = NDArray[np.int64]
+Float32Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+HeldOut = Literal["sessions", "time blocks"]
+
+# References taken further apart than this were taken on another occasion.
+PAUSE_S: Final = 1800.0
+
+_BLOCK: Final = 8192
+_UNKNOWN: Final = -1
+
+
+class ReferenceIndex(Protocol):
+    """What is read of a place index: `PlaceIndex` is one."""
+
+    @property
+    def lat(self) -> Float64Array:
+        """(N,) degrees."""
+
+    @property
+    def lon(self) -> Float64Array:
+        """(N,) degrees."""
+
+    @property
+    def count(self) -> int:
+        """Number of references."""
+
+    def descriptors(self, rows: Int64Array) -> Float32Array:
+        """The stored descriptors of some rows: (len(rows), D) float32."""
+
+    def references(self, rows: Int64Array) -> Sequence[Reference]:
+        """The references of some rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Occasions:
+    """When each reference was taken, as far as matters: on the same occasion as another, or not.
+
+    Attributes:
+        label: (N,) int64, which session or block of time; -1 where nothing is known.
+        kind: what a label is.
+    """
+
+    label: Int64Array
+    kind: HeldOut
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(np.unique(self.label[self.label != _UNKNOWN]).size)
+
+
+def occasions_of(index: ReferenceIndex) -> list[Occasions]:
+    """What can be held out: the sessions by name, and blocks of time between pauses of half an hour."""
+    sessions: list[str | None] = []
+    seconds: list[float] = []
+    for begin in range(0, index.count, _BLOCK):
+        for reference in index.references(np.arange(begin, min(begin + _BLOCK, index.count))):
+            sessions.append(reference.session)
+            seconds.append(reference.captured_at.timestamp() if reference.captured_at else np.nan)
+    number = {name: place for place, name in enumerate(sorted({name for name in sessions if name}))}
+    named = np.array([number[name] if name else _UNKNOWN for name in sessions], np.int64)
+    return [Occasions(named, "sessions"), Occasions(_time_blocks(np.array(seconds)), "time blocks")]
+
+
+def _time_blocks(seconds: Float64Array) -> Int64Array:
+    label = np.full(len(seconds), _UNKNOWN, np.int64)
+    order = np.argsort(seconds, kind="stable")
+    order = order[np.isfinite(seconds[order])]
+    label[order] = np.cumsum(np.diff(seconds[order], prepend=seconds[order[:1]]) > PAUSE_S)
+    return label
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How well a query's surroundings are known.
+
+    Attributes:
+        left: (Q,) int64, references of other occasions within the radius.
+        all: (Q,) int64, references of any occasion within it, the query itself included.
+    """
+
+    left: Int64Array
+    all: Int64Array
+
+
+def coverage_of(index: ReferenceIndex, occasions: Occasions, queries: Int64Array, radius_m: float) -> Coverage:
+    """Count the references around some references.
+
+    Args:
+        index: whose.
+        occasions: what is held out.
+        queries: (Q,) rows.
+        radius_m: metres, border included.
+    """
+    near = _Near.of(index, queries, radius_m)
+    own, theirs = occasions.label[queries][near.whose], occasions.label[near.rows]
+    other = (own != theirs) & (own != _UNKNOWN) & (theirs != _UNKNOWN)
+    counted = [np.bincount(near.whose[which], minlength=len(queries)) for which in (other, slice(None))]
+    return Coverage(*counted)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutMatches:
+    """The matches of held-out references.
+
+    Attributes:
+        rows: (Q, k) int64, best first, -1 where fewer remained.
+        scores: (Q, k) float64 cosine, -inf where fewer remained.
+        centred: (Q, k) float64 centred cosine, -1 where fewer remained.
+        remained: (Q,) int64, how many references were left to be found.
+    """
+
+    rows: Int64Array
+    scores: Float64Array
+    centred: Float64Array
+    remained: Int64Array
+
+
+def search_held_out(
+    index: ReferenceIndex, occasions: Occasions, queries: Int64Array, k: int, away_m: float | None = None
+) -> HeldOutMatches:
+    """Search for references without their own occasion, exactly.
+
+    Args:
+        index: where.
+        occasions: whatever shares the query's is left out, and so is whatever has none.
+        queries: (Q,) rows.
+        k: matches for each.
+        away_m: leave out everything within these metres of the query, too.
+    """
+    wanted = index.descriptors(queries)
+    near = None if away_m is None else _Near.of(index, queries, away_m)
+
+    def allowed(rows: Int64Array) -> Mask:
+        mask = _others(occasions, queries, rows)
+        if near is not None:
+            near.clear(mask, rows)
+        return mask
+
+    best = np.full((len(queries), k), -np.inf)
+    found = np.full((len(queries), k), -1, np.int64)
+    remained = np.zeros(len(queries), np.int64)
+    for rows in _blocks(index.count):
+        mask = allowed(rows)
+        remained += mask.sum(axis=1)
+        scores = np.where(mask, wanted @ index.descriptors(rows).T, -np.inf)
+        best, found = _merged(best, found, scores.astype(np.float64), rows, k)
+    found[~np.isfinite(best)] = -1
+    # The mean of what is left, as it would be had the rest never been indexed.
+    middle = centre_rows(index.count)
+    weights = allowed(middle).astype(np.float32)
+    known = index.descriptors(middle)
+    weights[weights.sum(axis=1) == 0] = 1.0
+    centres = weights @ known / weights.sum(axis=1, keepdims=True)
+    centred = np.full((len(queries), k), -1.0)
+    for begin in range(0, len(queries), 64):
+        some = slice(begin, begin + 64)
+        matched = index.descriptors(np.maximum(found[some], 0).ravel()).reshape(*found[some].shape, -1)
+        centred[some] = centred_cosines(wanted[some], matched, centres[some])
+    centred[found < 0] = -1.0
+    return HeldOutMatches(found, np.clip(best, None, 1.0), centred, remained)
+
+
+def _merged(
+    best: Float64Array, found: Int64Array, scores: Float64Array, rows: Int64Array, k: int
+) -> tuple[Float64Array, Int64Array]:
+    """The k best of what was found before and of one more block, equals in the order of rows."""
+    if scores.shape[1] > k:
+        top = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+        scores, candidates = np.take_along_axis(scores, top, axis=1), rows[top]
+    else:
+        candidates = np.broadcast_to(rows, scores.shape)
+    scores = np.concatenate([best, scores], axis=1)
+    candidates = np.concatenate([found, candidates], axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(candidates, order, axis=1)
+
+
+def _blocks(count: int) -> list[Int64Array]:
+    return [np.arange(begin, min(begin + _BLOCK, count)) for begin in range(0, count, _BLOCK)]
+
+
+def _others(occasions: Occasions, queries: Int64Array, rows: Int64Array) -> Mask:
+    """(Q, R): which rows are known to be of another occasion."""
+    own, theirs = occasions.label[queries][:, None], occasions.label[rows][None]
+    return np.asarray((own != theirs) & (own != _UNKNOWN) & (theirs != _UNKNOWN))
+
+
+@dataclass(frozen=True, slots=True)
+class _Near:
+    """Which rows lie near which query: pairs, ascending in rows."""
+
+    whose: Int64Array
+    rows: Int64Array
+
+    @classmethod
+    def of(cls, index: ReferenceIndex, queries: Int64Array, radius_m: float) -> "_Near":
+        """All pairs within a radius, border included."""
+        blocks = SpatialBlocks(index.lat, index.lon)
+        found = [blocks.rows_within(GeoPrior(index.lat[q], index.lon[q], radius_m)) for q in queries]
+        whose = np.repeat(np.arange(len(queries)), [len(rows) for rows in found])
+        rows = np.concatenate(found) if found else np.empty(0, np.int64)
+        order = np.argsort(rows, kind="stable")
+        return cls(whose[order], rows[order])
+
+    def clear(self, mask: Mask, rows: Int64Array) -> None:
+        """Set the pairs among some ascending rows to False in a (Q, R) mask of them."""
+        begin, end = np.searchsorted(self.rows, [rows[0], rows[-1] + 1])
+        column = np.searchsorted(rows, self.rows[begin:end]).clip(max=len(rows) - 1)
+        there = rows[column] == self.rows[begin:end]
+        mask[self.whose[begin:end][there], column[there]] = False
