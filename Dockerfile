@@ -49,7 +49,7 @@ FROM base-gpu AS gpu
 COPY --from=build-gpu /opt/sightfix /opt/sightfix
 RUN useradd --uid 10001 --create-home sightfix && mkdir /indexes && chown sightfix /indexes
 ENV PATH=/opt/sightfix/bin:$PATH PYTHONUNBUFFERED=1 SIGHTFIX_INDEXES=/indexes SIGHTFIX_HOST=0.0.0.0 SIGHTFIX_PROVIDER=cuda \
-    ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+    ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_ARENA_MAX=2
 USER 10001
 WORKDIR /home/sightfix
 EXPOSE 8080
@@ -62,7 +62,7 @@ FROM python:3.11-slim-bookworm AS cpu
 COPY --from=build-cpu /opt/sightfix /opt/sightfix
 RUN useradd --uid 10001 --create-home sightfix && mkdir /indexes && chown sightfix /indexes
 ENV PATH=/opt/sightfix/bin:$PATH PYTHONUNBUFFERED=1 SIGHTFIX_INDEXES=/indexes SIGHTFIX_HOST=0.0.0.0 \
-    ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+    ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_ARENA_MAX=2
 USER 10001
 WORKDIR /home/sightfix
 EXPOSE 8080

@@ -1,1 +1,8 @@
 """From weights to a bundle that every runtime can trust."""
+
+import os
+
+from retrieval.engines.onnx_runtime import NO_TELEMETRY
+
+# Before any module of this package imports ONNX Runtime; see `load_onnxruntime`.
+os.environ.setdefault(NO_TELEMETRY, "1")

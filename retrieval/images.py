@@ -5,12 +5,14 @@ A scaled JPEG decode or another resampling filter changes pixels, and so descrip
 """
 
 import contextlib
+import errno
 import io
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal
 
 import numpy as np
 import pillow_heif
@@ -40,6 +42,7 @@ _INCOMPLETE: Final = "Check that the file is complete; it may have been cut off 
 # Each scan of a progressive JPEG is a pass over the whole image: a small file of thousands takes minutes to decode.
 _START_OF_SCAN: Final = b"\xff\xda"
 _MAX_SCANS: Final = 100
+_STRIP_PIXELS: Final = 1 << 20
 _SWAPS_SIDES: Final[frozenset[int]] = frozenset({5, 6, 7, 8})
 _TURNS: Final[dict[int, Image.Transpose]] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -234,7 +237,7 @@ def read_image_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
         ImageError: the file cannot be read (``image_unreadable``) or is too large (``body_too_large``).
     """
     try:
-        with path.open("rb") as file:
+        with open_photo(path) as file:
             data = file.read(limits.max_bytes + 1)
     except OSError as error:
         raise ImageError(
@@ -245,6 +248,25 @@ def read_image_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
         ) from error
     check_byte_count(len(data), limits, where=str(path))
     return data
+
+
+def open_photo(path: Path) -> BinaryIO:
+    """Open a photo's file for reading. A named pipe that nobody writes to reads as empty: nothing waits for a writer.
+
+    Raises:
+        OSError: it cannot be opened, be it for a NUL in its path.
+    """
+    opener = _open_without_waiting if hasattr(os, "O_NONBLOCK") else None
+    try:
+        return open(path, "rb", opener=opener)
+    except ValueError:
+        raise OSError(errno.EINVAL, "its path holds a NUL character") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def check_byte_count(count: int, limits: ImageLimits, *, where: str | None = None) -> None:
@@ -317,16 +339,33 @@ def _draft_size(size: tuple[int, int], target: tuple[int, int], fit: str) -> tup
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it to white
-        grey = np.asarray(image) >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    transparent = "A" in image.mode or "a" in image.mode or "transparency" in image.info
+    if image.mode.startswith("I"):
+        return _in_strips(image, _grey_of_16_bits)
+    if transparent:
+        return _in_strips(image, _over_white)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _in_strips(image: Image.Image, to_rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert some rows at a time: whole copies of a large photo would take 20 bytes a pixel, this takes 7."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(to_rgb(image.crop(box)), box)
+    return rgb
+
+
+def _grey_of_16_bits(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image) >> 8  # Pillow's own conversion would clip it to white
+    return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")
 
 
 def _fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:

@@ -34,8 +34,10 @@ REFERENCE_SCHEMA: Final = pa.schema(
 # Written before photos were hashed.
 _OLDER_SCHEMA: Final = pa.schema([field for field in REFERENCE_SCHEMA if field.name != "content_sha256"])
 
+_POSITION: Final = ("lat", "lon")
+
 # Rows that are read at once: a large table's first answer must not wait for all of it.
-ROW_GROUP_ROWS: Final = 32_768
+ROW_GROUP_ROWS: Final = 8_192
 
 
 class ReferenceTable:
@@ -122,7 +124,14 @@ def read_references(path: Path) -> pa.Table:
 
 def write_reference_table(table: pa.Table, order: Sequence[int] | NDArray[np.int64], path: Path) -> None:
     """Write a table with the columns of `REFERENCE_SCHEMA`, its rows in `order`."""
-    pq.write_table(table.take(pa.array(order)), path, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    pq.write_table(
+        table.take(pa.array(order)),
+        path,
+        # Positions are read whenever the index is opened, and hardly shrink.
+        compression={name: "none" if name in _POSITION else "zstd" for name in table.column_names},
+        use_dictionary=[name for name in table.column_names if name not in _POSITION],
+        row_group_size=ROW_GROUP_ROWS,
+    )
 
 
 def _reference(record: dict[str, Any], root: Path) -> Reference:

@@ -409,6 +409,41 @@ def test_too_many_bytes_are_refused_before_decoding() -> None:
     assert decode_image(data, SMALL, ImageLimits(max_bytes=len(data))).shape == (48, 64, 3)
 
 
+@pytest.mark.parametrize(("mode", "bytes_a_pixel"), [("RGBA", 12), ("LA", 12), ("I;16", 12), ("RGB", 8)])
+def test_a_large_photo_takes_few_bytes_a_pixel(mode: str, bytes_a_pixel: int) -> None:
+    """A flat PNG of a few kilobytes may have 80 million pixels, and several are decoded at once."""
+    script = f"""
+import io, re
+from pathlib import Path
+from PIL import Image
+from retrieval.images import Preprocessing, decode_image
+photo = io.BytesIO()
+Image.new({mode!r}, (4000, 4000)).save(photo, "PNG", compress_level=1)
+Path("/proc/self/clear_refs").write_text("5")
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+before = peak()
+decode_image(photo.getvalue(), Preprocessing(height=48, width=64))
+print((peak() - before) / 16e6)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert float(done.stdout) < bytes_a_pixel
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "I;16", "I"])
+def test_conversion_in_strips_changes_no_pixel(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = smooth(64, 48)
+    picture.putalpha(smooth(64, 48, 1).convert("L"))
+    image = picture.convert("L").convert("I").point(lambda level: level * 257) if mode.startswith("I") else picture
+    image = image.convert(mode) if mode != "P" else picture.convert("RGB").quantize(32)
+    if mode == "P":
+        image.info["transparency"] = bytes(range(32))
+    whole = np.asarray(images._to_rgb(image))
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 64 * 5)
+    assert np.array_equal(np.asarray(images._to_rgb(image)), whole)
+    assert len(np.unique(whole)) > 8
+
+
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_pixels_are_counted_by_the_header(image_format: str) -> None:
     data = encode(smooth(64, 48), image_format)

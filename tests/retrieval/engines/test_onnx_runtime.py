@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -32,6 +36,42 @@ def test_threads_are_what_is_asked_for_and_do_not_spin(small: Bundle, threads: i
     options = session.get_session_options()
     assert options.intra_op_num_threads == threads
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.mark.parametrize("module", ["retrieval.engines.onnx_runtime", "export.source"])
+def test_nothing_is_reported_to_anybody_nor_written_to_the_home_folder(module: str, tmp_path: Path) -> None:
+    script = f"import {module}; from retrieval.engines.onnx_runtime import load_onnxruntime, open_session; "
+    script += "from retrieval.bundle import open_bundle; import os; "
+    script += "graph = open_bundle().graph_path('fp32'); "
+    script += "open_session(load_onnxruntime(), graph, [('CPUExecutionProvider', {})], 1); "
+    script += "print([link for fd in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{fd}') "
+    script += "for link in [os.readlink(f'/proc/self/fd/{fd}')] if 'onnxruntime' in link or 'socket' in link])"
+    # Continuous integration is left alone by ONNX Runtime, so none of its variables may help here.
+    plain = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", script], env=plain, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert not list(tmp_path.rglob("*onnxruntime*"))
+
+
+@pytest.mark.parametrize("threads", [1, 3, 7])
+def test_large_batches_are_run_in_small_pieces(
+    small: Bundle, photos: np.ndarray, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = OnnxRuntimeEngine(small, "fp32", threads)
+    whole = np.concatenate([photos] * 3)
+    single = np.concatenate([engine.run(image[None]) for image in whole])
+    session, sizes = engine._session, []
+
+    class Counting:
+        def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            sizes.extend(len(batch) for batch in inputs.values())
+            found: list[np.ndarray] = session.run(outputs, inputs)
+            return found
+
+    monkeypatch.setattr(engine, "_session", Counting())
+    assert np.allclose(engine.run(whole), single, atol=1e-6)
+    assert sum(sizes) == len(whole)
+    assert max(sizes) == min(len(whole), max(4, threads))
 
 
 def test_a_failing_provider_is_never_replaced_within_a_request(small: Bundle) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from index_builder import described_parts
+from index_builder import described_parts, part_describing
 from retrieval import artefact
 from service.jobs import worker
 from service.jobs.work_queue import WorkQueue
@@ -73,16 +73,19 @@ def main(step: str, folder: str, *arguments: str) -> int:
     death.around(JobWatch, "described", None, "describing")
     death.around(JobWatch, "publishing", "before publishing", "after publishing")
     death.around(WorkQueue, "succeed", "before success", None)
-    reached, describe, flushed = JobWatch.reached, described_parts.describe_in_batches, artefact.write_flushed
+    reached, describe, flushed = JobWatch.reached, part_describing.describe_groups, artefact.write_flushed
 
     def dying_reached(watch: JobWatch, step: Any) -> None:
         reached(watch, step)
         death.at(step)
 
-    def logged(*arguments: Any) -> Iterator[Any]:
-        for batch in describe(*arguments):
+    def logged(*arguments: Any, **named: Any) -> Iterator[Any]:
+        for batch in describe(*arguments, **named):
+            described = [
+                photo.reference.path for photo in batch.photos if photo.error is None and photo.known_row is None
+            ]
             with (Path(folder) / "described").open("a") as file:
-                file.writelines(f"{reference.id}\n" for reference in batch.references)
+                file.writelines(f"{path.parent.name}/{path.name}\n" for path in described)
             yield batch
 
     def write_flushed(path: Path, data: bytes) -> None:
@@ -95,7 +98,7 @@ def main(step: str, folder: str, *arguments: str) -> int:
         flushed(path, data)
 
     JobWatch.reached = dying_reached  # type: ignore[method-assign]
-    described_parts.describe_in_batches = logged  # type: ignore[assignment]
+    part_describing.describe_groups = logged  # type: ignore[assignment]
     artefact.write_flushed = write_flushed
     described_parts.write_flushed = write_flushed  # type: ignore[attr-defined]
     return worker.main(arguments)

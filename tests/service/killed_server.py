@@ -1,0 +1,109 @@
+"""A server that kills itself where it first gets to: ``python -m tests.service.killed_server STEP serve …``.
+
+STEP `never` is an ordinary server.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from retrieval import artefact, index_folder
+from retrieval.place_index import PlaceIndex
+from service import live_localizer, server
+from service.index_watch import IndexWatch
+from service.jobs.database import JobDatabase
+from service.jobs.job_service import JobService
+from service.jobs.store import JobStore
+from service.live_localizer import LiveLocalizer
+
+STARTING = ["socket open", "index opened", "model warm", "first canary"]
+ACTIVATING = ["half of CURRENT", "current", "new version opened", "swapped"]
+SUBMITTING = ["job half written", "job written"]
+LEAVING = ["in a batch", "draining", "jobs stopped", "stopped"]
+
+
+def main(step: str, *arguments: str) -> None:
+    """Serve, and die on the way."""
+
+    def at(reached: str) -> None:
+        """No handler, no `finally`, no flush: what a power cut leaves to the process."""
+        if reached == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(owner: Any, name: str, before: str | None, after: str | None) -> None:
+        made: Callable[..., Any] = getattr(owner, name)
+
+        def wrapped(*given: Any, **named: Any) -> Any:
+            if before:
+                at(before)
+            result = made(*given, **named)
+            if after:
+                at(after)
+            return result
+
+        setattr(owner, name, wrapped)
+
+    around(server, "open_socket", None, "socket open")
+    around(PlaceIndex, "check_bundle", "index opened", None)
+    around(live_localizer, "choose_canary", "model warm" if step == "model warm" else None, None)
+    around(live_localizer, "sing", "first canary" if step == "first canary" else None, None)
+    around(IndexWatch, "look", "current", "swapped")
+    around(LiveLocalizer, "_do", "in a batch", None)
+    around(LiveLocalizer, "drain", None, "draining")
+    around(JobService, "stop", None, "jobs stopped")
+    around(LiveLocalizer, "stop", None, "stopped")
+    around(JobStore, "submit", None, "job written")
+    _die_between(at)
+    from sightfix.cli import main as run
+
+    sys.argv = ["sightfix", *arguments]
+    run()
+
+
+def _die_between(at: Callable[[str], None]) -> None:
+    """In the middle of a file and of a transaction, and between opening a version and serving it."""
+    flushed = artefact.write_flushed
+
+    def write_flushed(path: Path, data: bytes) -> None:
+        if path.name == ".CURRENT.tmp":
+            flushed(path, data[:7])
+            at("half of CURRENT")
+        flushed(path, data)
+
+    artefact.write_flushed = write_flushed
+    assert index_folder.replace_file is artefact.replace_file
+
+    swap = LiveLocalizer._swap
+
+    def dying_swap(live: LiveLocalizer, folder: Path) -> None:
+        open_index = PlaceIndex.open
+
+        def opened(*given: Any, **named: Any) -> PlaceIndex:
+            index = open_index(*given, **named)
+            at("new version opened")
+            return index
+
+        live_localizer.PlaceIndex.open = opened  # type: ignore[method-assign]
+        swap(live, folder)
+
+    LiveLocalizer._swap = dying_swap  # type: ignore[method-assign]
+
+    transaction = JobDatabase.transaction
+
+    @contextmanager
+    def dying_transaction(database: JobDatabase) -> Any:
+        with transaction(database) as connection:
+            yield connection
+            if connection.execute("SELECT 1 FROM jobs LIMIT 1").fetchone() is not None:
+                at("job half written")  # rows are there, the commit is not
+
+    wrapped: Callable[[JobDatabase], AbstractContextManager[Any]] = dying_transaction
+    JobDatabase.transaction = wrapped  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
