@@ -22,7 +22,9 @@ class FixAnswer(AnswerPart):
     confidence: float = Field(
         ge=0, le=1, description="Probability that the truth lies within 25 m, if `calibrated`", examples=[0.93]
     )
-    calibrated: bool = Field(description="Whether radius and confidence were fitted to measured errors")
+    calibrated: bool = Field(
+        description="Whether radius and confidence were fitted to errors measured on the index's references"
+    )
     covariance_enu: tuple[tuple[float, float], tuple[float, float]] = Field(
         description="Covariance of east and north, m²", examples=[((78.0, 3.1), (3.1, 64.2))]
     )

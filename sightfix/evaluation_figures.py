@@ -70,6 +70,9 @@ def write_figures(
     figures = {"recall.png": recall_figure(evaluation), "position_error.png": position_error_figure(evaluation)}
     if evaluation.report.confidence is not None:
         figures["confidence.png"] = confidence_figure(evaluation)
+        figures["answered.png"] = answered_figure(evaluation)
+    if evaluation.report.no_match_curve:
+        figures["no_match.png"] = no_match_figure(evaluation)
     right, wrong = example_queries(evaluation, seed)
     if right.size:
         figures["successes.png"] = examples_figure(evaluation, ranked, protocol, photos, right, right=True)
@@ -168,8 +171,60 @@ def confidence_figure(evaluation: Evaluation) -> Any:
     axes.set_xlim(-2, 102)
     axes.set_ylim(-2, 102)
     axes.set_aspect("equal")
-    _title(axes, f"Calibration error {report.calibration_error:.3f}, Brier score {report.brier:.3f}")
+    _title(
+        axes,
+        f"Calibration error {report.calibration_error.value:.3f} (if honest {report.calibration_error_if_honest:.3f})",
+    )
     _legend(axes, "upper left")
+    return figure
+
+
+def answered_figure(evaluation: Evaluation) -> Any:
+    """The share of right fixes if only the surest were given, over the share of queries that would get one."""
+    report = evaluation.report.confidence
+    if report is None:
+        raise ValueError("the evaluation has no confidences")
+    figure, axes = _plot("fixes within 25 m, percent", "queries answered, the surest first, percent")
+    answered = [100 * point.answered_share for point in report.answered_curve]
+    axes.plot(answered, [100 * p.within_share for p in report.answered_curve], color=_BLUE, linewidth=1.8)
+    half = min(report.answered_curve, key=lambda point: abs(point.confidence - 0.5))
+    axes.plot([100 * half.answered_share], [100 * half.within_share], color=_BLUE, marker="o", linestyle="none")
+    axes.annotate(
+        f"confidence {half.confidence:.2f}",
+        (100 * half.answered_share, 100 * half.within_share),
+        xytext=(6, 6),
+        textcoords="offset points",
+        fontsize=9,
+    )
+    every = 100 * report.answered_curve[-1].within_share
+    axes.axhline(every, color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), label="whatever the confidence")
+    axes.set_xlim(0, 102)
+    axes.set_ylim(0, 102)
+    _title(axes, "What it takes to be right more often")
+    _legend(axes)
+    return figure
+
+
+def no_match_figure(evaluation: Evaluation) -> Any:
+    """What every threshold of NO_MATCH rejects: photos from elsewhere against solvable queries."""
+    curve, statuses = evaluation.report.no_match_curve, evaluation.report.statuses
+    figure, axes = _plot("photos from elsewhere rejected, percent", "solvable queries rejected, percent")
+    axes.plot(
+        [100 * point.solvable_share for point in curve],
+        [100 * point.elsewhere_share for point in curve],
+        color=_BLUE,
+        linewidth=1.8,
+        label="every threshold",
+    )
+    told = {status.of: 100 * status.no_match_share for status in statuses}
+    if told.get("solvable queries") is not None and told.get("photos from elsewhere") is not None:
+        at = ([told["solvable queries"]], [told["photos from elsewhere"]])
+        axes.plot(*at, color=_VERMILLION, marker="o", linestyle="none", label="the threshold in use")
+    axes.plot([0, 50], [0, 50], color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), label="chance")
+    axes.set_xlim(-1, 51)
+    axes.set_ylim(-2, 102)
+    _title(axes, "NO_MATCH")
+    _legend(axes)
     return figure
 
 

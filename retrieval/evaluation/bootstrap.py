@@ -57,11 +57,20 @@ class Bootstrap:
         columns = np.asarray(values, np.float64)
         if len(columns) == 0:
             return np.full((2, columns.shape[1]), np.nan)
+        return self.percentiles(self.means(columns, groups))
+
+    def means(self, values: ArrayLike, groups: Int64Array) -> Float64Array:
+        """Means over queries, once for each resample: (resamples, M) float64 for (Q, M) values; Q is not 0."""
+        columns = np.asarray(values, np.float64)
         index, count = _relabel(groups)
         sums = np.stack([np.bincount(index, column, minlength=count) for column in columns.T], axis=1)
         sizes = np.bincount(index, minlength=count).astype(np.float64)
-        means = np.concatenate([(w @ sums) / (w @ sizes)[:, None] for w in self._weights(count)])
-        return self._percentiles(means)
+        return np.concatenate([(w @ sums) / (w @ sizes)[:, None] for w in self._weights(count)])
+
+    def percentiles(self, estimates: Float64Array) -> Float64Array:
+        """The interval of a number that was computed once for each resample: (resamples, …) → (2, …) float64."""
+        tail = (1.0 - self.level) / 2.0
+        return np.asarray(np.quantile(estimates, [tail, 1.0 - tail], axis=0))
 
     def quantile_interval(self, values: ArrayLike, groups: Int64Array, quantiles: Sequence[float]) -> Float64Array:
         """Intervals of quantiles over queries (numpy's default, linear between neighbours).
@@ -81,7 +90,7 @@ class Bootstrap:
         order = np.argsort(column, kind="stable")
         ordered, owner = column[order], index[order]
         drawn = [_weighted_quantiles(ordered, w[owner], quantiles) for block in self._weights(count) for w in block]
-        return self._percentiles(np.stack(drawn))
+        return self.percentiles(np.stack(drawn))
 
     def _weights(self, groups: int) -> Iterator[Float64Array]:
         """How often each group is drawn: blocks of (b, groups) rows, `resamples` rows in all, each summing to groups.
@@ -94,10 +103,6 @@ class Bootstrap:
             rows = min(block, self.resamples - begin)
             drawn = random.integers(0, groups, size=(rows, groups)) + np.arange(rows)[:, None] * groups
             yield np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float64)
-
-    def _percentiles(self, estimates: Float64Array) -> Float64Array:
-        tail = (1.0 - self.level) / 2.0
-        return np.asarray(np.quantile(estimates, [tail, 1.0 - tail], axis=0))
 
 
 def _relabel(groups: Int64Array) -> tuple[Int64Array, int]:

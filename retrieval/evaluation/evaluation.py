@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.errors import ParameterError
 from retrieval.evaluation.bootstrap import FEW_GROUPS, place_groups, session_groups
+from retrieval.evaluation.confidence import confidence_report, no_match_curve, status_report
 from retrieval.evaluation.fixes import Fixes
 from retrieval.evaluation.position_error import (
-    confidence_report,
     estimate,
     fix_errors_m,
     position_error_report,
@@ -25,6 +26,7 @@ from retrieval.evaluation.report import (
     IntervalMethod,
     RadiusReport,
     RecallAt,
+    StatusReport,
 )
 from retrieval.geo import Float64Array
 
@@ -99,7 +101,11 @@ def evaluate(
         ranked=ranked.rows.shape[1],
         recall=tuple(_asked_only(curve, protocol.recall_at) for curve in curves),
         position_errors=tuple(position_errors),
-        confidence=None if ranked.fixes is None or fix_error is None else confidence_report(ranked.fixes, fix_error),
+        confidence=None
+        if ranked.fixes is None or fix_error is None
+        else confidence_report(ranked.fixes, fix_error, groups, protocol.bootstrap),
+        statuses=_statuses(ranked, positives[0] > 0),
+        no_match_curve=() if ranked.fixes is None else no_match_curve(ranked.fixes, positives[0] > 0, ranked.elsewhere),
         intervals=method,
         notes=(*notes, *group_notes, *_recall_notes(curves)),
     )
@@ -180,6 +186,17 @@ def _recall_curve(
             for i, n in enumerate(cutoffs)
         ),
     )
+
+
+def _statuses(ranked: Ranked, solvable: NDArray[np.bool_]) -> tuple[StatusReport, ...]:
+    found = []
+    if ranked.fixes is not None:
+        found.append(status_report("solvable queries", ranked.fixes, solvable))
+        found.append(status_report("other queries", ranked.fixes, ~solvable))
+    if ranked.elsewhere is not None:
+        every = np.ones(len(ranked.elsewhere.lat), bool)
+        found.append(status_report("photos from elsewhere", ranked.elsewhere, every))
+    return tuple(report for report in found if report is not None)
 
 
 def _asked_only(curve: RadiusReport, recall_at: Sequence[int]) -> RadiusReport:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.calibration import Calibration
 from retrieval.errors import ParameterError
 from retrieval.evaluation.positions import Int64Array, Positions
 from retrieval.fix import FixSettings, FixStatus, make_fix
@@ -24,6 +25,7 @@ class Fixes:
         radius_m: (Nq,) float64 metres, the stated radius that holds the truth 68 % of the time, or None.
         located: (Nq,) bool, whether the status is LOCATED (not AMBIGUOUS, not NO_MATCH), or None.
         calibrated: whether confidence and radius were fitted to measured errors.
+        familiarity: (Nq,) float64, the best centred cosine of each, or None.
 
     Raises:
         ParameterError: shapes that do not fit, or a confidence outside [0, 1] where there is a fix.
@@ -35,10 +37,11 @@ class Fixes:
     radius_m: Float64Array | None = None
     located: NDArray[np.bool_] | None = None
     calibrated: bool = True
+    familiarity: Float64Array | None = None
 
     def __post_init__(self) -> None:
         columns = {"longitude": self.lon, "confidence": self.confidence, "radius_m": self.radius_m}
-        for name, column in {**columns, "located": self.located}.items():
+        for name, column in {**columns, "located": self.located, "familiarity": self.familiarity}.items():
             if column is not None and column.shape != self.lat.shape:
                 raise ParameterError(f"{name} of the fixes has shape {column.shape}, latitude has {self.lat.shape}")
         stated = self.confidence[self.answered] if self.confidence is not None else np.empty(0)
@@ -57,6 +60,8 @@ def fixes_of_matches(
     scores: NDArray[np.float32],
     settings: FixSettings | None = None,
     on_progress: Callable[[int], None] | None = None,
+    centred: Float64Array | None = None,
+    calibration: Calibration | None = None,
 ) -> Fixes:
     """Make the fix of every query from its matches, as the service does.
 
@@ -66,6 +71,8 @@ def fixes_of_matches(
         scores: (Nq, K) float32 cosine, descending.
         settings: how a fix is made.
         on_progress: called now and then with the number of queries done since.
+        centred: (Nq, ≤ K) float64 centred cosine of the first matches; needed with a calibration.
+        calibration: of the index that was searched.
 
     Raises:
         ParameterError: the database has no degrees.
@@ -76,13 +83,17 @@ def fixes_of_matches(
     lat, lon, confidence, radius_m = columns = np.full((4, len(rows)), np.nan)
     located, calibrated = np.zeros(len(rows), bool), True
     for query in range(len(rows)):
-        kept = rows[query] >= 0
-        places, cosines = rows[query][kept], np.clip(scores[query][kept].astype(np.float64), -1.0, 1.0)
-        status, fix = make_fix(database.lat[places], database.lon[places], cosines, settings)
+        places = rows[query][rows[query] >= 0][: settings.matches_needed]
+        cosines = np.clip(scores[query][: len(places)].astype(np.float64), -1.0, 1.0)
+        around = None if centred is None else centred[query][: len(places)]
+        status, fix = make_fix(database.lat[places], database.lon[places], cosines, settings, around, calibration)
         if fix is not None:
             columns[:, query] = fix.position.lat, fix.position.lon, fix.confidence, fix.radius_m
             calibrated = calibrated and fix.calibrated
         located[query] = status is FixStatus.LOCATED
         if on_progress is not None and ((query + 1) % _REPORT_EVERY == 0 or query + 1 == len(rows)):
             on_progress(query % _REPORT_EVERY + 1)
-    return Fixes(lat, lon, confidence, radius_m, located, calibrated)
+    # A calibration of other settings is not used, and NO_MATCH says nothing about either.
+    calibrated = calibrated and centred is not None and calibration is not None and calibration.holds_for(settings)
+    familiarity = None if centred is None else centred[:, : settings.matches_needed].max(axis=1)
+    return Fixes(lat, lon, confidence, radius_m, located, calibrated, familiarity)

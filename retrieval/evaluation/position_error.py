@@ -1,4 +1,4 @@
-"""How far answers are from the truth, and whether confidence and radius keep their promise."""
+"""How far answers are from the truth."""
 
 import numpy as np
 
@@ -6,12 +6,11 @@ from retrieval.errors import ParameterError
 from retrieval.evaluation.bootstrap import Bootstrap
 from retrieval.evaluation.fixes import Fixes
 from retrieval.evaluation.positions import Ground, Int64Array, Positions
-from retrieval.evaluation.report import Answer, ConfidenceBin, ConfidenceReport, Estimate, PositionErrorReport
+from retrieval.evaluation.report import Answer, Estimate, PositionErrorReport
 from retrieval.geo import Float64Array, haversine_m
 
 # The distance that the confidence of a fix speaks of, and the field's usual radius.
 WITHIN_M = 25.0
-_CONFIDENCE_BINS = 10
 
 
 def top_errors_m(ground: Ground, rows: Int64Array) -> Float64Array:
@@ -71,42 +70,6 @@ def position_error_report(
         p90_m=estimate(quantiles[1], spread[:, 1]),
         within_m=WITHIN_M,
         within_share=estimate(share, share_spread[:, 0]),
-    )
-
-
-def confidence_report(fixes: Fixes, errors_m: Float64Array) -> ConfidenceReport | None:
-    """Compare stated confidence and radius with what happened, over the answered queries.
-
-    Args:
-        fixes: with confidences.
-        errors_m: (Nq,) float64 metres from `fix_errors_m`.
-
-    Returns:
-        None when no fix states a confidence. Bins hold equally many fixes, equal confidences never apart.
-    """
-    answered = fixes.answered
-    if fixes.confidence is None or not answered.any():
-        return None
-    stated, errors = fixes.confidence[answered], errors_m[answered]
-    kept = (errors <= WITHIN_M).astype(np.float64)
-    edges = np.quantile(stated, np.linspace(0, 1, _CONFIDENCE_BINS + 1)[1:-1])
-    owner = np.searchsorted(np.unique(edges), stated, side="left")
-    bins = tuple(
-        ConfidenceBin(
-            fixes=int((owner == b).sum()),
-            mean_confidence=float(stated[owner == b].mean()),
-            within_share=float(kept[owner == b].mean()),
-        )
-        for b in np.unique(owner)
-    )
-    radius = fixes.radius_m[answered] if fixes.radius_m is not None else None
-    return ConfidenceReport(
-        calibrated=fixes.calibrated,
-        brier=float(((stated - kept) ** 2).mean()),
-        brier_of_base_rate=float(kept.var()),
-        calibration_error=sum(b.fixes * abs(b.mean_confidence - b.within_share) for b in bins) / stated.size,
-        bins=bins,
-        radius_coverage=None if radius is None else float((errors <= radius).mean()),
     )
 
 

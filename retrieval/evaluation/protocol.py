@@ -25,6 +25,7 @@ class Ranked:
         rows: (Nq, K) int64 database rows, best first, -1 where there is no match.
         fixes: one position fix per query, or None.
         sessions: the drive or walk of each query, for the intervals, or None.
+        elsewhere: fixes of photos that were taken outside of the database's area, or None. Each one given is wrong.
     """
 
     database: Positions
@@ -32,6 +33,7 @@ class Ranked:
     rows: Int64Array
     fixes: Fixes | None = None
     sessions: Sequence[str | None] | None = None
+    elsewhere: Fixes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,20 @@ class ConfidenceBin(_Frozen):
     within_share: float
 
 
+class AnsweredPoint(_Frozen):
+    """What if only the surest fixes were given.
+
+    Attributes:
+        confidence: the least that is given.
+        answered_share: share of all queries that get one.
+        within_share: share of these that lie within 25 m.
+    """
+
+    confidence: float
+    answered_share: float
+    within_share: float
+
+
 class ConfidenceReport(_Frozen):
     """Whether the confidence of a fix is the probability it claims to be.
 
@@ -106,16 +120,50 @@ class ConfidenceReport(_Frozen):
         brier: mean squared difference of confidence and outcome (Brier 1950); 0 is perfect.
         brier_of_base_rate: the same for always saying the overall share: what a useful confidence must beat.
         calibration_error: mean |confidence − share within 25 m| over bins of equally many fixes, weighted by size.
+        calibration_error_if_honest: what perfectly honest confidences would show with so few fixes, on average.
         bins: ascending in confidence.
         radius_coverage: share of fixes whose radius_m holds the truth (it should be 0.68); None without radii.
+        answered_curve: from the surest fixes only to all of them.
     """
 
     calibrated: bool
     brier: float
     brier_of_base_rate: float
-    calibration_error: float
+    calibration_error: Estimate
+    calibration_error_if_honest: float
     bins: tuple[ConfidenceBin, ...]
-    radius_coverage: float | None
+    radius_coverage: Estimate | None
+    answered_curve: tuple[AnsweredPoint, ...]
+
+
+class StatusReport(_Frozen):
+    """What some photos were told.
+
+    Attributes:
+        of: which photos: solvable queries, other queries, or photos from elsewhere.
+        photos: how many.
+        located_share, ambiguous_share, no_match_share: they add up to 1.
+    """
+
+    of: str
+    photos: int
+    located_share: float
+    ambiguous_share: float
+    no_match_share: float
+
+
+class NoMatchPoint(_Frozen):
+    """What a threshold of familiarity would reject.
+
+    Attributes:
+        familiarity: photos whose best centred cosine is below are NO_MATCH.
+        solvable_share: share of the solvable queries below it.
+        elsewhere_share: share of the photos from elsewhere below it.
+    """
+
+    familiarity: float
+    solvable_share: float
+    elsewhere_share: float
 
 
 class IntervalMethod(_Frozen):
@@ -149,6 +197,8 @@ class EvaluationReport(_Frozen):
         recall: one entry per radius.
         position_errors: of the top-1 match and, where given, of the fix.
         confidence: None without fixes that state one.
+        statuses: what queries, and photos from elsewhere where there are some, were told; empty without fixes.
+        no_match_curve: what other thresholds of NO_MATCH would do; empty without photos from elsewhere.
         intervals: how they were made.
         notes: what a reader must know before trusting the numbers.
     """
@@ -161,5 +211,7 @@ class EvaluationReport(_Frozen):
     recall: tuple[RadiusReport, ...]
     position_errors: tuple[PositionErrorReport, ...]
     confidence: ConfidenceReport | None
+    statuses: tuple[StatusReport, ...] = ()
+    no_match_curve: tuple[NoMatchPoint, ...] = ()
     intervals: IntervalMethod
     notes: tuple[str, ...]

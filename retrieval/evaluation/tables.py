@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from retrieval.evaluation.report import ConfidenceReport, Estimate, EvaluationReport, PositionErrorReport, RadiusReport
+from retrieval.evaluation.report import (
+    ConfidenceReport,
+    Estimate,
+    EvaluationReport,
+    PositionErrorReport,
+    RadiusReport,
+    StatusReport,
+)
+
+_ANSWERED_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +49,13 @@ def field_line(radius: RadiusReport) -> str:
 
 
 def report_tables(report: EvaluationReport) -> list[ReportTable]:
-    """The report as tables: recall, position error, and confidence where there is one."""
+    """The report as tables: recall, position error, and where there are fixes confidence and statuses."""
     tables = [_recall_table(report), _error_table(report.position_errors)]
     if report.confidence is not None:
         tables.append(_confidence_table(report.confidence))
+        tables.append(_answered_table(report.confidence))
+    if report.statuses:
+        tables.append(_status_table(report.statuses))
     return tables
 
 
@@ -92,12 +104,43 @@ def _confidence_table(confidence: ConfidenceReport) -> ReportTable:
     rows = [
         ("Brier score", f"{confidence.brier:.3f}"),
         ("Brier score of the base rate", f"{confidence.brier_of_base_rate:.3f}"),
-        ("calibration error", f"{confidence.calibration_error:.3f}"),
+        ("calibration error", _plain(confidence.calibration_error)),
+        ("the same, were all confidences honest", f"{confidence.calibration_error_if_honest:.3f}"),
     ]
     if confidence.radius_coverage is not None:
-        rows.append(("truth inside radius_m (should be 68 %)", f"{confidence.radius_coverage:.1%}"))
+        rows.append(("truth inside radius_m (should be 68 %)", f"{_percent(confidence.radius_coverage)} %"))
     title = "Confidence of the fix" if confidence.calibrated else "Confidence of the fix (not calibrated)"
     return ReportTable(title, ("measure", "value"), tuple(rows))
+
+
+def _answered_table(confidence: ConfidenceReport) -> ReportTable:
+    curve = confidence.answered_curve
+    rows = []
+    for wanted in _ANSWERED_SHARES:
+        point = min(curve, key=lambda point: abs(point.answered_share - wanted))
+        row = (f"{point.answered_share:.1%}", f"{point.confidence:.2f}", f"{point.within_share * 100:.1f}")
+        if row not in rows:
+            rows.append(row)
+    return ReportTable("If only the surest were answered", ("answered", "confidence", "within 25 m, %"), tuple(rows))
+
+
+def _status_table(statuses: tuple[StatusReport, ...]) -> ReportTable:
+    columns = ("status, %", "photos", "LOCATED", "AMBIGUOUS", "NO_MATCH")
+    rows = tuple(
+        (
+            status.of,
+            str(status.photos),
+            *(f"{s * 100:.1f}" for s in (status.located_share, status.ambiguous_share, status.no_match_share)),
+        )
+        for status in statuses
+    )
+    return ReportTable("What photos were told", columns, rows)
+
+
+def _plain(estimate: Estimate) -> str:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return "–"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def _percent(estimate: Estimate) -> str:

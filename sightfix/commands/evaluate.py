@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from index_builder.describing import DescribedReferences, DescribeSettings
-    from retrieval.describer import Describer
-    from retrieval.evaluation import Evaluation, EvaluationReport, Positions, Protocol, Ranked
+    from index_builder.held_out import ReferenceIndex
+    from retrieval.calibration import Calibration
+    from retrieval.describer import Describer, Descriptors
+    from retrieval.evaluation import Evaluation, EvaluationReport, Fixes, Positions, Protocol, Ranked
+    from retrieval.evidence import StoredDescriptors
     from retrieval.references import Reference
 
 
@@ -42,6 +45,15 @@ def evaluate(
     ] = "solvable",
     group: Annotated[
         str | None, typer.Option(help="What intervals draw: session, if there are ten, else place")
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Fit confidence and NO_MATCH to the database's own sessions, as indexing does"
+        ),
+    ] = False,
+    out_of_area: Annotated[
+        str | None, typer.Option(help="Photos of other places: how many are NO_MATCH? A folder, a CSV, or a spec")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the report to this file")] = None,
     figures: Annotated[Path | None, typer.Option(help="Draw curves, successes and failures into this folder")] = None,
@@ -73,10 +85,11 @@ def evaluate(
         matplotlib_figure()
     describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
     settings = DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable)
+    asked = _Asked(queries, out_of_area, calibrate)
     if database is not None:
-        found = _search_photos(database, queries, describer, settings, protocol)
+        found = _search_photos(database, asked, describer, settings, protocol)
     else:
-        found = _search_index(indexes, index, queries, describer, settings, protocol)
+        found = _search_index(indexes, index, asked, describer, settings, protocol)
     ranked = found.ranked()
     with progress_bar("Evaluating", evaluation_work(ranked, protocol), "steps") as advance:
         evaluation = evaluate_ranking(ranked, protocol, advance, found.notes())
@@ -88,6 +101,29 @@ def evaluate(
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """What to localize, and how."""
+
+    queries: str
+    out_of_area: str | None
+    calibrate: bool
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """What was found for some photos.
+
+    Attributes:
+        rows, scores: (Q, K), best first.
+        centred: (Q, k) centred cosines of the first of them.
+    """
+
+    rows: "NDArray[np.int64]"
+    scores: "NDArray[np.float32]"
+    centred: "NDArray[np.float64]"
+
+
+@dataclass(frozen=True)
 class _Found:
     """Queries and what was found for them."""
 
@@ -95,31 +131,45 @@ class _Found:
     query_positions: "Positions"
     database_positions: "Positions"
     references: "Callable[[NDArray[np.int64]], Sequence[Reference]]"
-    rows: "NDArray[np.int64]"
-    scores: "NDArray[np.float32]"
+    matches: _Matches
+    elsewhere: _Matches | None = None
+    calibration: "Calibration | None" = None
     search_notes: tuple[str, ...] = ()
 
     def ranked(self) -> "Ranked":
         """The ranking with a fix for every query, where degrees are known."""
-        from retrieval.evaluation import Ranked, fixes_of_matches
-        from sightfix.console import progress_bar
+        from retrieval.evaluation import Ranked
 
         fixes = None
         if self.query_positions.lat is not None and self.database_positions.lat is not None:
-            with progress_bar("Making fixes", len(self.queries), "fixes") as advance:
-                fixes = fixes_of_matches(self.database_positions, self.rows, self.scores, on_progress=advance)
+            fixes = self._fixes("Making fixes", self.matches)
         sessions = [query.session for query in self.queries]
-        return Ranked(self.database_positions, self.query_positions, self.rows, fixes, sessions)
+        elsewhere = None if self.elsewhere is None or fixes is None else self._fixes("and elsewhere", self.elsewhere)
+        return Ranked(self.database_positions, self.query_positions, self.matches.rows, fixes, sessions, elsewhere)
+
+    def _fixes(self, what: str, matches: _Matches) -> "Fixes":
+        from retrieval.evaluation import fixes_of_matches
+        from sightfix.console import progress_bar
+
+        with progress_bar(what, len(matches.rows), "fixes") as advance:
+            return fixes_of_matches(
+                self.database_positions,
+                matches.rows,
+                matches.scores,
+                on_progress=advance,
+                centred=matches.centred,
+                calibration=self.calibration,
+            )
 
     def notes(self) -> list[str]:
         """What makes the numbers look better than they are."""
         import numpy as np
 
         notes = list(self.search_notes)
-        same = int((self.scores[:, 0] > _SAME_PHOTO).sum())
+        same = int((self.matches.scores[:, 0] > _SAME_PHOTO).sum())
         if same:
             notes.append(f"{_queries(same)} a best match with a score above {_SAME_PHOTO}: the same photo, very likely")
-        distinct, back = np.unique(self.rows[:, 0], return_inverse=True)
+        distinct, back = np.unique(self.matches.rows[:, 0], return_inverse=True)
         sessions = np.array([reference.session or "" for reference in self.references(distinct)], dtype=object)
         of_queries = np.array([query.session or "" for query in self.queries], dtype=object)
         own = int(((sessions[back.ravel()] == of_queries) & (of_queries != "")).sum())
@@ -136,29 +186,40 @@ def _queries(count: int) -> str:
 
 
 def _search_photos(
-    database: str, queries: str, describer: "Describer", settings: "DescribeSettings", protocol: "Protocol"
+    database: str, asked: _Asked, describer: "Describer", settings: "DescribeSettings", protocol: "Protocol"
 ) -> _Found:
+    from index_builder.described_index import DescribedIndex, DescribedVectors
     from retrieval.evaluation import Positions, exact_ranking
     from sightfix.console import progress_bar
 
     described = _describe("Describing the database", database, describer, settings)
-    asked = _describe("Describing the queries", queries, describer, settings)
-    with progress_bar("Searching", len(asked.references), "queries") as advance:
-        rows, scores = exact_ranking(described.descriptors, asked.descriptors, _matches_needed(protocol), advance)
+    positions = Positions.from_references(described.references)
+    stored = DescribedVectors(described.descriptors)
+    index = DescribedIndex(described.references, described.descriptors) if positions.lat is not None else None
+
+    def search(descriptors: "Descriptors") -> _Matches:
+        with progress_bar("Searching", len(descriptors), "queries") as advance:
+            rows, scores = exact_ranking(described.descriptors, descriptors, _matches_needed(protocol), advance)
+        return _with_centred(stored, rows, scores, descriptors)
+
+    queries = _describe("Describing the queries", asked.queries, describer, settings)
+    calibration, notes = _calibrated(index) if asked.calibrate and index is not None else (None, ())
     return _Found(
-        asked.references,
-        Positions.from_references(asked.references),
-        Positions.from_references(described.references),
+        queries.references,
+        Positions.from_references(queries.references),
+        positions,
         lambda wanted: [described.references[row] for row in wanted],
-        rows,
-        scores,
+        search(queries.descriptors),
+        _elsewhere(asked, describer, settings, search),
+        calibration,
+        notes,
     )
 
 
 def _search_index(
     indexes: Path,
     name: str | None,
-    queries: str,
+    asked: _Asked,
     describer: "Describer",
     settings: "DescribeSettings",
     protocol: "Protocol",
@@ -172,25 +233,75 @@ def _search_index(
 
     place_index = PlaceIndex.open(find_index(indexes, name))
     place_index.check_bundle(describer.bundle)
-    asked = _describe("Describing the queries", queries, describer, settings)
-    pieces = []
-    with progress_bar("Searching", len(asked.references), "queries") as advance:
-        for begin in range(0, len(asked.references), _QUERIES_AT_ONCE):
-            some = asked.descriptors[begin : begin + _QUERIES_AT_ONCE]
-            pieces.append(place_index.search(some, _matches_needed(protocol)))
-            advance(len(some))
-    notes: tuple[str, ...] = ()
+
+    def search(descriptors: "Descriptors") -> _Matches:
+        pieces = []
+        with progress_bar("Searching", len(descriptors), "queries") as advance:
+            for begin in range(0, len(descriptors), _QUERIES_AT_ONCE):
+                some = descriptors[begin : begin + _QUERIES_AT_ONCE]
+                pieces.append(place_index.search(some, _matches_needed(protocol)))
+                advance(len(some))
+        rows = np.concatenate([piece.rows for piece in pieces])
+        scores = np.concatenate([piece.scores for piece in pieces])
+        return _with_centred(place_index, rows, scores, place_index.whitened(descriptors))
+
+    queries = _describe("Describing the queries", asked.queries, describer, settings)
+    calibration, notes = _calibrated(place_index) if asked.calibrate else (place_index.manifest.calibration, ())
     if protocol.convention != "solvable":
-        notes = (f"The matches come from the index's own search ({place_index.manifest.storage} vectors, cosine)",)
+        stored = place_index.manifest.storage
+        notes = (*notes, f"The matches come from the index's own search ({stored} vectors, cosine)")
     return _Found(
-        asked.references,
-        Positions.from_references(asked.references),
+        queries.references,
+        Positions.from_references(queries.references),
         Positions.from_degrees(place_index.lat, place_index.lon),
         place_index.references,
-        np.concatenate([piece.rows for piece in pieces]),
-        np.concatenate([piece.scores for piece in pieces]),
+        search(queries.descriptors),
+        _elsewhere(asked, describer, settings, search),
+        calibration,
         notes,
     )
+
+
+def _elsewhere(
+    asked: _Asked, describer: "Describer", settings: "DescribeSettings", search: "Callable[[Descriptors], _Matches]"
+) -> _Matches | None:
+    if asked.out_of_area is None:
+        return None
+    described = _describe("Describing photos of other places", asked.out_of_area, describer, settings)
+    return search(described.descriptors)
+
+
+def _calibrated(index: "ReferenceIndex") -> "tuple[Calibration | None, tuple[str, ...]]":
+    from index_builder.calibrating import fit_calibration
+    from sightfix.console import console
+
+    with console.status("Calibrating"):
+        calibration = fit_calibration(index)
+    if calibration is None:
+        return None, ("Not calibrated: too few references see what references of other sessions see",)
+    taken = f"{calibration.queries} references of {calibration.groups} {calibration.held_out}"
+    return calibration, (f"Calibrated on {taken}, each held out with its own",)
+
+
+def _with_centred(
+    index: "StoredDescriptors",
+    rows: "NDArray[np.int64]",
+    scores: "NDArray[np.float32]",
+    descriptors: "Descriptors",
+) -> _Matches:
+    """Matches with the centred cosines that confidence needs."""
+    import numpy as np
+
+    from retrieval.evidence import centre_of, centred_cosines
+    from retrieval.fix import FixSettings
+
+    centre, best = centre_of(index), rows[:, : FixSettings().matches_needed]
+    centred = np.empty(best.shape)
+    for begin in range(0, len(best), _QUERIES_AT_ONCE):
+        some = slice(begin, begin + _QUERIES_AT_ONCE)
+        matched = index.descriptors(np.maximum(best[some], 0).ravel()).reshape(*best[some].shape, -1)
+        centred[some] = np.where(best[some] < 0, -1.0, centred_cosines(descriptors[some], matched, centre))
+    return _Matches(rows, scores, centred)
 
 
 _QUERIES_AT_ONCE = 256
@@ -219,7 +330,7 @@ def _describe(what: str, spec: str, describer: "Describer", settings: "DescribeS
 def _matches_needed(protocol: "Protocol") -> int:
     from retrieval.fix import FixSettings
 
-    return max(*protocol.recall_at, FixSettings().max_matches)
+    return max(*protocol.recall_at, FixSettings().matches_needed)
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
@@ -279,7 +390,7 @@ def _draw(evaluation: "Evaluation", ranked: "Ranked", protocol: "Protocol", foun
     photos = EvaluatedPhotos(
         query=lambda row: found.queries[row].path,
         database=lambda row: found.references(np.array([row]))[0].path,
-        scores=found.scores,
+        scores=found.matches.scores,
     )
     with console.status("Drawing"):
         written = write_figures(evaluation, ranked, protocol, photos, folder)

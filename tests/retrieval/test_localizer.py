@@ -1,11 +1,14 @@
+import copy
 import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from index_builder.building import build_index
+from index_builder.building import BuildSettings, build_index
+from index_builder.vectors.design import IndexDesign
 from retrieval.answer import LocalizeAnswer
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
@@ -20,6 +23,7 @@ from tests.places import make_places
 from tests.retrieval.encoded import encode, smooth
 from tests.retrieval.other_bundle import write_other_bundle
 from tests.retrieval.refusal import refused
+from tests.retrieval.test_calibration import calibration
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +232,65 @@ def test_reference_ids_are_quoted_in_thumbnail_paths(describer: Describer, tmp_p
     match = localizer.localize_file(odd).matches[0]
     assert match.reference_id == "photos/größe 100%?#.jpg"
     assert match.thumbnail == "/references/photos/gr%C3%B6%C3%9Fe%20100%25%3F%23.jpg/image"
+
+
+def test_a_calibration_makes_confidence_radius_and_no_match(localizer: Localizer, photos: list[bytes]) -> None:
+    """By its threshold of familiarity alone: a photo of the index is very familiar, noise is not."""
+    known = calibration(min_familiarity=0.9)
+    sure = Localizer(localizer.describer, localizer.place_index, calibration=known)
+    answer = ask(sure, photos[4])
+    assert answer.fix is not None
+    assert answer.fix.calibrated
+    assert answer.fix.radius_m == pytest.approx(known.methods["weighted_cluster"].radius_m(answer.fix.confidence))
+    assert answer.status is (FixStatus.LOCATED if answer.fix.confidence >= 0.5 else FixStatus.AMBIGUOUS)
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    strange = ask(sure, encode(Image.fromarray(noise), "PNG"), top_k=4)
+    assert (strange.status, strange.fix) == (FixStatus.NO_MATCH, None)
+    assert len(strange.matches) == 4
+
+
+def test_calibrated_confidence_does_not_depend_on_what_the_client_wants_to_be_told(
+    localizer: Localizer, photos: list[bytes]
+) -> None:
+    sure = Localizer(localizer.describer, localizer.place_index, calibration=calibration(min_familiarity=-1.0))
+    fixes = [ask(sure, photos[5], top_k=top_k).fix for top_k in (1, 5, 12, 100)]
+    fixes.append(ask(sure, photos[5], min_score=0.99).fix)
+    assert fixes[0] is not None
+    assert fixes[0].calibrated
+    assert all(fix == fixes[0] for fix in fixes)
+
+
+def test_a_calibration_of_other_settings_is_not_used(localizer: Localizer, photos: list[bytes]) -> None:
+    other = FixSettings(score_scale=0.005)
+    unsure = Localizer(localizer.describer, localizer.place_index, other, calibration=calibration(min_familiarity=1.0))
+    fix = ask(unsure, photos[4]).fix
+    assert fix is not None
+    assert not fix.calibrated
+
+
+def test_the_calibration_of_the_index_is_used_and_another_may_be_given(
+    localizer: Localizer, photos: list[bytes]
+) -> None:
+    index = copy.copy(localizer.place_index)
+    index.manifest = index.manifest.model_copy(update={"calibration": calibration(min_familiarity=-1.0)})
+    own = ask(Localizer(localizer.describer, index), photos[3])
+    assert own.fix is not None
+    assert own.fix.calibrated
+    strict = calibration(min_familiarity=1.0, right_share=0.1)
+    assert Localizer(localizer.describer, index, calibration=strict).calibration == strict
+    assert localizer.calibration is None
+
+
+def test_a_whitened_index_is_centred_in_its_own_space(
+    describer: Describer, published: PublishedPlaces, photos: list[bytes], tmp_path: Path
+) -> None:
+    """A photo of the index is as familiar there as can be, though stored descriptors are shorter than the bundle's."""
+    settings = BuildSettings(design=IndexDesign(whiten=6))
+    build_index(published.places, describer, tmp_path / "indexes", "white", settings)
+    index = PlaceIndex.open(tmp_path / "indexes" / "white")
+    assert index.manifest.descriptor_dim == 6
+    sure = Localizer(describer, index, calibration=calibration(min_familiarity=0.99))
+    for data in photos[:3]:
+        answer = ask(sure, data)
+        assert answer.fix is not None
+        assert answer.fix.calibrated

@@ -50,7 +50,7 @@ def test_photos_against_photos(published: PublishedPlaces, tmp_path: Path) -> No
     ).output
     report = EvaluationReport.model_validate_json(out.read_text())
     wide, narrow = report.recall
-    assert (report.queries, report.database, report.ranked) == (12, 12, 10)
+    assert (report.queries, report.database, report.ranked) == (12, 12, 20)
     assert [entry.recall.value for entry in wide.at] == [1.0, 1.0]
     assert [entry.n for entry in wide.at] == [1, 5]
     assert wide.at[0].chance == pytest.approx(1 / 12)
@@ -78,6 +78,28 @@ def test_photos_against_a_published_index(published: PublishedPlaces, tmp_path: 
     field = run(*where, "--queries", queries, "--convention", "vpr-methods-evaluation").output
     assert "25 m: R@1: 100.0, R@5: 100.0, R@10: 100.0, R@20: 100.0" in field
     assert "the index's own search (fp16 vectors, cosine)" in field
+
+
+@pytest.mark.parametrize("where", ["database", "index"])
+def test_photos_of_other_places_and_too_few_to_calibrate(
+    published: PublishedPlaces, tmp_path: Path, where: str
+) -> None:
+    """Twelve photos of no session cannot be calibrated on, and it says so; without that nothing is NO_MATCH."""
+    queries = write_table(published, tmp_path / "queries.csv", east_m=15.0)
+    elsewhere = write_table(published, tmp_path / "elsewhere.csv", east_m=90_000.0, rows=slice(0, 7))
+    out = tmp_path / "report.json"
+    database = write_table(published, tmp_path / "database.csv")
+    found = {"database": ("--database", database), "index": ("--index", published.name, "--indexes", published.indexes)}
+    shown = run(*found[where], "--queries", queries, "--calibrate", "--out-of-area", elsewhere, "--json", out).output
+    assert "Not calibrated: too few references see what references of other sessions see" in shown
+    report = EvaluationReport.model_validate_json(out.read_text())
+    told = {status.of: status for status in report.statuses}
+    assert (told["solvable queries"].photos, told["photos from elsewhere"].photos) == (12, 7)
+    assert told["photos from elsewhere"].no_match_share == 0.0
+    assert report.no_match_curve[0].solvable_share == 0.0
+    assert report.no_match_curve[-1].solvable_share == pytest.approx(0.5)
+    assert report.confidence is not None
+    assert report.confidence.calibrated is False
 
 
 def test_photos_of_one_session_on_both_sides_are_noted(published: PublishedPlaces, tmp_path: Path) -> None:

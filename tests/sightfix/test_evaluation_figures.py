@@ -12,7 +12,10 @@ from sightfix import evaluation_figures
 from sightfix.evaluation_figures import EvaluatedPhotos, example_queries, write_figures
 from sightfix.matplotlib_figure import matplotlib_figure
 
-EVERY_FIGURE = {"recall.png", "position_error.png", "confidence.png", "successes.png", "failures.png"}
+EVERY_FIGURE = {
+    *("recall.png", "position_error.png", "confidence.png", "answered.png", "no_match.png"),
+    *("successes.png", "failures.png"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,12 @@ def evaluated(queries: int = 40, *, right: bool = True, wrong: bool = True, fixe
     first = np.where(finds_itself, own, (own + 1) % queries)
     rows = np.stack([first, (first + 2) % queries, np.where(finds_itself, (own + 5) % queries, own)], axis=1)
     stated = np.linspace(0.1, 0.9, queries)
-    made = Fixes(lat[first], lon[first], stated, np.full(queries, 20.0)) if fixes else None
-    ranked = Ranked(Positions.from_degrees(lat, lon), Positions.from_degrees(lat, lon), rows, made)
+    told = {"located": stated > 0.5, "familiarity": stated}
+    made = Fixes(lat[first], lon[first], stated, np.full(queries, 20.0), **told) if fixes else None
+    nowhere = np.full(3, np.nan)
+    away = Fixes(nowhere, nowhere, located=np.zeros(3, bool), familiarity=np.array([0.0, 0.2, 0.4])) if fixes else None
+    places = Positions.from_degrees(lat, lon)
+    ranked = Ranked(places, places, rows, made, elsewhere=away)
     protocol = Protocol(radii_m=(25.0, 150.0), recall_at=(1, 3))
     return evaluate(ranked, protocol), ranked, protocol
 

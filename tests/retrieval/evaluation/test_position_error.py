@@ -3,8 +3,8 @@ import pytest
 
 from retrieval.errors import ParameterError
 from retrieval.evaluation import Bootstrap, Fixes, Positions
+from retrieval.evaluation.confidence import confidence_report
 from retrieval.evaluation.position_error import (
-    confidence_report,
     fix_errors_m,
     position_error_report,
     top_errors_m,
@@ -69,15 +69,17 @@ def test_honest_confidence_scores_better_than_the_base_rate_and_lies_worse() -> 
     truth = random.random(5000)
     errors = np.where(random.random(5000) < truth, 5.0, 80.0)
     at = np.zeros(5000)
-    honest = confidence_report(Fixes(at, at, truth), errors)
-    lying = confidence_report(Fixes(at, at, 1.0 - truth), errors)
+    honest = confidence_report(Fixes(at, at, truth), errors, np.arange(5000), Bootstrap(resamples=20))
+    lying = confidence_report(Fixes(at, at, 1.0 - truth), errors, np.arange(5000), Bootstrap(resamples=20))
     assert honest is not None
     assert lying is not None
-    assert honest.calibration_error < 0.03
+    assert honest.calibration_error.value < 0.03
+    assert honest.calibration_error_if_honest == pytest.approx(honest.calibration_error.value, abs=0.01)
     assert honest.brier == pytest.approx(1 / 6, abs=0.01)  # E[c (1 - c)] for uniform c
     assert honest.brier_of_base_rate == pytest.approx(1 / 4, abs=0.01)
     assert lying.brier > lying.brier_of_base_rate
-    assert lying.calibration_error > 0.4
+    assert lying.calibration_error.value > 0.4
+    assert lying.calibration_error.low > 0.4
     assert [b.fixes for b in honest.bins] == [500] * 10
 
 
@@ -85,20 +87,20 @@ def test_confidence_by_hand() -> None:
     """Two fixes at 0.8, one right; two at 0.2, none right. Brier (0.04 + 0.64 + 0.04 + 0.04) / 4; one unanswered."""
     at = np.array([0.0, 0.0, 0.0, 0.0, np.nan])
     fixes = Fixes(at, at, np.array([0.8, 0.8, 0.2, 0.2, np.nan]), np.array([10.0, 10.0, 50.0, 90.0, np.nan]))
-    report = confidence_report(fixes, np.array([5.0, 60.0, 70.0, 80.0, np.nan]))
+    report = confidence_report(fixes, np.array([5.0, 60.0, 70.0, 80.0, np.nan]), np.arange(5), Bootstrap())
     assert report is not None
     assert report.brier == pytest.approx(0.19)
     assert report.brier_of_base_rate == pytest.approx(0.25 * 0.75)
     assert [(b.fixes, b.mean_confidence, b.within_share) for b in report.bins] == [(2, 0.2, 0.0), (2, 0.8, 0.5)]
-    assert report.calibration_error == pytest.approx((2 * 0.2 + 2 * 0.3) / 4)
-    assert report.radius_coverage == 0.5
+    assert report.calibration_error.value == pytest.approx((2 * 0.2 + 2 * 0.3) / 4)
+    assert report.radius_coverage.value == 0.5
 
 
 def test_no_confidence_no_report() -> None:
     at = np.zeros(2)
-    assert confidence_report(Fixes(at, at), np.zeros(2)) is None
+    assert confidence_report(Fixes(at, at), np.zeros(2), np.arange(2), Bootstrap()) is None
     nowhere = np.full(2, np.nan)
-    assert confidence_report(Fixes(nowhere, nowhere, at), nowhere) is None
+    assert confidence_report(Fixes(nowhere, nowhere, at), nowhere, np.arange(2), Bootstrap()) is None
 
 
 def test_fixes_are_checked() -> None:
