@@ -289,7 +289,7 @@ class LiveLocalizer:
             bundle = open_bundle(settings.bundle)
             # Before the model: nobody should wait for an engine's build to read that the index is of another model.
             folder = find_index(settings.indexes, settings.index)
-            place_index = PlaceIndex.open(folder)
+            place_index = PlaceIndex.open(folder, memory_map=settings.memory_map)
             place_index.check_bundle(bundle)
             describer = self._open_describer(bundle)
             localizer = self._localizer_of(describer, place_index)
@@ -335,7 +335,7 @@ class LiveLocalizer:
             SightfixError: it is damaged, of another bundle, or fails its canary; the old one goes on serving.
         """
         serving = self.require()
-        place_index = PlaceIndex.open(folder)
+        place_index = PlaceIndex.open(folder, memory_map=self.settings.memory_map)
         localizer = self._localizer_of(serving.describer, place_index)
         chosen = choose_canary(localizer, self.limits)
         report = sing(localizer, chosen)

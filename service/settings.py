@@ -61,6 +61,8 @@ class ServerSettings(BaseSettings):
         access_log: whether every request is logged at info, not only those that failed.
         source_roots: folders that re-indexing jobs may read photos from; none: no jobs.
         jobs_folder: where jobs are kept; None is `.jobs` among the indexes.
+        memory_map: leave the vectors of the index on the disk, paged in as they are searched; its files are then checked
+            by their sizes, not by their hashes.
         max_tracks: tracks that may be open at once, of gRPC streams and over HTTP; 0: none.
         track_idle_s: a track opened over HTTP is closed when no frame has come for so long.
         track_place_m: references in a square of this side are one place to a track, metres.
@@ -110,6 +112,7 @@ class ServerSettings(BaseSettings):
     access_log: bool = False
     source_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     jobs_folder: Path | None = None
+    memory_map: bool = False
     max_tracks: int = Field(default=64, ge=0, le=10_000)
     track_idle_s: float = Field(default=300.0, gt=0.0, le=86_400.0)
     track_place_m: float = Field(default=5.0, ge=0.5, le=1000.0)

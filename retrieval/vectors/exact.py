@@ -1,6 +1,8 @@
 """Exact search by inner product over a FAISS flat index, over all rows or some."""
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Literal
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from retrieval.describer import Descriptors
 from retrieval.errors import PlaceIndexError
+from retrieval.machine import available_cores
 from retrieval.vectors.faiss_library import (
     BLAS_FROM_QUERIES,
     faiss_module,
@@ -173,11 +176,31 @@ class ExactVectors:
         return found
 
     def _search_blocks(self, queries: Descriptors, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """As `index.search`: scores (Q, k) and rows (Q, k)."""
+        """As `index.search`, with blocks of rows shared out among the cores: scores (Q, k) and rows (Q, k)."""
+        starts = range(0, self.count, _BLOCK_ROWS)
+        workers = min(available_cores(), len(starts))
+        if workers == 1:
+            return self._search_some_blocks(queries, k, starts)
+        parts = list(
+            _searchers().map(
+                lambda worker: self._search_some_blocks(queries, k, starts[worker::workers]), range(workers)
+            )
+        )
+        heap = self._faiss.ResultHeap(len(queries), k, keep_max=True)
+        for scores, rows in parts:
+            heap.add_result(scores, rows)
+        heap.finalize()
+        return heap.D, heap.I
+
+    def _search_some_blocks(
+        self, queries: Descriptors, k: int, starts: range
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k best of some blocks, filled with -inf and -1."""
+        set_up_search(self._faiss, self.dim)
         heap = self._faiss.ResultHeap(len(queries), k, keep_max=True)
         block = np.empty((min(_BLOCK_ROWS, self.count), self.dim), np.float32)
         codes = self._codes_of(self._index)
-        for start in range(0, self.count, _BLOCK_ROWS):
+        for start in starts:
             count = min(_BLOCK_ROWS, self.count - start)
             if self.storage == "fp32":
                 rows = codes[start : start + count].view(np.float32)
@@ -211,6 +234,12 @@ class ExactVectors:
         count, size = int(index.ntotal), int(index.code_size)
         codes: NDArray[np.uint8] = self._faiss.rev_swig_ptr(index.codes.data(), count * size)
         return codes.reshape(count, size)
+
+
+@cache
+def _searchers() -> ThreadPoolExecutor:
+    """Threads that all indexes of this process search large batches with; they sleep in between."""
+    return ThreadPoolExecutor(available_cores(), "search")
 
 
 def empty_result(queries: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -20,6 +20,7 @@ _STATES: Final[dict[JobState, pb.JobState.ValueType]] = {
     "CANCELLED": pb.JOB_STATE_CANCELLED,
 }
 _STATE_NAMES: Final[dict[int, JobState]] = {number: name for name, number in _STATES.items()}
+_OPTIONAL: Final = ("storage", "index_type", "recall")
 _PUBLISH: Final = {pb.PUBLISH_UNSPECIFIED: "auto", pb.PUBLISH_AUTO: "auto", pb.PUBLISH_MANUAL: "manual"}
 
 
@@ -43,8 +44,8 @@ def job_request_of(spec: pb.JobSpec) -> JobRequest:
         values.update(source=append.source, max_unreadable=append.max_unreadable, describe_again=append.describe_again)
     else:
         values.update(source=spec.full.source, max_unreadable=spec.full.max_unreadable)
-        if spec.full.HasField("storage"):
-            values["storage"] = spec.full.storage
+        values["whiten"] = spec.full.whiten
+        values.update({name: getattr(spec.full, name) for name in _OPTIONAL if spec.full.HasField(name)})
     try:
         return JOB_REQUEST.validate_python(values)
     except ValidationError as error:
@@ -95,7 +96,14 @@ def _spec(request: JobRequest) -> pb.JobSpec:
             source=request.source, max_unreadable=request.max_unreadable, describe_again=request.describe_again
         )
         return pb.JobSpec(index=request.index, publish=publish, append=append)
-    full = pb.FullWork(source=request.source, max_unreadable=request.max_unreadable, storage=request.storage)
+    full = pb.FullWork(
+        source=request.source,
+        max_unreadable=request.max_unreadable,
+        storage=request.storage,
+        index_type=request.index_type,
+        recall=request.recall,
+        whiten=request.whiten,
+    )
     return pb.JobSpec(index=request.index, publish=publish, full=full)
 
 

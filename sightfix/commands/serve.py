@@ -47,6 +47,9 @@ def serve(
     access_log: Annotated[
         bool | None, typer.Option("--access-log", help="Log every request, not only failures")
     ] = None,
+    memory_map: Annotated[
+        bool | None, typer.Option("--memory-map", help="Leave the index's vectors on the disk, paged in when searched")
+    ] = None,
     tile_url: Annotated[
         str | None, typer.Option(help="Map tiles of the web page, with {z}, {x} and {y} [default: a plain grid]")
     ] = None,

@@ -144,25 +144,46 @@ class FullWork(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     MAX_UNREADABLE_FIELD_NUMBER: _builtins.int
     STORAGE_FIELD_NUMBER: _builtins.int
+    INDEX_TYPE_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    WHITEN_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """The photos, such as "exif:campus/2026"; its path must lie below one of the server's source roots."""
     max_unreadable: _builtins.int
     """How many photos may be left out as undecodable."""
     storage: _builtins.str
-    """How vectors are stored, "fp16" or "fp32"; "fp16" if not set."""
+    """How vectors are stored, "fp16", "fp32" or "int8"; "fp16" if not set."""
+    index_type: _builtins.str
+    """The type of index, such as "ivf", or "auto" to try several; "exact" if not set."""
+    recall: _builtins.float
+    """Of the ten best references by exact search, the share that an approximate index must return; 0.95 if not set."""
+    whiten: _builtins.int
+    """How many numbers descriptors are whitened to; 0: not at all."""
     def __init__(
         self,
         *,
         source: _builtins.str = ...,
         max_unreadable: _builtins.int = ...,
         storage: _builtins.str | None = ...,
+        index_type: _builtins.str | None = ...,
+        recall: _builtins.float | None = ...,
+        whiten: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_storage", b"_storage", "storage", b"storage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_index_type", b"_index_type", "_recall", b"_recall", "_storage", b"_storage", "index_type", b"index_type", "recall", b"recall", "storage", b"storage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_storage", b"_storage", "max_unreadable", b"max_unreadable", "source", b"source", "storage", b"storage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index_type", b"_index_type", "_recall", b"_recall", "_storage", b"_storage", "index_type", b"index_type", "max_unreadable", b"max_unreadable", "recall", b"recall", "source", b"source", "storage", b"storage", "whiten", b"whiten"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__index_type: _TypeAlias = _typing.Literal["index_type"]  # noqa: Y015
+    _WhichOneofArgType__index_type: _TypeAlias = _typing.Literal["_index_type", b"_index_type"]  # noqa: Y015
+    _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
+    _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
     _WhichOneofReturnType__storage: _TypeAlias = _typing.Literal["storage"]  # noqa: Y015
     _WhichOneofArgType__storage: _TypeAlias = _typing.Literal["_storage", b"_storage"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__index_type) -> _WhichOneofReturnType__index_type | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall) -> _WhichOneofReturnType__recall | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__storage) -> _WhichOneofReturnType__storage | None: ...
 
 Global___FullWork: _TypeAlias = FullWork  # noqa: Y015

@@ -50,6 +50,7 @@ def stub(published: PublishedPlaces, jobs: JobService) -> Iterator[JobServiceStu
 SPECS = [
     FULL,
     pb.JobSpec(index="town", publish=pb.PUBLISH_MANUAL, full=pb.FullWork(source="csv:town/refs.csv", storage="fp32")),
+    pb.JobSpec(index="town", full=pb.FullWork(source="csv:town/refs.csv", index_type="hnsw", recall=0.9, whiten=8)),
     pb.JobSpec(index="town", append=pb.AppendWork(source="csv:town/refs.csv", describe_again=True)),
     pb.JobSpec(index="town", remove=pb.RemoveWork(reference_ids=["a", "b"])),
     pb.JobSpec(index="town", remove=pb.RemoveWork(remove_missing=True)),
@@ -66,6 +67,8 @@ def test_a_job_is_accepted_shown_listed_and_cancelled(stub: JobServiceStub, jobs
     told.publish = spec.publish or pb.PUBLISH_AUTO
     if spec.WhichOneof("work") == "full":
         told.full.storage = spec.full.storage or "fp16"
+        told.full.index_type = spec.full.index_type or "exact"
+        told.full.recall = spec.full.recall or 0.95
     assert (job.state, job.spec) == (pb.JOB_STATE_PENDING, told)
     assert job.created_at.ToDatetime() == jobs.get(job.id).created_at.replace(tzinfo=None)
     assert not job.HasField("started_at")
