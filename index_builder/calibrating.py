@@ -269,7 +269,7 @@ def _trials(index: ReferenceIndex, queries: Int64Array, matches: HeldOutMatches,
         kept = matches.rows[place] >= 0
         rows, scores, centred = (part[place][kept] for part in (matches.rows, matches.scores, matches.centred))
         lat, lon = index.lat[rows], index.lon[rows]
-        found = agree(lat, lon, scores, settings)
+        found = agree(lat, lon, scores / index.score_stretch, settings)
         evidence[place] = evidence_of(found, lat, lon, centred, settings).values
         errors[place] = haversine_m(index.lat[query], index.lon[query], found.position.lat, found.position.lon)
     return Trials(evidence, errors, matches.centred.max(axis=1, initial=-1.0))

@@ -44,6 +44,7 @@ class DescribedIndex(DescribedVectors):
         self.lat: Float64Array = np.array([place.lat for place in places])
         self.lon: Float64Array = np.array([place.lon for place in places])
         super().__init__(descriptors)
+        self.score_stretch = 1.0
         self._references = references
 
     def references(self, rows: NDArray[np.int64]) -> Sequence[Reference]:

@@ -43,6 +43,10 @@ class ReferenceIndex(Protocol):
     def count(self) -> int:
         """Number of references."""
 
+    @property
+    def score_stretch(self) -> float:
+        """By how much its scores are further apart than the bundle's own; see `WhiteningRecord.score_stretch`."""
+
     def descriptors(self, rows: Int64Array) -> Float32Array:
         """The stored descriptors of some rows: (len(rows), D) float32."""
 

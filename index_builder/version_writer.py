@@ -32,13 +32,14 @@ from retrieval.reference_table import write_reference_table
 from retrieval.vectors.candidates import CandidateParameters
 from retrieval.vectors.exact import ExactVectors
 from retrieval.vectors.stored import StoredVectors
-from retrieval.whitening import Whitening, fit_whitening, write_whitening
+from retrieval.whitening import Whitening, fit_whitening, score_spread, write_whitening
 
 WriteStep = Literal["vectors written", "references written", "manifest written"]
 
 _COPY_ROWS: Final = 4096
 _CANARIES: Final = 64
 _SAMPLE_ROWS: Final = 50_000
+_STRETCH_ROWS: Final = 2_000
 
 
 @dataclass(frozen=True)
@@ -202,11 +203,13 @@ def _whitening_record(content: VersionContent, whitening: Whitening | None) -> W
         return None
     if content.base is not None:
         return content.base.manifest.whitening
+    raw = content.described(sample_of(content.table.num_rows, _STRETCH_ROWS))
     return WhiteningRecord(
         from_dim=len(whitening.mean),
         power=whitening.power,
         explained=whitening.explained,
         fitted_on=min(content.table.num_rows, _SAMPLE_ROWS),
+        score_stretch=score_spread(whitening.apply(raw)) / score_spread(raw),
     )
 
 

@@ -259,7 +259,7 @@ class Localizer:
         return make_fix(
             self.place_index.lat[best],
             self.place_index.lon[best],
-            cosines[: len(best)],
+            cosines[: len(best)] / self.place_index.score_stretch,
             self.fix_settings,
             None if centred is None else centred[: len(best)],
             self.calibration,

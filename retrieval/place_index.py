@@ -122,6 +122,11 @@ class PlaceIndex:
         """The version's name."""
         return self.manifest.version
 
+    @property
+    def score_stretch(self) -> float:
+        """See `WhiteningRecord.score_stretch`; 1 where the index does not whiten."""
+        return self.manifest.whitening.score_stretch if self.manifest.whitening else 1.0
+
     def check_bundle(self, bundle: Bundle) -> None:
         """Refuse a bundle other than the one that described the references.
 

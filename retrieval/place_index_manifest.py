@@ -71,6 +71,8 @@ class WhiteningRecord(BaseModel):
         power: of the singular values by which directions were divided.
         explained: share of the descriptors' variance that is kept.
         fitted_on: how many references.
+        score_stretch: by how much whitening spreads the scores of a query's ten best matches apart; what weighs matches
+            by their scores counts in units of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +81,7 @@ class WhiteningRecord(BaseModel):
     power: float = Field(ge=0, le=1)
     explained: float = Field(ge=0, le=1)
     fitted_on: int = Field(ge=1)
+    score_stretch: float = Field(default=1.0, gt=0.0)
 
 
 class DescribingRecord(BaseModel):

@@ -65,6 +65,7 @@ def test_whitened_descriptors_find_the_same_photos(tmp_path: Path, describer: De
     assert manifest.whitening is not None
     assert (manifest.descriptor_dim, manifest.query_dim) == (8, describer.bundle.descriptor_dim)
     assert 0.5 < manifest.whitening.explained <= 1.0
+    assert index.score_stretch == manifest.whitening.score_stretch > 1.0
     answer = Localizer(describer, index).localize_file(places.rows[7].path)
     assert answer.matches[0].reference_id == places.rows[7].id
     assert answer.matches[0].score == pytest.approx(1.0, abs=1e-2)

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from retrieval.errors import ParameterError
-from retrieval.whitening import fit_whitening
+from retrieval.errors import ParameterError, PlaceIndexError
+from retrieval.whitening import fit_whitening, read_whitening, score_spread, write_whitening
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -79,3 +81,28 @@ def test_photos_that_are_all_alike(descriptors) -> None:
         fit_whitening(np.repeat(descriptors[:3], 10, axis=0), 5)
     with pytest.raises(ParameterError, match="span only 0 directions"):
         fit_whitening(np.repeat(descriptors[:1], 10, axis=0), 5)
+
+
+def test_the_spread_of_scores_is_that_of_the_best_matches() -> None:
+    """Three rows in a plane: each one's best match less its second best, by hand."""
+    angles = np.radians([0.0, 60.0, 90.0])
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    wanted = np.mean([0.5 - 0.0, np.cos(np.radians(30)) - 0.5, np.cos(np.radians(30)) - 0.0])
+    assert score_spread(rows) == pytest.approx(wanted, abs=1e-6)
+    assert score_spread(rows, matches=1) == pytest.approx(1e-6)
+
+
+def test_a_written_whitening_is_read_again(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    whitening = fit_whitening(rows, 4)
+    write_whitening(whitening, tmp_path / "w.npz")
+    again = read_whitening(tmp_path / "w.npz")
+    np.testing.assert_array_equal(again.apply(rows), whitening.apply(rows))
+    assert (again.power, again.explained) == (whitening.power, whitening.explained)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no zip"])
+def test_a_damaged_whitening_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.npz").write_bytes(content)
+    with pytest.raises(PlaceIndexError, match="the whitening cannot be read"):
+        read_whitening(tmp_path / "w.npz")
