@@ -379,3 +379,20 @@ def test_a_flip_of_any_byte_of_the_manifest_is_refused(published: PublishedPlace
         (version / "manifest.json").write_bytes(flipped)
         with pytest.raises(PlaceIndexError):
             PlaceIndex.open(version)
+
+
+def test_an_index_of_format_version_1_is_still_read(version: Path) -> None:
+    """Written before there were types, whitening, recall, calibration and hashes of photos."""
+    table = pq.read_table(version / "references.parquet")
+    pq.write_table(table.drop_columns(["content_sha256"]), version / "references.parquet")
+    record_again(version, "references.parquet")
+    manifest = json.loads((version / "manifest.json").read_text())
+    for name in ("candidates", "recall", "whitening", "calibration", "describing"):
+        manifest.pop(name, None)
+    text = json.dumps({**manifest, "format_version": 1}).encode()
+    (version / "manifest.json").write_bytes(text)
+    (version / "manifest.sha256").write_text(hashlib.sha256(text).hexdigest() + "\n")
+    index = PlaceIndex.open(version)
+    assert index.manifest.format_version == 1
+    assert index.references([0])[0].id == index.references(np.array([0]))[0].id
+    assert index.search(index.descriptors(np.array([3])), 1).rows.tolist() == [[3]]
