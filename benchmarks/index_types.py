@@ -31,17 +31,20 @@ K = 10
 _BLOCK = 16_384
 
 
-def clustered(rows: int, dim: int, seed: int = 0) -> NDArray[np.float32]:
-    """Unit rows around places of two levels: streets and, within each, spots; every photo differs from its spot's."""
+def clustered(rows: int, dim: int, seed: int = 0, noise: float = 1.0) -> NDArray[np.float32]:
+    """Unit rows around places of two levels: streets and, within each, spots; every photo differs from its spot's.
+
+    With `noise` 0.6 spots are apart, and one list in a thousand holds all ten best; with 1 their photos mix.
+    """
     draw = np.random.default_rng(seed)
     streets = draw.standard_normal((max(16, rows // 5000), dim), dtype=np.float32)
     spots = streets[draw.integers(0, len(streets), max(64, rows // 20))]
-    spots += 0.7 * draw.standard_normal(spots.shape, dtype=np.float32)
+    spots += 0.5 * draw.standard_normal(spots.shape, dtype=np.float32)
     out = np.empty((rows, dim), np.float32)
     for start in range(0, rows, 50_000):
         some = out[start : start + 50_000]
         some[:] = spots[draw.integers(0, len(spots), len(some))]
-        some += 0.6 * draw.standard_normal(some.shape, dtype=np.float32)
+        some += noise * draw.standard_normal(some.shape, dtype=np.float32)
         some /= np.linalg.norm(some, axis=1, keepdims=True)
     return out
 
@@ -137,15 +140,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--noise", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--types", nargs="*", default=[name for name in INDEX_TYPES if name != "exact"])
     arguments = parser.parse_args()
     print(describe_machine())
     print(
-        f"{arguments.rows} descriptors of {arguments.dim} numbers, clustered, seed 0; recall wanted {arguments.recall}"
+        f"{arguments.rows} descriptors of {arguments.dim} numbers, clustered, noise {arguments.noise}, seed 0; "
+        f"recall wanted {arguments.recall}"
     )
-    rows = clustered(arguments.rows, arguments.dim)
+    rows = clustered(arguments.rows, arguments.dim, noise=arguments.noise)
     draw = np.random.default_rng(1)
     queries = rows[draw.integers(0, len(rows), BATCH)] + 0.01 * draw.standard_normal((BATCH, arguments.dim))
     queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from index_builder.described_parts import DEFAULT_PART_PHOTOS
 from index_builder.describing import DescribeSettings, too_many_unreadable
 from index_builder.gate import GateSettings
 from index_builder.part_describing import Engine
@@ -23,9 +24,8 @@ from retrieval.references.reference import ReferenceSource
 
 Step = UpdateStep
 
-# The gate describes photos again: of a small index it takes a share of them.
-_CANARY_SHARE: Final = 10
-_LEAST_CANARIES: Final = 4
+# The gate describes photos again. Where somebody waits, of a small index that is a small share of them.
+_CANARY_SHARE: Final = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class BuildSettings:
         keep: how many versions remain after publishing, the new one included.
         describe_again: describe all photos, also those whose content the current version has described just so.
         engine: who describes: this process, or a Ray cluster.
+        part_photos: photos described between two points from which a killed build goes on.
     """
 
     design: IndexDesign = field(default_factory=IndexDesign)
@@ -45,6 +46,7 @@ class BuildSettings:
     keep: int = DEFAULT_KEEP
     describe_again: bool = False
     engine: Engine = "local"
+    part_photos: int = DEFAULT_PART_PHOTOS
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +100,13 @@ def build_index(
         MissingExtraError: the engine is not installed.
     """
     settings = settings or BuildSettings()
-    canaries = max(_LEAST_CANARIES, min(GateSettings().canaries, len(source) // _CANARY_SHARE))
     update_settings = UpdateSettings(
         design=settings.design,
         describe=settings.describe,
+        part_photos=settings.part_photos,
         engine=settings.engine,
-        gate=GateSettings(canaries=canaries, limits=settings.describe.limits),
+        gate=GateSettings(limits=settings.describe.limits),
+        canary_share=_CANARY_SHARE,
         keep=settings.keep,
     )
     ears = _Ears(watch or UpdateWatch(), on_progress, on_step)

@@ -165,12 +165,12 @@ def drop_other_parts(folder: Path, parts: Sequence[Part]) -> None:
 def work_for_itself(folder: Path) -> Iterator[None]:
     """A work folder that the same work finds again after a failure, and that is gone when the work is done.
 
-    It is gone also where the work failed before a part was whole, for there is nothing to go on from.
+    It is gone also where the work failed before anything was described, for there is nothing to go on from.
     """
     try:
         yield
     except BaseException:
-        if next(folder.glob(_WORDS), None) is None:
+        if next(folder.glob(_VECTORS), None) is None:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
@@ -226,6 +226,11 @@ class DescribedParts:
             here = described[holders == holder]
             out[here] = self._vectors(int(holder))[self._places[places[here]]]
         return out
+
+    def discard(self) -> None:
+        """Remove them: they are not to be believed."""
+        self._open.clear()
+        drop_other_parts(self._folder, [])
 
     def _vectors(self, number: int) -> NDArray[np.float32]:
         if number not in self._open:

@@ -131,7 +131,7 @@ def describe_groups(
         in_flight = 0
         try:
             while True:
-                while in_flight < ahead and (task := next(tasks, None)) is not None:
+                while in_flight + batch.pixels < ahead and (task := next(tasks, None)) is not None:
                     waiting.append((decoders.submit(reader.read, task), len(task)))
                     in_flight += max(1, len(task))
                 if not waiting:

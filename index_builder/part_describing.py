@@ -20,7 +20,7 @@ from index_builder.described_parts import (
 )
 from index_builder.describing import DescribeSettings, PhotoBatch, SeenPhoto, describe_groups
 from index_builder.known_content import KnownContent
-from index_builder.photo_paths import path_below
+from index_builder.photo_paths import PathsBelow
 from index_builder.update_watch import LeftOut, UpdateWatch
 from retrieval.artefact import flush_to_disk
 from retrieval.describer import Describer, Descriptors
@@ -212,7 +212,7 @@ def _put_together(
 
 def left_out(path: Path, error: ImageError, root: Path) -> LeftOut:
     """A photo that cannot be read, as it is told."""
-    return LeftOut(path_below(path, root), error.code, error.what, error.remedy)
+    return LeftOut(PathsBelow(root).below(path), error.code, error.what, error.remedy)
 
 
 def _engine(name: Engine) -> PartEngine:

@@ -21,6 +21,9 @@ from retrieval.place_index import PlaceIndex
 
 DEFAULT_KEEP: Final = 3
 
+# What was described for a version that is not written yet.
+WORK_NAME: Final = ".work"
+
 _TEMPORARY_PREFIX: Final = ".tmp-"
 _LOCK_NAME: Final = ".lock"
 
@@ -191,6 +194,8 @@ def _remove_if_nothing_published(index_folder: Path) -> None:
     """Remove the empty folders of an index that never was; a folder that holds anything else stays as it is."""
     with contextlib.suppress(OSError):
         if published_versions(index_folder) or (index_folder / CURRENT_NAME).exists():
+            return
+        if (index_folder / WORK_NAME).exists():  # a build that is to go on: an index with nothing in it yet
             return
         (index_folder / _LOCK_NAME).unlink(missing_ok=True)
         for folder in (index_folder / VERSIONS_NAME, index_folder):

@@ -14,10 +14,12 @@ from typing import Any, Final
 from index_builder.described_parts import Part, PartRecord, read_part
 from index_builder.part_describing import PartNews, PartSettings, PartTask, describe_locally
 from index_builder.update_watch import LeftOut
+from retrieval import errors
+from retrieval.artefact import storage_errors
 from retrieval.bundle import Precision, open_bundle
 from retrieval.describer import Describer
 from retrieval.engines.choosing import ProviderChoice
-from retrieval.errors import DeviceError, MissingExtraError, ModelIndexMismatchError, SightfixError, StorageError
+from retrieval.errors import DeviceError, MissingExtraError, ModelIndexMismatchError, SightfixError
 
 # Of these providers each actor has a GPU to itself.
 _ON_GPU: Final[frozenset[str]] = frozenset({"cuda", "tensorrt"})
@@ -72,7 +74,7 @@ def describe_on_ray(tasks: Iterable[PartTask], describer: Describer, settings: P
     try:
         yield from _stream(ray, list(tasks), recipe, settings)
     except RayError as error:
-        raise _understood(error) from error
+        raise _cluster_failed(error) from error
     finally:
         if ours:
             ray.shutdown()
@@ -94,9 +96,10 @@ def _stream(ray: Any, tasks: list[PartTask], recipe: _Recipe, settings: PartSett
         concurrency=(1, actors),
         num_cpus=share,
         num_gpus=gpus or None,
-        max_restarts=-1,
     )
     for row in data.iter_rows():
+        if row["error"]:
+            raise _error_told(row["error"])
         part, record = Part(**json.loads(row["part"])), PartRecord.model_validate_json(row["record"])
         failed = [LeftOut(one.path, one.code, one.reason, one.remedy) for one in record.unreadable]
         yield PartNews(len(record.offsets) + len(failed), failed)
@@ -120,21 +123,12 @@ class _PartActor:
         import ray
 
         self._settings: PartSettings = ray.get(settings)
-        bundle = open_bundle(recipe.bundle)
-        if bundle.fingerprint != recipe.fingerprint:
-            raise ModelIndexMismatchError(
-                f"this machine has another bundle ({bundle.fingerprint[:12]}) than the one that leads "
-                f"({recipe.fingerprint[:12]})",
-                where=str(recipe.bundle),
-                remedy="Put the bundle where all machines see the same",
-            )
-        self._describer = Describer(
-            bundle,
-            provider=recipe.provider,
-            precision=recipe.precision,
-            threads=recipe.threads,
-            max_batch=recipe.max_batch,
-        )
+        # Told with the first part: Ray would try an actor that cannot be made again and again.
+        self._error: SightfixError | None = None
+        try:
+            self._describer = _make_describer(recipe)
+        except SightfixError as error:
+            self._error = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Describe the parts of a batch.
@@ -143,40 +137,70 @@ class _PartActor:
             batch: `part`, a `Part` as JSON, and `photos`, its paths.
 
         Returns:
-            `part`, and `record`, as JSON.
+            `part`, and `record` or `error`, as JSON; empty where there is none.
         """
-        records = [
-            self._describe(Part(**json.loads(part)), [str(path) for path in photos])
-            for part, photos in zip(batch["part"], batch["photos"], strict=True)
-        ]
-        return {"part": [str(part) for part in batch["part"]], "record": records}
+        rows: dict[str, list[str]] = {"part": [], "record": [], "error": []}
+        for part, photos in zip(batch["part"], batch["photos"], strict=True):
+            record = error = ""
+            try:
+                record = self._describe(Part(**json.loads(part)), [str(path) for path in photos])
+            except SightfixError as raised:
+                error = _told(raised)
+            for name, value in (("part", str(part)), ("record", record), ("error", error)):
+                rows[name].append(value)
+        return rows
 
     def _describe(self, part: Part, photos: list[str]) -> str:
+        if self._error is not None:
+            raise self._error
         settings = self._settings
         base = settings.known.version if settings.known is not None else None
         # Ray does a task again when its machine was lost after it wrote.
         record = read_part(settings.folder, part, self._describer.bundle.descriptor_dim, base)
         if record is None:
-            for news in describe_locally([PartTask(part, photos)], self._describer, settings):
-                if news.written is not None:
-                    record = news.written[1]
+            with storage_errors(settings.folder):
+                for news in describe_locally([PartTask(part, photos)], self._describer, settings):
+                    if news.written is not None:
+                        record = news.written[1]
         assert record is not None, "a part is written when all its photos were seen"
         return record.model_dump_json()
 
 
-def _understood(error: Exception) -> SightfixError:
-    """What an actor raised, or that the cluster failed."""
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if isinstance(cause, SightfixError):
-            return cause
-        if isinstance(cause, OSError):
-            return StorageError(f"a machine of the cluster could not write its part ({cause.strerror})")
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    text = str(error).strip().splitlines()
+def _make_describer(recipe: _Recipe) -> Describer:
+    bundle = open_bundle(recipe.bundle)
+    if bundle.fingerprint != recipe.fingerprint:
+        raise ModelIndexMismatchError(
+            f"a machine of the cluster has another bundle ({bundle.fingerprint[:12]}) than the one that leads "
+            f"({recipe.fingerprint[:12]})",
+            where=str(recipe.bundle),
+            remedy="Put the bundle where all machines see the same",
+        )
+    return Describer(
+        bundle,
+        provider=recipe.provider,
+        precision=recipe.precision,
+        threads=recipe.threads,
+        max_batch=recipe.max_batch,
+    )
+
+
+def _told(error: SightfixError) -> str:
+    words = {"what": error.what, "where": error.where, "remedy": error.remedy, "code": error.code}
+    return json.dumps({"type": type(error).__name__, "words": words})
+
+
+def _error_told(text: str) -> SightfixError:
+    told = json.loads(text)
+    error: SightfixError = getattr(errors, told["type"], SightfixError)(
+        told["words"].pop("what"),
+        **told["words"],
+    )
+    return error
+
+
+def _cluster_failed(error: Exception) -> DeviceError:
+    lines = str(error).strip().splitlines()
     return DeviceError(
-        f"the Ray cluster gave up ({text[-1] if text else type(error).__name__})",
+        f"the Ray cluster gave up ({lines[-1].strip() if lines else type(error).__name__})",
         remedy="Look at Ray's logs; run the command again, and it goes on with what is described",
     )

@@ -1,13 +1,13 @@
 """The reference rows of a version that is being written."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from index_builder.photo_paths import PathsBelow
 from retrieval.errors import ReferenceDataError
 from retrieval.geo import hilbert_key, longitude_bounds
 from retrieval.place_index_manifest import Bounds
@@ -23,7 +23,7 @@ class ReferenceRows:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = Path(os.path.abspath(root))  # noqa: PTH100 - as the photos' own paths below
+        self._below = PathsBelow(root).below
         self._columns: dict[str, list[object]] = {name: [] for name in REFERENCE_SCHEMA.names}
         self._ids: set[str] = set()
 
@@ -42,10 +42,9 @@ class ReferenceRows:
         if reference.id in self._ids:
             raise ReferenceDataError(f"two references have the id {reference.id!r}", where=str(reference.path))
         self._ids.add(reference.id)
-        path = Path(os.path.abspath(reference.path))  # noqa: PTH100 - resolve() would follow links out of the root
         values = {
             "id": reference.id,
-            "path": path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else str(path),
+            "path": self._below(reference.path),
             "lat": reference.position.lat,
             "lon": reference.position.lon,
             "altitude_m": reference.altitude_m,

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from index_builder.photo_paths import path_below
+from index_builder.photo_paths import PathsBelow
 from index_builder.reference_rows import ReferenceRows
 from index_builder.update_watch import LeftOut, UpdateWatch
 from retrieval.artefact import flush_to_disk
@@ -94,13 +94,13 @@ def list_source(source: ReferenceSource, work: Path | None, watch: UpdateWatch) 
                 watch.go_on()
                 asked = time.monotonic()
         listed = Source(spec=source.spec, root=str(source.root.resolve()), skipped=len(source.skipped))
-        left_out = [LeftOut(path_below(one.path, source.root), "skipped", one.reason) for one in source.skipped]
+        below = PathsBelow(source.root).below
+        left_out = [LeftOut(below(one.path), "skipped", one.reason) for one in source.skipped]
         watch.listed(len(rows), left_out)
         table = rows.table()
         if path is not None:
             _keep(table, listed, path)
-    root = Path(listed.root)
-    paths = [str(root / name) for name in table["path"].to_pylist()]
+    paths = [os.path.join(listed.root, name) for name in table["path"].to_pylist()]  # noqa: PTH118 - of every photo
     return Listing(_with_paths(table.cast(REFERENCE_SCHEMA), paths), listed)
 
 
@@ -186,7 +186,8 @@ def read_rows(index: PlaceIndex) -> pa.Table:
 
 def paths_below(table: pa.Table, root: Path) -> pa.Table:
     """A reference table with its paths relative to a root where they lie below it."""
-    return _with_paths(table, [path_below(Path(path), root) for path in table["path"].to_pylist()])
+    below = PathsBelow(root).below
+    return _with_paths(table, [below(path) for path in table["path"].to_pylist()])
 
 
 def _with_paths(table: pa.Table, paths: Sequence[str]) -> pa.Table:

@@ -5,7 +5,7 @@ The work survives a crash: what was listed and described lies in a work folder, 
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ from index_builder.describing import DescribeSettings
 from index_builder.gate import GateReport, GateSettings, check_version
 from index_builder.known_content import KnownContent, describing_record, known_content
 from index_builder.part_describing import Engine, PartSettings, describe_in_parts, plan_parts
-from index_builder.publishing import DEFAULT_KEEP, Draft, check_free_space, draft_version, prune
+from index_builder.publishing import DEFAULT_KEEP, WORK_NAME, Draft, check_free_space, draft_version, prune
 from index_builder.update_plan import (
     UpdatePlan,
     list_source,
@@ -33,7 +33,7 @@ from index_builder.update_watch import Update, UpdateWatch
 from index_builder.vectors.choosing import Choice
 from index_builder.vectors.design import IndexDesign
 from index_builder.version_writer import VersionContent, write_version
-from retrieval.artefact import storage_errors, verify_files
+from retrieval.artefact import MANIFEST_NAME, storage_errors, verify_files
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import IndexNotFoundError, PlaceIndexError, ReferenceDataError
 from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version
@@ -43,10 +43,8 @@ from retrieval.reference_table import REFERENCE_SCHEMA
 from retrieval.references.reference import ReferenceSource
 from retrieval.vectors.exact import Storage
 
-# Below the index's folder, where a caller has no work folder of its own.
-WORK_NAME: Final = ".work"
-
 _BYTES_OF_A_ROW: Final = 512
+_LEAST_CANARIES: Final = 4
 _STORED_BYTES: Final[dict[Storage, int]] = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
@@ -60,6 +58,7 @@ class UpdateSettings:
         part_photos: photos described between two points from which a killed update goes on.
         engine: who describes: this process, or a Ray cluster.
         gate: what the new version must reach.
+        canary_share: of a small index the gate takes only one reference in so many, yet four.
         activate: whether it becomes current; else it is published beside the current one, to be activated by hand.
         keep: how many versions remain after one became current.
     """
@@ -69,6 +68,7 @@ class UpdateSettings:
     part_photos: int = DEFAULT_PART_PHOTOS
     engine: Engine = "local"
     gate: GateSettings = field(default_factory=GateSettings)
+    canary_share: int = 1
     activate: bool = True
     keep: int = DEFAULT_KEEP
 
@@ -217,10 +217,20 @@ class IndexUpdater:
             kept=plan.kept,
             describing=self._describing(plan, parts),
         )
-        written = write_version(draft.folder, content, self.settings.design, self.watch.reached)
-        gate = check_version(draft.folder, self.describer, self.settings.gate, self.watch.go_on)
+        try:
+            written = write_version(draft.folder, content, self.settings.design, self.watch.reached)
+            gate = check_version(draft.folder, self.describer, self._gate(table.num_rows), self.watch.go_on)
+        except PlaceIndexError:
+            if (draft.folder / MANIFEST_NAME).exists():
+                # The version is whole, and does not find its own photos: going on from these parts would repeat that.
+                parts.discard()
+            raise
         self.watch.reached("gate passed")
         return _summary(draft, plan, parts, before, table, gate, written.choices)
+
+    def _gate(self, rows: int) -> GateSettings:
+        gate = self.settings.gate
+        return replace(gate, canaries=max(_LEAST_CANARIES, min(gate.canaries, rows // self.settings.canary_share)))
 
     def _describing(self, plan: UpdatePlan, parts: DescribedParts) -> DescribingRecord | None:
         """How all references of the new version were described; None where not all were described alike."""

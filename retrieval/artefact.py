@@ -11,9 +11,9 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Self, get_args
+from typing import Annotated, Final, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from retrieval.errors import ArtefactError, StorageError
 from retrieval.version import __version__
@@ -31,6 +31,16 @@ class FileRecord(BaseModel):
     size: int = Field(ge=0)
 
 
+def _check_file_name(name: str) -> str:
+    """A name that leads nowhere but below the artefact's folder."""
+    if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{name!r} is no name of a file below the artefact's folder")
+    return name
+
+
+_FileName = Annotated[str, AfterValidator(_check_file_name)]
+
+
 class Manifest(BaseModel):
     """What every artefact states about itself. Subclasses fix `kind` and the versions they read, and add fields."""
 
@@ -40,7 +50,7 @@ class Manifest(BaseModel):
     format_version: int
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     sightfix_version: str = __version__
-    files: dict[str, FileRecord]
+    files: dict[_FileName, FileRecord]
 
     @classmethod
     def read(cls, folder: Path, error_type: type[ArtefactError] = ArtefactError) -> Self:

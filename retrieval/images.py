@@ -238,7 +238,11 @@ def read_image_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
     """
     try:
         with open_photo(path) as file:
-            data = file.read(limits.max_bytes + 1)
+            # By the file's size: asked for more, Python would make room for all of that. A pipe has none.
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, limits.max_bytes) + 1)
+            if len(data) > size:
+                data += file.read(limits.max_bytes + 1 - len(data))
     except OSError as error:
         raise ImageError(
             f"the photo cannot be read ({error.strerror})",

@@ -38,8 +38,8 @@ class IndexingProgress(UpdateWatch):
             TimeRemainingColumn(),
         )
         self._errors = errors
-        self._bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
-        self._task = self._bar.add_task("Listing the photos", total=None, rate="", failed="")
+        self.bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+        self._task = self.bar.add_task("Listing the photos", total=None, rate="", failed="")
         self._total = 0
         self._began: tuple[float, int] | None = None
         self._told = time.monotonic()
@@ -49,35 +49,35 @@ class IndexingProgress(UpdateWatch):
     def shown(cls) -> Iterator[Self]:
         """Show it on the standard error stream."""
         progress = cls(Console(stderr=True))
-        with progress._bar:
+        with progress.bar:
             yield progress
 
     def reached(self, step: UpdateStep) -> None:
         """Say what comes next."""
         what = _WHAT_FOLLOWS.get(step)
         if what is not None:
-            self._bar.update(self._task, description=what, rate="")
+            self.bar.update(self._task, description=what, rate="")
 
     def planned(self, total: int) -> None:
         """So many photos are to be described."""
         self._total = total
-        self._bar.update(self._task, total=total)
+        self.bar.update(self._task, total=total)
 
     def described(self, done: int, failed: int) -> None:
         """So many are."""
         if self._began is None:
             # What an earlier run described does not count for the rate, nor does the first batch of this one.
             self._began = (time.monotonic(), done)
-            self._bar.reset(self._task, total=self._total, completed=done)
+            self.bar.reset(self._task, total=self._total, completed=done)
         started, before = self._began
         rate = (done - before) / max(1e-3, time.monotonic() - started)
-        self._bar.update(
+        self.bar.update(
             self._task,
             completed=done,
             rate=f"{rate:.1f} photos/s" if done > before else "",
             failed=f"{failed} unreadable" if failed else "",
         )
-        if self._bar.disable and done > before and time.monotonic() - self._told > _LINE_EVERY_S:
+        if self.bar.disable and done > before and time.monotonic() - self._told > _LINE_EVERY_S:
             self._told = time.monotonic()
             left = duration_text((self._total - done) / rate)
             unreadable = f", {failed} unreadable" if failed else ""

@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.ExifTags import IFD
 
 from retrieval.errors import ImageError
-from retrieval.images import ImageFormat, sniff_format
+from retrieval.images import ImageFormat, open_photo, sniff_format
 
 _HEAD_BYTES: Final = 32
 _PNG_SIGNATURE_BYTES: Final = 8
@@ -23,7 +23,7 @@ def read_exif(path: Path) -> Image.Exif:
         ImageError: not a photo, or its header or EXIF block is damaged.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_photo(path) as file:
         image_format = sniff_format(file.read(_HEAD_BYTES))
         file.seek(0)
         try:

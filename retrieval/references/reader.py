@@ -208,7 +208,7 @@ class ListedReader(Reader[ListedOptionsT]):
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except ValueError:  # a NUL character
+    except (OSError, ValueError):  # a name too long, a NUL
         return False
 
 

@@ -1,5 +1,7 @@
 """One string that opens any reference database: ``csv:refs.csv?sessions=phoneA_*``."""
 
+import errno
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Generic
 from urllib.parse import unquote
 
-from retrieval.errors import ParameterError
+from retrieval.errors import ParameterError, ReferenceDataError
 from retrieval.references.columns import TableOptions
 from retrieval.references.csv_table import CsvTable
 from retrieval.references.exif_folder import ExifFolder, ExifOptions
@@ -47,6 +49,11 @@ READERS: Final[dict[str, ReaderKind[Any]]] = {
 }
 
 
+# What the system answers to a path that can be no file's.
+_IMPOSSIBLE: Final = (errno.ENAMETOOLONG, errno.ELOOP)
+_SHOWN: Final = 200
+
+
 def open_references(spec: str) -> ReferenceSource:
     """Open a reference database.
 
@@ -62,6 +69,20 @@ def open_references(spec: str) -> ReferenceSource:
         ParameterError: no such reader or option (lists those there are), or a bad value.
         ReferenceDataError: no such file or folder, or not what the reader expects; iterating may raise it too.
     """
+    try:
+        return _open(spec)
+    except OSError as error:
+        if error.errno not in _IMPOSSIBLE:
+            raise
+        shown = spec if len(spec) <= _SHOWN else f"{spec[:_SHOWN]}…"
+        raise ReferenceDataError(
+            f"this cannot be the path of a file or folder ({os.strerror(error.errno)})",
+            where=shown,
+            remedy="Check the path",
+        ) from None
+
+
+def _open(spec: str) -> ReferenceSource:
     name, text = _split_prefix(spec)
     path_text, given = _split_options(text)
     if not path_text:

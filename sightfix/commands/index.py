@@ -87,7 +87,7 @@ def index(
         describe=DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable),
         keep=keep,
         describe_again=describe_again,
-        engine=engine,  # type: ignore[arg-type]
+        engine=engine,
     )
     with IndexingProgress.shown() as progress:
         built = build_index(references, describer, indexes, name, settings, watch=progress)

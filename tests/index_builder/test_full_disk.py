@@ -1,4 +1,4 @@
-"""A disk that is full at the worst moment: nothing is published, the old version answers, nothing is left behind."""
+"""A disk that is full at the worst moment: nothing is published, the old version answers, what is described remains."""
 
 import gc
 import subprocess
@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from index_builder.building import BuildSettings, build_index
+from index_builder.publishing import WORK_NAME
 from index_builder.vectors.design import IndexDesign
 from retrieval.describer import Describer
 from retrieval.errors import StorageError
 from retrieval.index_folder import published_versions
 from retrieval.place_index import PlaceIndex
+from tests.index_builder.counting_describer import CountingDescriber
 from tests.places import make_places
 from tests.retrieval.refusal import refused
 
 # Which step is the last before each file is written.
 BEFORE = {
-    "descriptors.raw": "draft opened",
+    ".part-000000.tmp": "planned",
     "vectors.faiss": "described",
     "references.parquet": "vectors written",
     "manifest.json": "references written",
@@ -27,16 +29,27 @@ BEFORE = {
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files, but for those of the hidden work folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and WORK_NAME not in path.parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def assert_nothing_changes(indexes: Path, photos: Path, describer: Describer, on_step: Callable[[str], None]) -> None:
-    """A build over a published version fails for want of space, and leaves every file as it was."""
+def place_of(town: Path, name: str) -> Path:
+    """The folder that a file will be written to."""
+    if name.startswith(".part"):
+        return town / WORK_NAME
+    return town if name == ".CURRENT.tmp" else next((town / "versions").glob(".tmp-*"))
+
+
+def assert_nothing_changes(
+    indexes: Path, photos: Path, describer: Describer, name: str, on_step: Callable[[str], None]
+) -> None:
+    """A build over a published version fails for want of space, and leaves every published file as it was."""
     town = indexes / "town"
     build_index(make_places(photos / "first", 2), describer, indexes, "town")
     before = tree(indexes)
     text = (
-        f"{town}: writing failed (No space left on device). "
+        f"{town / WORK_NAME if name.startswith('.part') else town}: writing failed (No space left on device). "
         "Free some space or choose another folder, then run the command again; nothing was published."
     )
     settings = BuildSettings(design=IndexDesign(storage="fp32"))
@@ -54,27 +67,41 @@ def test_no_space_for_any_one_file(tmp_path: Path, describer: Describer, name: s
 
     def fill(step: str) -> None:
         if step == BEFORE[name]:
-            folder = town if name == ".CURRENT.tmp" else next((town / "versions").glob(".tmp-*"))
-            (folder / name).symlink_to("/dev/full")
+            (place_of(town, name) / name).symlink_to("/dev/full")
 
-    assert_nothing_changes(tmp_path / "indexes", tmp_path, describer, fill)
+    assert_nothing_changes(tmp_path / "indexes", tmp_path, describer, name, fill)
     again = build_index(make_places(tmp_path / "third", 4), describer, tmp_path / "indexes", "town")
     assert PlaceIndex.open(town).version == again.folder.name
+    assert not (town / WORK_NAME).exists()
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_no_space_in_a_first_build_leaves_no_trace(tmp_path: Path, describer: Describer, name: str) -> None:
+def test_no_space_in_a_first_build_leaves_only_what_was_described(
+    tmp_path: Path, counting: CountingDescriber, name: str
+) -> None:
     indexes = tmp_path / "indexes"
+    town = indexes / "town"
 
     def fill(step: str) -> None:
         if step == BEFORE[name]:
-            town = indexes / "town"
-            folder = town if name == ".CURRENT.tmp" else next((town / "versions").glob(".tmp-*"))
-            (folder / name).symlink_to("/dev/full")
+            (place_of(town, name) / name).symlink_to("/dev/full")
 
+    places = make_places(tmp_path, 2)
     with pytest.raises(StorageError, match="No space left on device"):
-        build_index(make_places(tmp_path, 2), describer, indexes, "town", on_step=fill)
-    assert list(indexes.iterdir()) == []
+        build_index(places, counting, indexes, "town", on_step=fill)
+    if name.startswith(".part"):
+        assert list(indexes.iterdir()) == []
+        return
+    parts = {"part-000000.npy", "part-000000.json"}
+    assert {path.name for path in town.rglob("*")} == {WORK_NAME, *parts, "versions", ".lock"}
+    before = counting.described
+    build_index(places, counting, indexes, "town")
+    assert counting.described - before == 2 * 2, "those of the gate"
+
+
+@pytest.fixture(scope="module")
+def counting() -> CountingDescriber:
+    return CountingDescriber()
 
 
 @pytest.fixture
@@ -104,7 +131,7 @@ def test_a_real_disk_that_fills_up(small_disk: Path, tmp_path: Path, describer: 
                 except OSError:
                     return
 
-    assert_nothing_changes(small_disk / "indexes", tmp_path, describer, fill)
+    assert_nothing_changes(small_disk / "indexes", tmp_path, describer, name, fill)
     ballast.unlink()
     build_index(make_places(tmp_path / "third", 4), describer, small_disk / "indexes", "town")
     assert PlaceIndex.open(small_disk / "indexes" / "town").count == 4

@@ -320,7 +320,7 @@ def test_what_was_described_is_not_described_again(tmp_path: Path, counting: Cou
     updater(tmp_path, counting, watch).build(places)
     in_the_gate = 2 * 7  # each photo as it is, and its middle
     assert counting.described - start == 7 + in_the_gate
-    assert watch.progress[0] == (2, 0)
+    assert watch.progress[0] == (4, 0)
     assert watch.progress[-1] == (7, 0)
     assert town(tmp_path).count == 7
 

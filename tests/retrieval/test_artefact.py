@@ -115,6 +115,18 @@ def test_a_manifest_with_a_wrong_value_is_refused_by_name(sample: Path, changes:
         SampleManifest.read(sample)
 
 
+@pytest.mark.parametrize("name", ["../a.bin", "/etc/passwd", "a/../../b", "", "a//b", "./a", "a\\b", "a\0b", "a\nb"])
+def test_a_manifest_names_no_file_outside_its_folder(sample: Path, name: str) -> None:
+    change_manifest(sample, files={name: {"sha256": "0" * 64, "size": 1}})
+    with pytest.raises(ArtefactError, match="is no name of a file below the artefact's folder"):
+        SampleManifest.read(sample)
+
+
+def test_a_manifest_may_name_files_in_subfolders(sample: Path) -> None:
+    change_manifest(sample, files={"describer/1/model.onnx": {"sha256": "0" * 64, "size": 1}})
+    assert list(SampleManifest.read(sample).files) == ["describer/1/model.onnx"]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]"])
 def test_a_manifest_that_is_no_json_object_is_refused(sample: Path, content: bytes) -> None:
     (sample / "manifest.json").write_bytes(content)

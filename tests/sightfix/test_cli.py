@@ -78,7 +78,12 @@ def test_errors_have_no_traceback_and_name_the_remedy(published: PublishedPlaces
             "error '../escape' cannot be the name of a place index. "
             "Use up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit.\n"
         ),
-        ("index", str(tmp_path), "--storage", "int4"): "error storage 'int4' is unknown. Choose fp16 or fp32.\n",
+        (
+            "index",
+            str(tmp_path),
+            "--storage",
+            "int4",
+        ): "error storage 'int4' is unknown. Choose among fp32, fp16, int8.\n",
     }
     for arguments, message in cases.items():
         done = sightfix(*arguments)

@@ -303,7 +303,8 @@ def test_two_servers_share_a_jobs_folder(indexed: Town) -> None:
         ids = [(one, other)[n % 2].submit(request("full"))[0].id for n in range(4)]
         results = [wait_for(other, name) for name in ids]
     assert [job.state for job in results] == ["SUCCEEDED"] * 4
-    assert len((indexed.folder / "described").read_text().split()) == 4 * 6
+    # Three of the six were described before; the content of all six is known to the jobs after the first.
+    assert len((indexed.folder / "described").read_text().split()) == 3
     starts = [job.started_at for job in results if job.started_at]
     ends = [job.finished_at for job in results if job.finished_at]
     assert starts == sorted(starts)
