@@ -25,7 +25,6 @@ app = typer.Typer(
 COMMANDS = (
     "inspect",
     "plan",
-    "index",
     "serve",
     "key",
     "localize",
@@ -41,11 +40,11 @@ for _name in COMMANDS:
     _function: Callable[..., None] = getattr(import_module(f"sightfix.commands.{_name}"), _name)
     app.command(name=_name)(_function)
 
-# Each module holds a typer application of the same name, with subcommands.
-GROUPS = ("bundle",)
+# Each module holds a typer application with subcommands.
+GROUPS = {"index": "index_group", "bundle": "bundle"}
 
-for _name in GROUPS:
-    app.add_typer(getattr(import_module(f"sightfix.commands.{_name}"), _name), name=_name)
+for _name, _module in GROUPS.items():
+    app.add_typer(getattr(import_module(f"sightfix.commands.{_module}"), _name), name=_name)
 
 
 def _print_version(asked: bool) -> None:

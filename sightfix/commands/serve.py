@@ -50,6 +50,9 @@ def serve(
     memory_map: Annotated[
         bool | None, typer.Option("--memory-map", help="Leave the index's vectors on the disk, paged in when searched")
     ] = None,
+    search_device: Annotated[
+        str | None, typer.Option(help="Where the index is searched: cpu, or gpu through faiss-gpu [default: cpu]")
+    ] = None,
     tile_url: Annotated[
         str | None, typer.Option(help="Map tiles of the web page, with {z}, {x} and {y} [default: a plain grid]")
     ] = None,

@@ -1,0 +1,211 @@
+"""A whole index as one Parquet file: for other tools, for a backup, for moving it elsewhere."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from index_builder.publishing import DEFAULT_KEEP, draft_version, prune
+from index_builder.vectors.design import IndexDesign
+from index_builder.version_writer import VersionContent, write_version
+from retrieval.bundle import Bundle
+from retrieval.errors import ModelIndexMismatchError, ParameterError, ReferenceDataError
+from retrieval.place_index import REFERENCES_NAME, PlaceIndex
+from retrieval.place_index_manifest import BundleIdentity, PlaceIndexManifest, Source
+from retrieval.reference_table import REFERENCE_SCHEMA, read_references
+
+DESCRIPTOR: Final = "descriptor"
+_META: Final = b"sightfix"
+_ROWS: Final = 4096
+_UNIT: Final = 1e-2
+
+
+class ExportedIndex(BaseModel):
+    """What the file says of itself, beside its rows: JSON under the key ``sightfix`` of the schema's metadata."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: str
+    version: str
+    bundle: BundleIdentity
+    descriptor_dim: int
+    source: Source
+
+
+def export_index(index: PlaceIndex, path: Path) -> int:
+    """Write all references and their stored descriptors.
+
+    Args:
+        index: which; not one that whitens, whose stored descriptors only its own whitening can search.
+        path: of the file; replaced when it is whole.
+
+    Returns:
+        how many rows.
+
+    Raises:
+        ParameterError: the index whitens.
+        OSError: the disk refuses.
+    """
+    if index.whitening is not None:
+        raise ParameterError(
+            "the stored descriptors are whitened; elsewhere they could not be searched",
+            where=str(index.folder),
+            remedy="Index the photos without --whiten, then export; or copy the index's folder",
+        )
+    manifest = index.manifest
+    exported = ExportedIndex(
+        index=manifest.name,
+        version=manifest.version,
+        bundle=manifest.bundle,
+        descriptor_dim=manifest.descriptor_dim,
+        source=manifest.source,
+    )
+    descriptor = pa.field(DESCRIPTOR, pa.list_(pa.float32(), manifest.descriptor_dim), nullable=False)
+    schema = pa.schema([*REFERENCE_SCHEMA, descriptor], {_META: exported.model_dump_json().encode()})
+    table = read_references(index.folder / REFERENCES_NAME)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for start in range(0, index.count, _ROWS):
+                piece = table.slice(start, _ROWS)
+                rows = np.arange(start, start + piece.num_rows)
+                values = pa.array(index.descriptors(rows).ravel(), pa.float32())
+                listed = pa.FixedSizeListArray.from_arrays(values, manifest.descriptor_dim)
+                writer.write_table(piece.append_column(descriptor, listed).cast(schema))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return index.count
+
+
+def import_index(
+    path: Path,
+    bundle: Bundle,
+    indexes: Path,
+    name: str,
+    design: IndexDesign | None = None,
+    keep: int = DEFAULT_KEEP,
+    *,
+    root: Path | None = None,
+) -> PlaceIndexManifest:
+    """Publish what `export_index` wrote, or another tool in the same form, as the new version of an index.
+
+    Args:
+        path: of the file.
+        bundle: that described the references, and will describe queries.
+        indexes: the folder of all indexes.
+        name: of this index.
+        design: of the index.
+        keep: how many versions remain.
+        root: where the photos lie now; where they lay when the file was written if left out.
+
+    Raises:
+        ReferenceDataError: not such a file, or rows that no index can hold; the first is named.
+        ModelIndexMismatchError: another bundle described them.
+        StorageError: the disk refuses; nothing is published.
+    """
+    file, told = _open(path)
+    if told.bundle.fingerprint != bundle.fingerprint:
+        raise ModelIndexMismatchError(
+            f"the descriptors are of bundle {told.bundle.name} ({told.bundle.fingerprint[:12]}), "
+            f"not of {bundle.name} ({bundle.fingerprint[:12]})",
+            where=str(path),
+            remedy="Give the bundle they were made with (--bundle)",
+        )
+    table = file.read(columns=REFERENCE_SCHEMA.names).replace_schema_metadata().cast(REFERENCE_SCHEMA)
+    _check_rows(table, path)
+    with draft_version(indexes, name) as draft:
+        raw = draft.folder / "descriptors.raw"
+        _copy_descriptors(file, raw, bundle.descriptor_dim, path)
+        described = np.memmap(raw, np.float32, "r", shape=(table.num_rows, bundle.descriptor_dim))
+        source = told.source if root is None else told.source.model_copy(update={"root": str(root.resolve())})
+        content = VersionContent(
+            name=name,
+            version=draft.version,
+            bundle=bundle,
+            source=source,
+            table=table,
+            described=lambda rows: np.asarray(described[rows]),
+        )
+        written = write_version(draft.folder, content, design or IndexDesign())
+        raw.unlink()
+        draft.name_version()
+        draft.make_current()
+        prune(draft.index_folder, keep)
+    return written.manifest
+
+
+def _open(path: Path) -> tuple[pq.ParquetFile, ExportedIndex]:
+    try:
+        file = pq.ParquetFile(path)
+        told = ExportedIndex.model_validate_json((file.schema_arrow.metadata or {}).get(_META, b""))
+    except (OSError, pa.ArrowException) as error:
+        raise ReferenceDataError(f"the file cannot be read ({error})", where=str(path)) from error
+    except ValidationError as error:
+        raise ReferenceDataError(
+            "the file does not say which bundle described its rows",
+            where=str(path),
+            remedy="Write it with: sightfix index export",
+        ) from error
+    wanted = pa.list_(pa.float32(), told.descriptor_dim)
+    missing = [field.name for field in REFERENCE_SCHEMA if field.name not in file.schema_arrow.names]
+    if missing or file.schema_arrow.field(DESCRIPTOR).type != wanted:
+        raise ReferenceDataError(
+            f"columns are missing ({', '.join(missing)})" if missing else f"{DESCRIPTOR} is not {wanted}",
+            where=str(path),
+            remedy="Write it with: sightfix index export",
+        )
+    return file, told
+
+
+def _check_rows(table: pa.Table, path: Path) -> None:
+    ids = table["id"].to_pylist()
+    if not ids:
+        raise ReferenceDataError("the file holds no references", where=str(path))
+    seen: set[str] = set()
+    for row, name in enumerate(ids):
+        if name in seen:
+            raise ReferenceDataError(f"row {row}: the id {name!r} stands there twice", where=str(path))
+        seen.add(name)
+    lat, lon = table["lat"].to_numpy(), table["lon"].to_numpy()
+    wrong = np.flatnonzero(~((np.abs(lat) <= 90) & (np.abs(lon) <= 360)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise ReferenceDataError(
+            f"row {row} ({ids[row]}): latitude {lat[row]:g}, longitude {lon[row]:g} are no position", where=str(path)
+        )
+    for row, text in enumerate(table["metadata"].to_pylist()):
+        try:
+            fine = text is None or isinstance(json.loads(text), dict)
+        except ValueError:
+            fine = False
+        if not fine:
+            raise ReferenceDataError(f"row {row} ({ids[row]}): metadata is no JSON object", where=str(path))
+
+
+def _copy_descriptors(file: pq.ParquetFile, raw: Path, dim: int, path: Path) -> None:
+    """Into one plain file, checked on the way."""
+    row = 0
+    with raw.open("wb") as out:
+        for piece in _descriptors(file, dim):
+            lengths = np.linalg.norm(piece, axis=1)
+            wrong = np.flatnonzero(~(np.abs(lengths - 1.0) < _UNIT))
+            if len(wrong):
+                at = int(wrong[0])
+                raise ReferenceDataError(
+                    f"row {row + at}: the descriptor has length {lengths[at]:g}, not 1", where=str(path)
+                )
+            out.write(piece.tobytes())
+            row += len(piece)
+
+
+def _descriptors(file: pq.ParquetFile, dim: int) -> Iterator[NDArray[np.float32]]:
+    for batch in file.iter_batches(_ROWS, columns=[DESCRIPTOR]):
+        column: Any = batch.column(0)
+        yield np.asarray(column.flatten(), np.float32).reshape(-1, dim)

@@ -1,0 +1,231 @@
+"""`sightfix index PHOTOS` builds; `sightfix index versions|verify|diff|…` looks after what was built."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from retrieval.index_folder import DEFAULT_INDEXES
+from sightfix.commands.index import index as build
+
+if TYPE_CHECKING:
+    from retrieval.place_index import PlaceIndex
+
+_HELP = """Index photos, and look after indexes.
+
+sightfix index PHOTOS is short for: sightfix index build PHOTOS."""
+
+
+class _PhotosOrCommand(TyperGroup):
+    """What is no command are photos to build from."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["build", *args]
+        return super().parse_args(ctx, args)
+
+
+index = typer.Typer(name="index", cls=_PhotosOrCommand, help=_HELP, no_args_is_help=True, add_completion=False)
+index.command(name="build")(build)
+
+NameOption = Annotated[str | None, typer.Option(help="Of the place index; the only one if left out")]
+IndexesOption = Annotated[Path, typer.Option(help="Folder of all place indexes")]
+VersionOption = Annotated[str | None, typer.Option(help="Which version, or its beginning; the current one if left out")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON")]
+
+
+@index.command()
+def versions(name: NameOption = None, indexes: IndexesOption = DEFAULT_INDEXES, json: JsonOption = False) -> None:
+    """List the versions of an index."""
+    from index_builder.maintenance.versions import list_versions
+    from sightfix.maintenance_console import print_versions, versions_json
+
+    found = list_versions(_folder(indexes, name))
+    if json:
+        sys.stdout.write(versions_json(found))
+    else:
+        print_versions(found)
+
+
+@index.command()
+def activate(
+    version: Annotated[str, typer.Argument(help="Which version, or its beginning")],
+    name: NameOption = None,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+) -> None:
+    """Make a version the current one; running servers take it over by themselves."""
+    from index_builder.maintenance.versions import find_version
+    from retrieval.index_folder import activate_version
+    from sightfix.console import console
+
+    folder = _folder(indexes, name)
+    chosen = find_version(folder, version).name
+    activate_version(folder, chosen)
+    console.print(f"[green]current[/] is {chosen} of [bold]{folder.name}[/]")
+
+
+@index.command()
+def rollback(name: NameOption = None, indexes: IndexesOption = DEFAULT_INDEXES) -> None:
+    """Go back to the version before the current one."""
+    from index_builder.maintenance.versions import roll_back
+    from sightfix.console import console
+
+    folder = _folder(indexes, name)
+    was, now = roll_back(folder)
+    console.print(f"[green]current[/] is {now} of [bold]{folder.name}[/]; it was {was}, which stays")
+
+
+@index.command()
+def prune(
+    keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the current one always")],
+    name: NameOption = None,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+) -> None:
+    """Remove the oldest versions."""
+    from index_builder.publishing import prune as remove_oldest
+    from sightfix.console import console
+
+    folder = _folder(indexes, name)
+    removed = remove_oldest(folder, keep)
+    for version in removed:
+        console.print(f"removed {version}")
+    if not removed:
+        console.print("nothing to remove")
+
+
+@index.command()
+def verify(
+    name: NameOption = None,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    version: VersionOption = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every version")] = False,
+    photos: Annotated[bool, typer.Option("--photos", help="Also look whether all photos are still there")] = False,
+) -> None:
+    """Compare all files with their hashes and ask the index for its own photos; exits 1 if anything is wrong."""
+    from index_builder.maintenance.versions import find_version, verify_version
+    from retrieval.index_folder import VERSIONS_NAME, published_versions
+    from sightfix.maintenance_console import print_verdict
+
+    folder = _folder(indexes, name)
+    names = published_versions(folder) if all_ else [find_version(folder, version).name]
+    verdicts = [verify_version(folder / VERSIONS_NAME / one, photos=photos) for one in names]
+    for verdict in verdicts:
+        print_verdict(verdict, folder.name)
+    if any(not verdict.whole or verdict.missing_photos for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+@index.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="A version, or its beginning")],
+    after: Annotated[str | None, typer.Argument(help="Another; the current one if left out")] = None,
+    name: NameOption = None,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    csv: Annotated[Path | None, typer.Option(help="Write all changes to this file")] = None,
+) -> None:
+    """What was added, removed, moved and described again between two versions."""
+    import pyarrow.csv
+
+    from index_builder.maintenance.comparing import as_table, compare_versions
+    from index_builder.maintenance.versions import find_version
+    from retrieval.artefact import storage_errors
+    from sightfix.maintenance_console import print_difference
+
+    folder = _folder(indexes, name)
+    difference = compare_versions(find_version(folder, before), find_version(folder, after))
+    print_difference(difference)
+    if csv is not None:
+        with storage_errors(csv):
+            pyarrow.csv.write_csv(as_table(difference), csv)
+
+
+@index.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="Parquet file to write")],
+    name: NameOption = None,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    version: VersionOption = None,
+) -> None:
+    """Write references and descriptors to one Parquet file."""
+    from index_builder.maintenance.parquet import export_index
+    from retrieval.artefact import storage_errors
+    from sightfix.console import console
+
+    opened = _open(indexes, name, version)
+    with storage_errors(file):
+        count = export_index(opened, file)
+    console.print(f"[green]written[/] {count} references to {file}")
+
+
+@index.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="Parquet file that sightfix index export wrote")],
+    name: Annotated[str, typer.Option(help="Name of the place index")] = "default",
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle they were described with; the shipped one")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the photos lie now, if elsewhere")] = None,
+    type_: Annotated[str, typer.Option("--type", help="Of the index, as for: sightfix index build")] = "exact",
+    keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
+) -> None:
+    """Publish a Parquet file as the new version of an index."""
+    from index_builder.maintenance.parquet import import_index
+    from index_builder.vectors.design import IndexDesign
+    from retrieval.bundle import open_bundle
+    from retrieval.errors import ParameterError
+    from retrieval.vectors.index_types import INDEX_TYPES
+    from sightfix.console import console
+
+    if type_ not in (*INDEX_TYPES, "auto"):
+        raise ParameterError(f"there is no index type {type_!r}", remedy=f"Choose among {', '.join(INDEX_TYPES)}, auto")
+    design = IndexDesign(type=type_)  # type: ignore[arg-type]
+    manifest = import_index(file, open_bundle(bundle), indexes, name, design, keep, root=root)
+    console.print(f"[green]published[/] {manifest.count} references as [bold]{name}[/], version {manifest.version}")
+
+
+@index.command()
+def doctor(
+    name: NameOption = None,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    version: VersionOption = None,
+    html: Annotated[Path | None, typer.Option(help="Write a map and lists to this page")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything to this file")] = None,
+    outlier_m: Annotated[
+        float, typer.Option(min=1.0, help="Neighbours further away than twice this contradict")
+    ] = 25.0,
+    gap_m: Annotated[float, typer.Option(min=1.0, help="A longer way between two photos is a gap")] = 30.0,
+) -> None:
+    """Find look-alikes, photos whose position the others contradict, and stretches without photos."""
+    from index_builder.maintenance.doctor import DoctorSettings, diagnose
+    from retrieval.artefact import storage_errors
+    from sightfix.console import console, progress_bar
+    from sightfix.doctor_page import doctor_page
+    from sightfix.maintenance_console import diagnosis_json, print_diagnosis
+
+    opened = _open(indexes, name, version)
+    settings = DoctorSettings(outlier_m=outlier_m, gap_m=gap_m)
+    with progress_bar("Examining", min(opened.count, settings.most_rows)) as advance:
+        diagnosis = diagnose(opened, settings, advance)
+    print_diagnosis(opened, diagnosis)
+    for path, make in ((html, doctor_page), (json, diagnosis_json)):
+        if path is not None:
+            with storage_errors(path):
+                path.write_text(make(opened, diagnosis), encoding="utf-8")
+            console.print(f"[green]written[/] {path}")
+
+
+def _folder(indexes: Path, name: str | None) -> Path:
+    from retrieval.index_folder import check_index_name, find_index, published_versions
+
+    # An index whose CURRENT is gone can still be listed, verified and repaired by its name.
+    if name is not None and published_versions(indexes / check_index_name(name)):
+        return indexes / name
+    return find_index(indexes, name)
+
+
+def _open(indexes: Path, name: str | None, version: str | None) -> "PlaceIndex":
+    from index_builder.maintenance.versions import find_version
+    from retrieval.place_index import PlaceIndex
+
+    return PlaceIndex.open(find_version(_folder(indexes, name), version))

@@ -1,0 +1,95 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from retrieval.errors import ParameterError
+from sightfix.quantities import parse_bytes, parse_count
+from tests.conftest import PublishedPlaces
+from tests.retrieval.other_bundle import flip_byte
+from tests.sightfix.test_cli import sightfix
+
+
+@pytest.fixture
+def indexed(published: PublishedPlaces, tmp_path: Path) -> Path:
+    """A folder with an index of two versions."""
+    table = published.places.root / "refs.csv"
+    rows = [f"{row.path},{row.position.lat},{row.position.lon}" for row in published.places.rows]
+    table = tmp_path / "refs.csv"
+    for count in (12, 10):
+        table.write_text("path,lat,lon\n" + "\n".join(rows[:count]) + "\n")
+        done = sightfix("index", "--name", "places", f"csv:{table}", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def test_photos_come_first_or_options_do(indexed: Path) -> None:
+    """`index --name places SPEC`, `index SPEC --name places` and `index build SPEC` are one command."""
+    built = sightfix("index", "build", f"csv:{indexed / 'refs.csv'}", "--name", "again", folder=indexed)
+    assert "published 10 references as again" in built.stdout
+    help_ = sightfix("index", "--help", folder=indexed)
+    assert "sightfix index PHOTOS is short for" in help_.stdout
+    assert "doctor" in help_.stdout
+
+
+def test_versions_are_listed_rolled_back_compared_and_pruned(indexed: Path) -> None:
+    listed = json.loads(sightfix("index", "versions", "--json", folder=indexed).stdout)
+    assert [one["manifest"]["count"] for one in listed] == [12, 10]
+    assert [one["current"] for one in listed] == [False, True]
+    compared = sightfix("index", "diff", listed[0]["version"], "--csv", "changes.csv", folder=indexed)
+    assert "10 unchanged, 0 added, 2 removed, 0 moved, 0 described again" in compared.stdout
+    assert (indexed / "changes.csv").read_text().count('"removed"') == 2
+    back = sightfix("index", "rollback", folder=indexed)
+    assert f"current is {listed[0]['version']} of places; it was {listed[1]['version']}, which stays" in back.stdout
+    forth = sightfix("index", "activate", listed[1]["version"], folder=indexed)
+    assert forth.returncode == 0, forth.stderr
+    pruned = sightfix("index", "prune", "--keep", "1", folder=indexed)
+    assert pruned.stdout == f"removed {listed[0]['version']}\n"
+    assert "→" in sightfix("index", "versions", folder=indexed).stdout
+
+
+def test_a_damaged_version_is_found_and_exits_1(indexed: Path) -> None:
+    assert sightfix("index", "verify", "--all", "--photos", folder=indexed).returncode == 0
+    version = json.loads(sightfix("index", "versions", "--json", folder=indexed).stdout)[1]["version"]
+    flip_byte(indexed / "indexes" / "places" / "versions" / version / "vectors.faiss")
+    done = sightfix("index", "verify", folder=indexed)
+    assert done.returncode == 1
+    assert f"damaged {version}" in done.stdout
+    assert "sightfix index rollback --name places" in done.stdout
+
+
+def test_an_index_travels_as_one_file(indexed: Path) -> None:
+    done = sightfix("index", "export", "places.parquet", folder=indexed)
+    assert "written 10 references to places.parquet" in done.stdout, done.stderr
+    done = sightfix("index", "import", "places.parquet", "--name", "copy", folder=indexed)
+    assert "published 10 references as copy" in done.stdout, done.stderr
+
+
+def test_the_doctor_writes_a_page(indexed: Path) -> None:
+    done = sightfix("index", "doctor", "--html", "map.html", "--json", "found.json", folder=indexed)
+    assert "stretches without photos" in done.stdout, done.stderr
+    assert (indexed / "map.html").read_text().startswith("<!doctype html>")
+    assert json.loads((indexed / "found.json").read_text())["count"] == 10
+
+
+def test_a_plan_has_a_row_for_every_type(tmp_path: Path) -> None:
+    done = sightfix("plan", "--references", "50M", "--dim", "64", "--memory", "4G", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "50,000,000 references of 64 numbers, 4 GB of memory" in done.stdout
+    for type_ in ("exact", "ivf-int8", "ivf-pq-fast", "hnsw"):
+        assert f"\n{type_} " in done.stdout
+    assert "too large" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("16G", 16 * 10**9), ("1.5TB", 1_500_000_000_000), ("16GiB", 2**34), ("512M", 512 * 10**6), ("7", 7)],
+)
+def test_sizes_are_read(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "ten", "1e9", "0"])
+def test_numbers_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ParameterError, match="50M"):
+        parse_count(text)
