@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.gpu_describing import Describing, medians_in_turn, working_folder
+from benchmarks.gpu_indexes import SIZES, cagra_on_gpu, index_on_gpu, selector_on_gpu
 from benchmarks.gpu_outcome import FailedError, Report, SkippedError
 from benchmarks.indexing_throughput import PHOTOS
 from benchmarks.machine import describe_machine
@@ -210,6 +211,13 @@ def run_checks(report: Report, describing: Describing, *, tell: Callable[[str], 
         name = f"native TensorRT plan, {precision}"
         check(name, [native_tensorrt_missing], lambda precision=precision: describing.native_plan(precision))
     check("FAISS exact search on the GPU", [faiss_gpu_missing], faiss_parity)
+    for kind in ("exact", "ivf", "cagra"):
+        check(f"selector on the GPU, {kind}", [faiss_gpu_missing], lambda kind=kind: selector_on_gpu(kind))
+    for count in SIZES:
+        for kind in ("exact", "ivf"):
+            name = f"index on the GPU, {kind}, {count} rows"
+            check(name, [faiss_gpu_missing], lambda kind=kind, count=count: index_on_gpu(kind, count))
+        check(f"index on the GPU, cagra, {count} rows", [faiss_gpu_missing], lambda count=count: cagra_on_gpu(count))
     check("training step on the GPU", [torch_gpu_missing], training_throughput)
 
 
