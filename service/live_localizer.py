@@ -22,6 +22,7 @@ from retrieval.index_folder import find_index
 from retrieval.localizer import DecodedQuery, LocalizeOptions, Localizer, Located
 from retrieval.machine import available_cores
 from retrieval.place_index import PlaceIndex
+from retrieval.vectors.gpu import GpuVectors
 from service.batching import Lane, MicroBatcher
 from service.canary import Canary, CanaryReport, choose_canary, sing
 from service.canary_watch import CanaryWatch
@@ -291,6 +292,7 @@ class LiveLocalizer:
             folder = find_index(settings.indexes, settings.index)
             place_index = PlaceIndex.open(folder, memory_map=settings.memory_map)
             place_index.check_bundle(bundle)
+            self._put_on_device(place_index)
             describer = self._open_describer(bundle)
             localizer = self._localizer_of(describer, place_index)
             self.still_loading("the model is being warmed up")
@@ -325,6 +327,10 @@ class LiveLocalizer:
             place_index.count,
         )
 
+    def _put_on_device(self, place_index: PlaceIndex) -> None:
+        if self.settings.search_device == "gpu":
+            place_index.vectors = GpuVectors(place_index.vectors)
+
     def _localizer_of(self, describer: Describer, place_index: PlaceIndex) -> Localizer:
         return Localizer(describer, place_index, FixSettings(method=self.settings.fix_method), self.limits)
 
@@ -336,9 +342,14 @@ class LiveLocalizer:
         """
         serving = self.require()
         place_index = PlaceIndex.open(folder, memory_map=self.settings.memory_map)
+        self._put_on_device(place_index)
         localizer = self._localizer_of(serving.describer, place_index)
-        chosen = choose_canary(localizer, self.limits)
-        report = sing(localizer, chosen)
+        try:
+            chosen = choose_canary(localizer, self.limits)
+            report = sing(localizer, chosen)
+        except BaseException:
+            _leave_device(place_index)
+            raise
         self.tracks.prepare(place_index)
         done = threading.Event()
 
@@ -351,6 +362,7 @@ class LiveLocalizer:
         if not done.wait(30.0):
             raise SightfixError("the model did not come to rest for 30 s", code="internal_error")
         self.tracks.swapped(place_index)
+        _leave_device(serving.place_index)
         _log.info(
             "version %s serves now, %d references; %s did before",
             place_index.version,
@@ -375,3 +387,8 @@ class LiveLocalizer:
     def _building(self, reason: str) -> None:
         self.engine_building = True
         self.still_loading(reason)
+
+
+def _leave_device(place_index: PlaceIndex) -> None:
+    if isinstance(place_index.vectors, GpuVectors):
+        place_index.vectors.close()

@@ -61,8 +61,9 @@ class ServerSettings(BaseSettings):
         access_log: whether every request is logged at info, not only those that failed.
         source_roots: folders that re-indexing jobs may read photos from; none: no jobs.
         jobs_folder: where jobs are kept; None is `.jobs` among the indexes.
-        memory_map: leave the vectors of the index on the disk, paged in as they are searched; its files are then checked
-            by their sizes, not by their hashes.
+        memory_map: leave the vectors of the index on the disk, paged in as they are searched; its files are then
+            checked by their sizes, not by their hashes.
+        search_device: where the index is searched; gpu needs faiss-gpu and type exact, ivf or ivf-int8.
         max_tracks: tracks that may be open at once, of gRPC streams and over HTTP; 0: none.
         track_idle_s: a track opened over HTTP is closed when no frame has come for so long.
         track_place_m: references in a square of this side are one place to a track, metres.
@@ -113,6 +114,7 @@ class ServerSettings(BaseSettings):
     source_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     jobs_folder: Path | None = None
     memory_map: bool = False
+    search_device: Literal["cpu", "gpu"] = "cpu"
     max_tracks: int = Field(default=64, ge=0, le=10_000)
     track_idle_s: float = Field(default=300.0, gt=0.0, le=86_400.0)
     track_place_m: float = Field(default=5.0, ge=0.5, le=1000.0)
