@@ -260,9 +260,7 @@ def _design(request: JobRequest) -> IndexDesign:
     """What index a request wants; an index that is appended to or removed from stays as it is."""
     if not isinstance(request, FullJobRequest):
         return IndexDesign()
-    return IndexDesign(
-        storage=request.storage, type=request.index_type, recall=request.recall, whiten=request.whiten
-    )
+    return IndexDesign(storage=request.storage, type=request.index_type, recall=request.recall, whiten=request.whiten)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
