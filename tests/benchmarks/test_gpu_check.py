@@ -56,6 +56,9 @@ def test_beside_a_gpu_what_is_not_installed_is_skipped_and_the_rest_runs(
 
     monkeypatch.setattr(gpu_check, "faiss_parity", slow)
     monkeypatch.setattr(gpu_check, "gpu_tests", lambda: "5 passed")
+    monkeypatch.setattr(gpu_check, "selector_on_gpu", lambda kind: f"{kind} selects")
+    monkeypatch.setattr(gpu_check, "index_on_gpu", lambda kind, count: f"{kind} of {count}")
+    monkeypatch.setattr(gpu_check, "cagra_on_gpu", lambda count: f"cagra of {count}")
     report, told = Report(), []
     gpu_check.run_checks(report, describing, tell=told.append)
     results = {outcome.item: (outcome.status, outcome.detail) for outcome in report.outcomes}
@@ -65,6 +68,9 @@ def test_beside_a_gpu_what_is_not_installed_is_skipped_and_the_rest_runs(
     assert results["cuda fp32 against cpu fp32"] == ("SKIPPED", "no cuda")
     assert results["TensorRT through ONNX Runtime, fp16"] == ("SKIPPED", "no tensorrt")
     assert results["FAISS exact search on the GPU"] == ("FAIL", "other scores")
+    assert results["selector on the GPU, ivf"] == ("PASS", "ivf selects")
+    assert results["index on the GPU, exact, 10000000 rows"] == ("PASS", "exact of 10000000")
+    assert results["index on the GPU, cagra, 1000000 rows"] == ("PASS", "cagra of 1000000")
     assert len(told) == len(report.outcomes) == 20
     assert report.exit_code == 1
 
