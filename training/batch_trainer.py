@@ -60,7 +60,7 @@ class BatchTrainer:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if recipe.training.compile:
             encoder.net.compile()
-        optimiser = _optimiser(recipe, self.model, fused=fabric.device.type == "cuda")
+        optimiser = make_optimiser(recipe, self.model, on_gpu=fabric.device.type == "cuda")
         self._wrapped, self.optimiser = fabric.setup(self.model, optimiser)
 
     def train_mode(self) -> None:
@@ -109,8 +109,18 @@ class BatchTrainer:
         return torch.Generator(self.fabric.device).manual_seed(seed >> 1)
 
 
-def _optimiser(recipe: Recipe, model: PairModel, *, fused: bool) -> torch.optim.Optimizer:
-    """Adam or AdamW; biases, norms and other vectors do not decay."""
+def make_optimiser(recipe: Recipe, model: torch.nn.Module, *, on_gpu: bool) -> torch.optim.Optimizer:
+    """Adam or AdamW; biases, norms and other vectors do not decay.
+
+    Fused on a GPU, except in fp16 with clipping: fused steps take the loss scale away within the step, after the
+    gradient's norm had to be known, and Lightning refuses that.
+
+    Args:
+        recipe: its `[optimiser]`, `training.precision` and `training.clip_norm`.
+        model: what is trained of it requires gradients.
+        on_gpu: whether it lies on one.
+    """
+    fused = on_gpu and not (recipe.training.precision == "fp16" and recipe.training.clip_norm > 0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     settings = recipe.optimiser
     groups = [

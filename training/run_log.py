@@ -22,7 +22,7 @@ class CsvLog:
 
     Args:
         path: of the file; an earlier run's rows remain.
-        resumed_step: rows whose `step` is larger are taken out.
+        resumed_step: rows whose `step` is larger are taken out; all of them where it is 0, for nothing was saved.
     """
 
     def __init__(self, path: Path, resumed_step: int) -> None:
@@ -52,7 +52,9 @@ class CsvLog:
             reader = csv.DictReader(file)
             self._columns = list(reader.fieldnames or [])
             # A crash may have cut the last row short.
-            rows = [row for row in reader if None not in row.values() and _whole(row.get("step")) <= step]
+            rows = (
+                [row for row in reader if None not in row.values() and _whole(row.get("step")) <= step] if step else []
+            )
         lines = [",".join(self._columns), *(",".join(row[name] for name in self._columns) for row in rows)]
         text = "\r\n".join(lines) + "\r\n" if self._columns else ""
         replace_file(self._path, text.encode())

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.errors import SightfixError
+from training.agreement import Agreement
 from training.batch_trainer import BatchResult, BatchTrainer
 from training.checkpoint import open_checkpoint, save_encoder
 from training.collapse import measure_collapse
@@ -124,6 +125,7 @@ class TrainingRun:
         self._fabric = make_fabric(self._device_settings, recipe.training)
         if self._device_settings.processes > 1:
             self._fabric.launch()
+        self._agreement = Agreement(self._fabric)
         self._geopairs = _planner(recipe, self._table, self._fabric)
         torch.manual_seed(recipe.training.seed)
         self.encoder: Encoder = build_encoder(recipe.network, recipe.image)
@@ -206,7 +208,8 @@ class TrainingRun:
                 if not stepped or last:
                     continue
                 minutes = (time.monotonic() - saved_at) / 60
-                if signals.received is not None or 0 < settings.save_every_minutes <= minutes:
+                due, signals.received = self._agreement.on(0 < settings.save_every_minutes <= minutes, signals.received)
+                if due or signals.received is not None:
                     self._check_loss()
                     self._save(LAST_NAME, None)
                     saved_at = time.monotonic()
@@ -267,6 +270,7 @@ class TrainingRun:
         self._save(LAST_NAME, measured)
         self._log_epoch(log, loss, measured, better=better)
         if not progress.finished:
+            _, signals.received = self._agreement.on(False, signals.received)
             self._stop_if(signals)
 
     def _plan(self, epoch: int) -> EpochPlan:

@@ -20,6 +20,13 @@ def test_a_resumed_run_goes_on_after_its_step(tmp_path: Path) -> None:
     assert path.read_text().splitlines() == ["epoch,step,loss", "0.1,1,5", "0.2,2,4", "0.3,3,3.5"]
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_its_tables_anew(tmp_path: Path) -> None:
+    for _ in range(2):
+        with RunLog(tmp_path, 0) as log:
+            log.epoch(0, 0, {"recall_at_1": 0.5})
+    assert (tmp_path / "epochs.csv").read_text().splitlines() == ["epoch,step,recall_at_1", "0,0,0.5"]
+
+
 def test_a_row_that_a_crash_cut_short_is_taken_out(tmp_path: Path) -> None:
     path = tmp_path / "steps.csv"
     path.write_text("epoch,step,loss\r\n0.1,1,5\r\n0.2,2")

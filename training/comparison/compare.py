@@ -27,6 +27,7 @@ from training.comparison.report import ComparisonReport, Epochs
 from training.comparison.report_building import ReportBuilder, RowRecords
 from training.comparison.run_record import RUN_RECORD_NAME, RunRecord, finished_run, training_photos_hash
 from training.comparison.table_text import csv_text, markdown
+from training.heap import give_back_freed_memory
 from training.recipe_settings import Recipe, TrainingSettings
 from training.resuming import OtherRunError
 from training.run_device import DeviceSettings, make_fabric
@@ -130,6 +131,7 @@ class _Comparison:
             self._report()
             self.observer.run_begins(number, len(self.plan.runs), recipe.name, seed, done=False)
             self._run(recipe, seed)
+            give_back_freed_memory()
         return self._report()
 
     # ---- rows ----

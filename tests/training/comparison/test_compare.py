@@ -421,3 +421,15 @@ def test_real_training_stopped_within_the_second_run(plan: ComparisonPlan, tmp_p
     assert again.notes == ["going on after epoch 0, batch 1"]
     assert again.headlines == ["1 of 2: one, seed 0 done", "2 of 2: one, seed 1"]
     assert compare(plan, tmp_path / "at once", settings).rows == report.rows
+
+
+def test_freed_memory_is_given_back_after_every_training(
+    tmp_path: Path, walks: list[Reference], far_walks: list[Reference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer()
+    after: list[int] = []
+    monkeypatch.setattr(
+        "training.comparison.compare.give_back_freed_memory", lambda: after.append(len(trainer.runs)), raising=True
+    )
+    compare(plan_of(walks, far_walks), tmp_path / "out", CompareSettings(tmp_path / "cache"), None, trainer)
+    assert after == list(range(1, len(trainer.runs) + 1))
