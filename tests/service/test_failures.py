@@ -99,10 +99,10 @@ def test_while_a_new_version_is_opened_the_old_one_serves_and_the_server_is_read
         live.wait_until_loaded(60)
         open_index = PlaceIndex.open
 
-        def slowly(folder: Path) -> PlaceIndex:
+        def slowly(folder: Path, **options: bool) -> PlaceIndex:
             opening.set()
             assert go_on.wait(60)
-            return open_index(folder)
+            return open_index(folder, **options)
 
         monkeypatch.setattr("service.live_localizer.PlaceIndex.open", slowly)
         activate_version(index, new)

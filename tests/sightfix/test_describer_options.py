@@ -73,9 +73,9 @@ def test_an_unknown_value_is_told_the_choices(
     assert text in str(caught)
 
 
-@pytest.mark.parametrize("command", ["serve", "index", "localize", "evaluate"])
+@pytest.mark.parametrize("command", ["serve", "index build", "localize", "evaluate"])
 def test_every_command_that_describes_has_the_options(command: str) -> None:
-    text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+    text = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).stdout
     for option in ("--provider", "--precision", "--threads", "--allow-cpu-fallback"):
         assert option in text
 

@@ -77,6 +77,8 @@ export class MatchMarkers {
     marker.on("mouseover", () => this._handlers.onPoint(match.rank));
     marker.on("mouseout", () => this._handlers.onPoint(null));
     marker.on("click", () => this._choose(shown));
+    // Leafing on quickly is no wish to zoom in.
+    marker.on("dblclick", L.DomEvent.stop);
     this._layer.addLayer(marker);
     this._shown.set(match.rank, shown);
     this._raise(shown);
