@@ -16,7 +16,14 @@ from typing import Final
 
 from retrieval.artefact import rename_into_place, replace_file, storage_errors
 from retrieval.errors import IndexNotFoundError, StorageError
-from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version, published_versions
+from retrieval.index_folder import (
+    CURRENT_NAME,
+    TEMPORARY_PREFIX,
+    VERSIONS_NAME,
+    check_index_name,
+    current_version,
+    published_versions,
+)
 from retrieval.place_index import PlaceIndex
 
 DEFAULT_KEEP: Final = 3
@@ -24,7 +31,6 @@ DEFAULT_KEEP: Final = 3
 # What was described for a version that is not written yet.
 WORK_NAME: Final = ".work"
 
-_TEMPORARY_PREFIX: Final = ".tmp-"
 _LOCK_NAME: Final = ".lock"
 
 
@@ -75,7 +81,7 @@ def draft_version(indexes: Path, name: str, *, activate: bool = True) -> Iterato
         with _exclusive(index_folder):
             _remove_leftovers(index_folder)
             version = _new_version_name()
-            folder = versions / f"{_TEMPORARY_PREFIX}{version}"
+            folder = versions / f"{TEMPORARY_PREFIX}{version}"
             folder.mkdir()
             draft = Draft(index_folder, version, folder, activate)
             try:
@@ -119,19 +125,6 @@ def finish_publishing(indexes: Path, name: str, version: str, *, base: str | Non
     return True
 
 
-def prune(index_folder: Path, keep: int) -> list[str]:
-    """Remove the oldest versions until `keep` remain; the current one is never removed. Returns their names."""
-    current = current_version(index_folder)
-    removable = [version for version in published_versions(index_folder) if version != current]
-    removed = removable[: max(0, len(removable) - max(0, keep - 1))]
-    for version in removed:
-        # Renamed first: a reader finds the version whole or not at all.
-        doomed = index_folder / VERSIONS_NAME / f"{_TEMPORARY_PREFIX}pruned-{version}"
-        (index_folder / VERSIONS_NAME / version).rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-    return removed
-
-
 def check_free_space(folder: Path, needed_bytes: int) -> None:
     """Raise StorageError when the disk has less room than the build will need."""
     existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
@@ -165,7 +158,7 @@ def _exclusive(index_folder: Path) -> Iterator[None]:
 
 def _remove_leftovers(index_folder: Path) -> None:
     """Remove the drafts of killed builds. A version that was named but not made current is whole; it ages as others."""
-    for leftover in (index_folder / VERSIONS_NAME).glob(f"{_TEMPORARY_PREFIX}*"):
+    for leftover in (index_folder / VERSIONS_NAME).glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     (index_folder / f".{CURRENT_NAME}.tmp").unlink(missing_ok=True)
 

@@ -89,6 +89,12 @@ class StorageError(SightfixError):
     default_code = "storage"
 
 
+class StoreUnavailableError(SightfixError):
+    """The engine that holds the place indexes cannot be reached, or refuses what it is asked."""
+
+    default_code = "store_unavailable"
+
+
 class MissingExtraError(SightfixError):
     """An optional dependency is not installed."""
 

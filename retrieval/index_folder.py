@@ -1,6 +1,8 @@
 """Where place indexes lie: ``<indexes>/<name>/versions/<version>/`` and ``<indexes>/<name>/CURRENT``."""
 
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +12,9 @@ from retrieval.errors import IndexNotFoundError, ParameterError
 CURRENT_NAME: Final = "CURRENT"
 VERSIONS_NAME: Final = "versions"
 DEFAULT_INDEXES: Final = Path("indexes")
+
+# Of folders that are no versions yet, or none any more.
+TEMPORARY_PREFIX: Final = ".tmp-"
 
 _NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -75,11 +80,24 @@ def activate_version(index_folder: Path, version: str) -> None:
     if version not in available:
         raise IndexNotFoundError(
             f"the index {index_folder.name} has no version {version!r}",
-            remedy=f"Choose among {', '.join(available)}",
+            remedy=f"Choose among {', '.join(available)}" if available else "Publish one first",
             code="version_not_found",
         )
     with storage_errors(index_folder):
         replace_file(index_folder / CURRENT_NAME, f"{version}\n".encode())
+
+
+def prune(index_folder: Path, keep: int) -> list[str]:
+    """Remove the oldest versions until `keep` remain; the current one is never removed. Returns their names."""
+    current = current_version(index_folder)
+    removable = [version for version in published_versions(index_folder) if version != current]
+    removed = removable[: max(0, len(removable) - max(0, keep - 1))]
+    for version in removed:
+        # Renamed first: a reader finds the version whole or not at all.
+        doomed = index_folder / VERSIONS_NAME / f"{TEMPORARY_PREFIX}pruned-{version}"
+        (index_folder / VERSIONS_NAME / version).rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    return removed
 
 
 def find_index(indexes: Path, name: str | None) -> Path:
@@ -89,19 +107,52 @@ def find_index(indexes: Path, name: str | None) -> Path:
         IndexNotFoundError: no such index, none at all, or several to choose from.
         ParameterError: the name cannot be an index's.
     """
-    found = sorted(current.parent.name for current in indexes.glob(f"*/{CURRENT_NAME}")) if indexes.is_dir() else []
+    return indexes / choose_index(index_names(indexes), name, str(indexes))
+
+
+def index_names(indexes: Path) -> list[str]:
+    """The indexes that have a current version, sorted."""
+    return sorted(current.parent.name for current in indexes.glob(f"*/{CURRENT_NAME}")) if indexes.is_dir() else []
+
+
+def choose_index(found: Sequence[str], name: str | None, where: str) -> str:
+    """The name of an index that is there; with no name, the only one.
+
+    Raises:
+        IndexNotFoundError: no such index, none at all, or several to choose from.
+        ParameterError: the name cannot be an index's.
+    """
     if name is None:
         if len(found) == 1:
-            return indexes / found[0]
+            return found[0]
         raise IndexNotFoundError(
             "there is no place index" if not found else f"there are several place indexes: {', '.join(found)}",
-            where=str(indexes),
+            where=where,
             remedy="Publish one: sightfix index PHOTOS --name NAME" if not found else "Choose one with --index NAME",
         )
     if check_index_name(name) not in found:
         raise IndexNotFoundError(
             f"there is no place index {name!r}",
-            where=str(indexes),
+            where=where,
             remedy=f"Choose among {', '.join(found)}" if found else "Publish one: sightfix index PHOTOS --name NAME",
         )
-    return indexes / name
+    return name
+
+
+def choose_version(index: str, available: Sequence[str], version: str) -> str:
+    """The whole name of a version of an index, given its beginning.
+
+    Raises:
+        IndexNotFoundError: there is no such version (``version_not_found``).
+        ParameterError: a name that several versions begin with.
+    """
+    found = [one for one in available if one == version] or [one for one in available if one.startswith(version)]
+    if len(found) > 1:
+        raise ParameterError(f"{version!r} begins several versions: {', '.join(found)}", remedy="Write more of it")
+    if not found:
+        raise IndexNotFoundError(
+            f"the index {index} has no version {version!r}",
+            remedy=f"Choose among {', '.join(available)}" if available else "Publish one first",
+            code="version_not_found",
+        )
+    return found[0]

@@ -19,8 +19,8 @@ from retrieval.evidence import centre_of, centred_cosines
 from retrieval.fix import Fix, FixSettings, FixStatus, make_fix
 from retrieval.geo import GeoPrior
 from retrieval.images import DEFAULT_LIMITS, ImageLimits, RgbImage, decode_image, read_image_bytes
-from retrieval.place_index import PlaceIndex
 from retrieval.references.reference import Reference
+from retrieval.searchable_index import SearchablePlaceIndex
 
 MAX_TOP_K: Final = 100
 
@@ -73,7 +73,7 @@ class Located:
     answer: LocalizeAnswer
     rows: NDArray[np.int64]
     scores: NDArray[np.float64]
-    place_index: PlaceIndex
+    place_index: SearchablePlaceIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Localizer:
     def __init__(
         self,
         describer: Describer,
-        place_index: PlaceIndex,
+        place_index: SearchablePlaceIndex,
         fix_settings: FixSettings | None = None,
         limits: ImageLimits = DEFAULT_LIMITS,
         calibration: Calibration | None = None,
@@ -126,7 +126,7 @@ class Localizer:
             device=computes.device,
         )
         self.index_answer = IndexAnswer(
-            name=manifest.name, version=manifest.version, size=manifest.count, type=manifest.index_type
+            name=manifest.name, version=manifest.version, size=manifest.count, type=place_index.type_name
         )
 
     def decode(
@@ -257,8 +257,7 @@ class Localizer:
     ) -> tuple[FixStatus, Fix | None]:
         best = rows[: self.fix_settings.matches_needed]
         return make_fix(
-            self.place_index.lat[best],
-            self.place_index.lon[best],
+            *self.place_index.positions(best),
             cosines[: len(best)] / self.place_index.score_stretch,
             self.fix_settings,
             None if centred is None else centred[: len(best)],

@@ -1,7 +1,6 @@
 """The place index: the published, immutable, versioned directory of descriptors and reference rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
@@ -10,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.artefact import verify_files
-from retrieval.bundle import Bundle
 from retrieval.describer import Descriptors
-from retrieval.errors import IndexNotFoundError, ModelIndexMismatchError, ParameterError, PlaceIndexError
-from retrieval.geo import GeoPrior
+from retrieval.errors import IndexNotFoundError, PlaceIndexError
+from retrieval.geo import Float64Array, GeoPrior
 from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, current_version
 from retrieval.place_index_manifest import PlaceIndexManifest
 from retrieval.reference_table import ReferenceTable
 from retrieval.references.reference import Reference
+from retrieval.search_result import SearchResult
+from retrieval.searchable_index import SearchablePlaceIndex
 from retrieval.spatial_blocks import SpatialBlocks
 from retrieval.vectors.candidates import Candidates
 from retrieval.vectors.exact import ExactVectors
@@ -30,21 +30,8 @@ WHITENING_NAME: Final = "whitening.npz"
 REFERENCES_NAME: Final = "references.parquet"
 
 
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """The matches of Q queries.
-
-    Attributes:
-        rows: (Q, k) int64, best first, -1 where there are fewer than k.
-        scores: (Q, k) float32, cosine, -inf where there are fewer than k.
-    """
-
-    rows: NDArray[np.int64]
-    scores: NDArray[np.float32]
-
-
-class PlaceIndex:
-    """An opened place index. Safe to search from several threads; immutable.
+class PlaceIndex(SearchablePlaceIndex):
+    """A place index opened from its folder. Safe to search from several threads; immutable.
 
     Make one with `PlaceIndex.open`.
     """
@@ -57,10 +44,9 @@ class PlaceIndex:
         table: ReferenceTable,
         whitening: Whitening | None = None,
     ) -> None:
+        super().__init__(manifest, whitening, str(folder))
         self.folder = folder
-        self.manifest = manifest
         self.vectors = vectors
-        self.whitening = whitening
         self._table = table
         self.lat: NDArray[np.float64] = table.lat
         self.lon: NDArray[np.float64] = table.lon
@@ -107,86 +93,6 @@ class PlaceIndex:
             )
         return cls(folder, manifest, StoredVectors(exact, candidates), table, whitening)
 
-    @property
-    def count(self) -> int:
-        """Number of references."""
-        return self.manifest.count
-
-    @property
-    def name(self) -> str:
-        """The index's name."""
-        return self.manifest.name
-
-    @property
-    def version(self) -> str:
-        """The version's name."""
-        return self.manifest.version
-
-    @property
-    def score_stretch(self) -> float:
-        """See `WhiteningRecord.score_stretch`; 1 where the index does not whiten."""
-        return self.manifest.whitening.score_stretch if self.manifest.whitening else 1.0
-
-    def check_bundle(self, bundle: Bundle) -> None:
-        """Refuse a bundle other than the one that described the references.
-
-        Raises:
-            ModelIndexMismatchError: the fingerprints differ; answers would be nonsense.
-        """
-        ours = self.manifest.bundle
-        if bundle.fingerprint != ours.fingerprint:
-            raise ModelIndexMismatchError(
-                f"the index was described with bundle {ours.name} ({ours.fingerprint[:12]}), "
-                f"not with {bundle.name} ({bundle.fingerprint[:12]})",
-                where=str(self.folder),
-                remedy="Give the bundle it was made with (--bundle), or index the photos again with this one",
-            )
-
-    def whitened(self, descriptors: Descriptors) -> Descriptors:
-        """Descriptors of the bundle as the index stores them.
-
-        Args:
-            descriptors: (Q, D) float32, unit rows.
-
-        Returns:
-            (Q, d) float32, unit rows; the same ones where the index does not whiten.
-
-        Raises:
-            ParameterError: descriptors of another shape than (Q, D).
-        """
-        if descriptors.ndim != 2 or descriptors.shape[1] != self.manifest.query_dim:
-            raise ParameterError(
-                f"descriptors are {descriptors.shape}, the index holds (N, {self.manifest.query_dim})",
-                remedy="Describe the queries with the index's bundle",
-            )
-        return self.whitening.apply(descriptors) if self.whitening else descriptors
-
-    def search(
-        self,
-        descriptors: Descriptors,
-        k: int,
-        geo_priors: Sequence[GeoPrior | None] | None = None,
-        *,
-        effort: int | None = None,
-    ) -> SearchResult:
-        """The k references most like each query.
-
-        Args:
-            descriptors: (Q, D) float32, unit rows, as the bundle gave them.
-            k: at least 1; more than the references there are is allowed.
-            geo_priors: one for each query (None: the whole index), or None for none at all. Every returned reference
-                lies inside its query's prior.
-            effort: of an approximate index, for this call: see `CandidateParameters.effort`.
-
-        Raises:
-            ParameterError: k or effort below 1, or descriptors of another shape than (Q, D).
-        """
-        if k < 1:
-            raise ParameterError(f"k is {k}, below 1", remedy="Ask for at least one match")
-        if effort is not None and effort < 1:
-            raise ParameterError(f"effort is {effort}, below 1", remedy="Leave it out, or give 1 or more")
-        return self.search_whitened(self.whitened(descriptors), k, geo_priors, effort=effort)
-
     def search_whitened(
         self,
         descriptors: Descriptors,
@@ -219,22 +125,14 @@ class PlaceIndex:
         return SpatialBlocks(self.lat, self.lon)
 
     def references(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Reference]:
-        """The references of some rows, in the order given.
-
-        Raises:
-            IndexError: no such row (our own mistake).
-        """
+        """As `SearchablePlaceIndex.references`."""
         wanted = np.asarray(rows, np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.count):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {self.count}")
         return self._table.references(wanted, Path(self.manifest.source.root))
 
     def row_of(self, reference_id: str) -> int:
-        """The row of a reference.
-
-        Raises:
-            IndexNotFoundError: the index has no reference of that id (``reference_not_found``).
-        """
+        """As `SearchablePlaceIndex.row_of`."""
         row = self._table.find(reference_id)
         if row is None:
             raise IndexNotFoundError(
@@ -247,6 +145,19 @@ class PlaceIndex:
     def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
         """The stored descriptors of some rows: (len(rows), d) float32, whitened where the index whitens."""
         return self.vectors.exact.descriptors(rows)
+
+    def positions(self, rows: NDArray[np.int64]) -> tuple[Float64Array, Float64Array]:
+        """Latitudes and longitudes of some rows: (len(rows),) degrees each."""
+        return self.lat[rows], self.lon[rows]
+
+    def all_positions(self) -> tuple[Float64Array, Float64Array]:
+        """Latitudes and longitudes of all rows: (N,) degrees each."""
+        return self.lat, self.lon
+
+    def rows_at(self, positions: Sequence[tuple[float, float]]) -> NDArray[np.int64]:
+        """As `SearchablePlaceIndex.rows_at`, in one pass over two columns."""
+        lat, lon = zip(*positions, strict=True) if positions else ((), ())
+        return np.flatnonzero(np.isin(self.lat, lat) & np.isin(self.lon, lon))
 
 
 def file_names(manifest: PlaceIndexManifest) -> list[str]:

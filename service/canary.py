@@ -92,7 +92,7 @@ def _look(localizer: Localizer, row: int, descriptor: np.ndarray, *, described: 
         raise PlaceIndexError(
             f"the canary failed: reference {name!r} is described with a cosine of {own:.3f} to its stored descriptor, "
             f"and the best match has {score:.3f}",
-            where=str(index.folder),
+            where=index.where,
             remedy="The photo has changed since it was indexed, or model and index do not fit: index the photos again",
             code="canary_failed",
         )

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from index_builder.publishing import DEFAULT_KEEP, draft_version, prune
+from index_builder.publishing import DEFAULT_KEEP, draft_version
 from index_builder.vectors.design import IndexDesign
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import Bundle
 from retrieval.errors import ModelIndexMismatchError, ParameterError, ReferenceDataError
+from retrieval.index_folder import prune
 from retrieval.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.place_index_manifest import BundleIdentity, PlaceIndexManifest, Source
 from retrieval.reference_table import REFERENCE_SCHEMA, read_references

@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 
 from index_builder.version_writer import check_answers
-from retrieval.errors import IndexNotFoundError, ParameterError, SightfixError
-from retrieval.index_folder import VERSIONS_NAME, activate_version, current_version, published_versions
+from retrieval.errors import IndexNotFoundError, SightfixError
+from retrieval.index_folder import VERSIONS_NAME, choose_version, current_version, published_versions
 from retrieval.place_index import PlaceIndex
 from retrieval.place_index_manifest import PlaceIndexManifest
 
@@ -94,26 +94,6 @@ def verify_version(folder: Path, *, photos: bool = False) -> Verdict:
     return Verdict(folder.name, f"{checked}, photos", None, len(missing), tuple(missing[:_NAMED]))
 
 
-def roll_back(index_folder: Path) -> tuple[str, str]:
-    """Make the version before the current one current. Returns both names: what was current, what is.
-
-    Raises:
-        IndexNotFoundError: nothing is published, or nothing before the current version.
-        StorageError: the disk refuses.
-    """
-    current = current_version(index_folder)
-    older = [name for name in published_versions(index_folder) if name < current]
-    if not older:
-        raise IndexNotFoundError(
-            f"there is no version before {current}",
-            where=str(index_folder),
-            remedy="List what there is: sightfix index versions",
-            code="version_not_found",
-        )
-    activate_version(index_folder, older[-1])
-    return current, older[-1]
-
-
 def find_version(index_folder: Path, version: str | None) -> Path:
     """The folder of a version; of the current one where none is named.
 
@@ -123,17 +103,7 @@ def find_version(index_folder: Path, version: str | None) -> Path:
     """
     if version is None:
         return index_folder / VERSIONS_NAME / current_version(index_folder)
-    names = published_versions(index_folder)
-    found = [name for name in names if name == version] or [name for name in names if name.startswith(version)]
-    if len(found) > 1:
-        raise ParameterError(f"{version!r} begins several versions: {', '.join(found)}", remedy="Write more of it")
-    if not found:
-        raise IndexNotFoundError(
-            f"the index {index_folder.name} has no version {version!r}",
-            remedy=f"Choose among {', '.join(names)}" if names else "Publish one first",
-            code="version_not_found",
-        )
-    return index_folder / VERSIONS_NAME / found[0]
+    return index_folder / VERSIONS_NAME / choose_version(index_folder.name, published_versions(index_folder), version)
 
 
 def _current_or_none(index_folder: Path) -> str | None:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from retrieval.errors import ParameterError
 from retrieval.geo import Float64Array
-from retrieval.place_index import PlaceIndex
+from retrieval.searchable_index import SearchablePlaceIndex
 from retrieval.tracking.belief import Belief, carry, observe, predict
 from retrieval.tracking.evidence import Evidence
 from retrieval.tracking.motion import Motion, MotionKernel
@@ -20,7 +20,7 @@ from retrieval.tracking.tracked_fix import TrackedFix, fix_of
 # What the frames of a camera that stands are worth beside those of one that moves. Not 0, for it may have been carried.
 _STANDING: Final = 0.1
 
-References = PlaceMap | PlaceIndex | tuple[ArrayLike, ArrayLike]
+References = PlaceMap | SearchablePlaceIndex | tuple[ArrayLike, ArrayLike]
 
 
 class Track:
@@ -178,5 +178,5 @@ def _place_map(references: References, place_m: float) -> PlaceMap:
                 remedy="Make both with the same place_m",
             )
         return references
-    lat, lon = (references.lat, references.lon) if isinstance(references, PlaceIndex) else references
+    lat, lon = references.all_positions() if isinstance(references, SearchablePlaceIndex) else references
     return PlaceMap(lat, lon, place_m)

@@ -8,7 +8,7 @@ import numpy as np
 from retrieval.answer import FixAnswer, LocalizeAnswer, MatchAnswer
 from retrieval.fix import FixSettings
 from retrieval.geo import haversine_m
-from retrieval.place_index import PlaceIndex
+from retrieval.searchable_index import SearchablePlaceIndex
 from service.geopose.protocol import GeoPose, GeoPoseAccuracy, GeoPosePosition, GeoPoseQuaternion
 
 # Photos of one thing differ by up to half a field of view in where they look: an assumption, not a measurement.
@@ -18,7 +18,9 @@ _UNKNOWN_DEG: Final = 180.0
 _MIN_RESULTANT: Final = 0.5
 
 
-def pose_of(answer: LocalizeAnswer, index: PlaceIndex | None, settings: FixSettings) -> tuple[GeoPose, GeoPoseAccuracy]:
+def pose_of(
+    answer: LocalizeAnswer, index: SearchablePlaceIndex | None, settings: FixSettings
+) -> tuple[GeoPose, GeoPoseAccuracy]:
     """The pose of the camera.
 
     The heading is the mean of those of the matches at the fix, weighted like the fix itself. Pitch and roll are taken
@@ -66,16 +68,16 @@ def _orientation(matches: list[MatchAnswer], weights: np.ndarray) -> tuple[GeoPo
     return quaternion, max(spread_deg, _MIN_ORIENTATION_DEG)
 
 
-def _height_m(matches: list[MatchAnswer], weights: np.ndarray, index: PlaceIndex | None) -> float:
+def _height_m(matches: list[MatchAnswer], weights: np.ndarray, index: SearchablePlaceIndex | None) -> float:
     """The mean altitude of the references, as they state it; 0 where none does."""
     if index is None or not matches:
         return 0.0
     weight_of = {match.reference_id: weight for match, weight in zip(matches, weights, strict=True)}
-    # One pass over two columns: ids are text, and looking each up takes longer than the search did.
-    there = np.isin(index.lat, [match.lat for match in matches]) & np.isin(index.lon, [match.lon for match in matches])
+    # By positions: ids are text, and looking each up takes longer than the search did.
+    there = index.rows_at([(match.lat, match.lon) for match in matches])
     found = [
         (reference.altitude_m, weight_of[reference.id])
-        for reference in index.references(np.flatnonzero(there))
+        for reference in index.references(there)
         if reference.altitude_m is not None and reference.id in weight_of
     ]
     if not found:

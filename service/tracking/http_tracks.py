@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from retrieval.place_index import PlaceIndex
+from retrieval.searchable_index import SearchablePlaceIndex
 from service.problems import RequestError
 from service.tracking.live_track import LiveTrack
 from service.tracking.open_tracks import OpenTracks
@@ -96,7 +96,9 @@ class HttpTracks:
         self.idle_s = idle_s
         self._by_id: dict[str, HttpTrack] = {}
 
-    async def open(self, parameters: TrackParameters, index: Callable[[], PlaceIndex], owner: str | None) -> HttpTrack:
+    async def open(
+        self, parameters: TrackParameters, index: Callable[[], SearchablePlaceIndex], owner: str | None
+    ) -> HttpTrack:
         """Open a track.
 
         Args:

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from retrieval.errors import ParameterError
 from retrieval.localizer import Located
-from retrieval.place_index import PlaceIndex
+from retrieval.searchable_index import SearchablePlaceIndex
 from service.problems import RequestError
 from service.tracking.answer import TrackAnswer
 from service.tracking.live_track import LiveTrack
@@ -43,7 +43,7 @@ class OpenTracks:
         """How many are open."""
         return len(self._open) + self._opening
 
-    async def open(self, parameters: TrackParameters, index: Callable[[], PlaceIndex]) -> LiveTrack:
+    async def open(self, parameters: TrackParameters, index: Callable[[], SearchablePlaceIndex]) -> LiveTrack:
         """Open a track.
 
         Args:
@@ -99,12 +99,12 @@ class OpenTracks:
         self._on_step(answer.step_ms * 1e-3)
         return answer
 
-    def prepare(self, place_index: PlaceIndex) -> None:
+    def prepare(self, place_index: SearchablePlaceIndex) -> None:
         """Make the map of a version that will be served, so that no frame waits for it; not on the event loop."""
         if self._open:
             self.maps.of(place_index)
 
-    def swapped(self, place_index: PlaceIndex) -> None:
+    def swapped(self, place_index: SearchablePlaceIndex) -> None:
         """Another version is served: take all tracks there, idle ones too, so that the old map can go."""
         self._thread.submit(self._carry_all, place_index)
 
@@ -112,7 +112,7 @@ class OpenTracks:
         """End the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _carry_all(self, place_index: PlaceIndex) -> None:
+    def _carry_all(self, place_index: SearchablePlaceIndex) -> None:
         for track in tuple(self._open):
             track.carry_to(self.maps.of(place_index), place_index.version)
 

@@ -5,7 +5,7 @@ import threading
 import time
 from weakref import WeakKeyDictionary
 
-from retrieval.place_index import PlaceIndex
+from retrieval.searchable_index import SearchablePlaceIndex
 from retrieval.tracking import PlaceMap
 
 _log = logging.getLogger("sightfix.service")
@@ -20,10 +20,10 @@ class PlaceMaps:
 
     def __init__(self, place_m: float) -> None:
         self.place_m = place_m
-        self._maps: WeakKeyDictionary[PlaceIndex, PlaceMap] = WeakKeyDictionary()
+        self._maps: WeakKeyDictionary[SearchablePlaceIndex, PlaceMap] = WeakKeyDictionary()
         self._making = threading.Lock()
 
-    def of(self, place_index: PlaceIndex) -> PlaceMap:
+    def of(self, place_index: SearchablePlaceIndex) -> PlaceMap:
         """The map of a version. The first call for it takes about a second for a million references."""
         # Without the lock: nobody who needs an old map waits for a new one.
         found = self._maps.get(place_index)
@@ -33,12 +33,12 @@ class PlaceMaps:
             found = self._maps.get(place_index)
             if found is None:
                 begun = time.perf_counter()
-                found = PlaceMap(place_index.lat, place_index.lon, self.place_m)
+                found = PlaceMap(*place_index.all_positions(), self.place_m)
                 self._maps[place_index] = found
                 seconds = time.perf_counter() - begun
                 _log.info("%d places of version %s were mapped in %.2f s", found.count, place_index.version, seconds)
             return found
 
-    def known(self) -> list[PlaceIndex]:
+    def known(self) -> list[SearchablePlaceIndex]:
         """The versions whose maps are kept."""
         return list(self._maps)

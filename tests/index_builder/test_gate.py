@@ -11,7 +11,8 @@ from index_builder.gate import GateReport, GateSettings, check_version, recall_a
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import ModelIndexMismatchError, PlaceIndexError
-from retrieval.place_index import PlaceIndex, SearchResult
+from retrieval.place_index import PlaceIndex
+from retrieval.search_result import SearchResult
 from tests.places import Places, make_places
 from tests.retrieval.other_bundle import write_other_bundle
 

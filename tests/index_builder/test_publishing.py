@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from index_builder.building import BuildSettings, build_index
-from index_builder.publishing import draft_version, prune
+from index_builder.publishing import draft_version
 from retrieval.describer import Describer
 from retrieval.errors import StorageError
-from retrieval.index_folder import current_version, published_versions
+from retrieval.index_folder import current_version, prune, published_versions
 from retrieval.place_index import PlaceIndex
 from tests.places import make_places
 from tests.retrieval.refusal import refused

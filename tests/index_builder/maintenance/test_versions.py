@@ -9,7 +9,7 @@ import pytest
 from index_builder.building import BuildSettings, build_index
 from index_builder.maintenance.comparing import as_table, compare_versions
 from index_builder.maintenance.parquet import export_index, import_index
-from index_builder.maintenance.versions import find_version, list_versions, roll_back, verify_version
+from index_builder.maintenance.versions import find_version, list_versions, verify_version
 from index_builder.vectors.design import IndexDesign
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
@@ -17,6 +17,7 @@ from retrieval.errors import IndexNotFoundError, ModelIndexMismatchError, Parame
 from retrieval.geo import Position
 from retrieval.index_folder import current_version
 from retrieval.place_index import PlaceIndex
+from retrieval.stores.folders import FolderStore
 from tests.conftest import Places, make_places
 from tests.retrieval.other_bundle import flip_byte, write_other_bundle
 from tests.retrieval.refusal import refused
@@ -45,10 +46,11 @@ def test_versions_are_listed_with_what_is_wrong(town: tuple[Path, Places]) -> No
 def test_a_rollback_goes_back_one_and_no_further(town: tuple[Path, Places]) -> None:
     folder, _ = town
     first, second = (one.version for one in list_versions(folder))
-    assert roll_back(folder) == (second, first)
+    store = FolderStore(folder.parent)
+    assert store.roll_back(folder.name) == (second, first)
     assert current_version(folder) == first
     with pytest.raises(IndexNotFoundError, match=f"there is no version before {first}"):
-        roll_back(folder)
+        store.roll_back(folder.name)
 
 
 def test_versions_are_found_by_their_beginning(town: tuple[Path, Places]) -> None:

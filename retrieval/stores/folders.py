@@ -1,0 +1,65 @@
+"""The store on this machine: a folder of indexes, see `retrieval.index_folder`."""
+
+from pathlib import Path
+
+from retrieval.errors import PlaceIndexError
+from retrieval.index_folder import (
+    VERSIONS_NAME,
+    activate_version,
+    check_index_name,
+    current_version,
+    index_names,
+    prune,
+    published_versions,
+)
+from retrieval.place_index import PlaceIndex
+from retrieval.place_index_manifest import PlaceIndexManifest
+from retrieval.stores.contract import PlaceIndexStore
+
+
+class FolderStore(PlaceIndexStore):
+    """Place indexes in folders.
+
+    Args:
+        indexes: the folder of all of them.
+        memory_map: leave vectors on the disk when an index is opened, see `PlaceIndex.open`.
+    """
+
+    def __init__(self, indexes: Path, *, memory_map: bool = False) -> None:
+        self.indexes = indexes
+        self.memory_map = memory_map
+        self.where = str(indexes)
+
+    def names(self) -> list[str]:
+        """As `PlaceIndexStore.names`."""
+        return index_names(self.indexes)
+
+    def versions(self, name: str) -> list[str]:
+        """As `PlaceIndexStore.versions`."""
+        return published_versions(self._folder(name))
+
+    def current(self, name: str) -> str:
+        """As `PlaceIndexStore.current`."""
+        return current_version(self._folder(name))
+
+    def activate(self, name: str, version: str) -> None:
+        """As `PlaceIndexStore.activate`."""
+        activate_version(self._folder(name), version)
+
+    def manifest(self, name: str, version: str) -> PlaceIndexManifest:
+        """As `PlaceIndexStore.manifest`."""
+        return PlaceIndexManifest.read(self._folder(name) / VERSIONS_NAME / version, PlaceIndexError)
+
+    def open(self, name: str, version: str | None = None) -> PlaceIndex:
+        """As `PlaceIndexStore.open`."""
+        folder = self._folder(name)
+        return PlaceIndex.open(
+            folder / VERSIONS_NAME / (version or current_version(folder)), memory_map=self.memory_map
+        )
+
+    def prune(self, name: str, keep: int) -> list[str]:
+        """As `PlaceIndexStore.prune`."""
+        return prune(self._folder(name), keep)
+
+    def _folder(self, name: str) -> Path:
+        return self.indexes / check_index_name(name)

@@ -1,0 +1,57 @@
+"""``milvus://…``: where a Milvus is, without any secret."""
+
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from retrieval.errors import ParameterError
+
+_REMEDY: Final = (
+    "Write milvus://HOST:19530, milvus://HOST:19530/DATABASE, milvus+tls://HOST:19530, "
+    "or milvus:///path/to/file.db for milvus-lite"
+)
+_DEFAULT_PORT: Final = 19530
+
+
+@dataclass(frozen=True, slots=True)
+class MilvusAddress:
+    """Where a Milvus is.
+
+    Attributes:
+        uri: as pymilvus wants it: a URL, or the path of a milvus-lite database.
+        database: within the server, or None for its default.
+        shown: as the user wrote it, for messages.
+    """
+
+    uri: str
+    database: str | None
+    shown: str
+
+    @classmethod
+    def parse(cls, text: str) -> "MilvusAddress":
+        """Read an address.
+
+        Raises:
+            ParameterError: it is none, or carries a password: addresses are shown in messages.
+        """
+        try:
+            parts = urlsplit(text)
+            port = parts.port or _DEFAULT_PORT
+        except ValueError as error:
+            raise ParameterError(f"the store {text!r} cannot be read ({error})", remedy=_REMEDY) from error
+        if parts.username or parts.password:
+            raise ParameterError(
+                "the address of a store must not carry a password",
+                remedy="Set SIGHTFIX_STORE_TOKEN=user:password (or a token) in the environment",
+            )
+        if parts.scheme not in ("milvus", "milvus+tls") or parts.query or parts.fragment:
+            raise ParameterError(f"{text!r} is not the address of a store", remedy=_REMEDY)
+        if not parts.hostname:
+            if parts.scheme != "milvus" or not parts.path.strip("/"):
+                raise ParameterError(f"the store {text!r} names neither a host nor a file", remedy=_REMEDY)
+            return cls(unquote(parts.path), None, text)
+        database = unquote(parts.path.strip("/")) or None
+        if database and "/" in database:
+            raise ParameterError(f"the store {text!r} names no database", remedy=_REMEDY)
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        return cls(f"{'https' if parts.scheme == 'milvus+tls' else 'http'}://{host}:{port}", database, text)

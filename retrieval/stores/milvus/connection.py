@@ -1,0 +1,94 @@
+"""A connection to Milvus, whose failures are told as ours."""
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any, Final
+
+from retrieval.errors import MissingExtraError, StoreUnavailableError
+from retrieval.stores.milvus.address import MilvusAddress
+
+TOKEN_VARIABLE: Final = "SIGHTFIX_STORE_TOKEN"
+
+_CONNECT_S: Final = 10.0
+# Codes of Milvus: something that was asked for is not there.
+_NOT_THERE: Final = frozenset({4, 100, 1600})
+# milvus-lite opens a file for one process, and starts its engine while it does.
+_opening = threading.Lock()
+
+
+class MilvusConnection:
+    """What everything here asks Milvus through. Safe to share between threads.
+
+    Args:
+        address: where it is. A token, or ``user:password``, is read from `SIGHTFIX_STORE_TOKEN`.
+        timeout_s: how long one question may take.
+
+    Raises:
+        MissingExtraError: pymilvus is not installed.
+        StoreUnavailableError: there is no Milvus, or it lets nobody in with this token.
+    """
+
+    def __init__(self, address: MilvusAddress, timeout_s: float = 30.0) -> None:
+        try:
+            import pymilvus
+        except ImportError as error:
+            raise MissingExtraError(
+                "Milvus needs pymilvus", remedy="Install it: pip install 'sightfix[milvus]'"
+            ) from error
+        # It prints the traceback of every failure, ours and expected ones included.
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        self.where = address.shown
+        self.timeout_s = timeout_s
+        self.types = pymilvus.DataType
+        given: dict[str, Any] = {"uri": address.uri, "timeout": _CONNECT_S}
+        if token := os.environ.get(TOKEN_VARIABLE):
+            given["token"] = token
+        if address.database:
+            given["db_name"] = address.database
+        with self.failures("cannot be reached"), _opening:
+            self.client = pymilvus.MilvusClient(**given)
+
+    @contextlib.contextmanager
+    def failures(self, what: str = "does not answer as it should") -> Iterator[None]:
+        """Tell Milvus's failures as ours.
+
+        Raises:
+            StoreUnavailableError: whatever pymilvus or gRPC raises.
+        """
+        import grpc  # noqa: F401 - see below
+        from pymilvus.exceptions import MilvusException
+
+        try:
+            yield
+        except (MilvusException, _rpc_error(), OSError, ValueError, ImportError) as error:
+            raise StoreUnavailableError(
+                f"Milvus {what} ({_sentence(error)})",
+                where=self.where,
+                remedy=f"Check that it runs, the address, and {TOKEN_VARIABLE} if it wants one; then try again",
+            ) from error
+
+    def close(self) -> None:
+        """Hang up."""
+        with contextlib.suppress(Exception):
+            self.client.close()
+
+
+def is_not_there(error: Exception) -> bool:
+    """Whether Milvus says that a collection or an alias does not exist."""
+    return getattr(error, "code", None) in _NOT_THERE
+
+
+def _rpc_error() -> type[Exception]:
+    # gRPC comes with pymilvus; this floor does not depend on it otherwise.
+    import importlib
+
+    error: type[Exception] = importlib.import_module("grpc").RpcError
+    return error
+
+
+def _sentence(error: Exception) -> str:
+    text = str(getattr(error, "message", "") or error).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(".")[:300]
