@@ -68,30 +68,39 @@ class Manifest(BaseModel):
                 where=str(folder),
                 remedy=f"Give the folder of a {cls.model_fields['kind'].default}",
             ) from error
+        manifest = cls.parse(text, str(path), error_type)
+        _check_seal(folder, text, error_type)
+        return manifest
+
+    @classmethod
+    def parse(cls, text: bytes, where: str, error_type: type[ArtefactError] = ArtefactError) -> Self:
+        """Read a manifest that lies elsewhere than in a folder.
+
+        Raises:
+            ArtefactError (as `error_type`): not this kind, another format version, damaged.
+        """
         try:
             head = _Head.model_validate_json(text)
             expected_kind = cls.model_fields["kind"].default
             readable = get_args(cls.model_fields["format_version"].annotation)
             if head.kind != expected_kind:
-                raise error_type(f"this is a {head.kind}, not a {expected_kind}", where=str(path))
+                raise error_type(f"this is a {head.kind}, not a {expected_kind}", where=where)
             if head.format_version not in readable:
                 reads = " and ".join(map(str, readable))
                 raise error_type(
                     f"format version {head.format_version} is unknown to sightfix {__version__} (it reads {reads})",
-                    where=str(path),
+                    where=where,
                     remedy=f"Install a matching sightfix, or make the {expected_kind} again with this one",
                 )
-            manifest = cls.model_validate_json(text)
+            return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             at = ".".join(str(part) for part in first["loc"]) or "the file"
             raise error_type(
                 f"the manifest is damaged at {at} ({first['msg']})",
-                where=str(path),
+                where=where,
                 remedy="Copy the artefact again from where it was made, or make it again",
             ) from error
-        _check_seal(folder, text, error_type)
-        return manifest
 
     def write(self, folder: Path) -> None:
         """Write `folder/manifest.json` and, last, its own SHA-256 beside it; both flushed to the disk."""

@@ -93,6 +93,11 @@ class PlaceIndex(SearchablePlaceIndex):
             )
         return cls(folder, manifest, StoredVectors(exact, candidates), table, whitening)
 
+    @property
+    def searches_exactly(self) -> bool:
+        """As `SearchablePlaceIndex.searches_exactly`."""
+        return self.vectors.candidates is None
+
     def search_whitened(
         self,
         descriptors: Descriptors,

@@ -88,7 +88,7 @@ class ReferenceTable:
             places = np.flatnonzero(groups == group)
             some = self._group(int(group)).take(pa.array(rows[places] - self._starts[group]))
             for place, record in zip(places, some.to_pylist(), strict=True):
-                records[place] = _reference(record, root)
+                records[place] = reference_of(record, root)
         return [record for record in records if record is not None]
 
     def find(self, reference_id: str) -> int | None:
@@ -134,7 +134,8 @@ def write_reference_table(table: pa.Table, order: Sequence[int] | NDArray[np.int
     )
 
 
-def _reference(record: dict[str, Any], root: Path) -> Reference:
+def reference_of(record: dict[str, Any], root: Path) -> Reference:
+    """A row of the table, by column names, as a `Reference`; its path starts from `root`."""
     captured_at, metadata = record["captured_at"], record["metadata"]
     return Reference(
         id=record["id"],

@@ -51,6 +51,11 @@ class SearchablePlaceIndex(ABC):
         return self.manifest.index_type
 
     @property
+    @abstractmethod
+    def searches_exactly(self) -> bool:
+        """Whether a search returns what comparing all descriptors would; else how much of it, the recall tells."""
+
+    @property
     def score_stretch(self) -> float:
         """See `WhiteningRecord.score_stretch`; 1 where the index does not whiten."""
         return self.manifest.whitening.score_stretch if self.manifest.whitening else 1.0

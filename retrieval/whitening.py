@@ -8,7 +8,7 @@ evidences and co-occurences in image retrieval: the benefit of PCA and whitening
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,20 +133,24 @@ def write_whitening(whitening: Whitening, path: Path) -> None:
         )
 
 
-def read_whitening(path: Path) -> Whitening:
+def read_whitening(source: Path | BinaryIO, where: str | None = None) -> Whitening:
     """Read what `write_whitening` wrote.
+
+    Args:
+        source: the file, or its content.
+        where: names it in messages; the file's path if left out.
 
     Raises:
         PlaceIndexError: the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(source, allow_pickle=False) as stored:
             mean, projection = stored["mean"], stored["projection"]
             power, explained = float(stored["power"]), float(stored["explained"])
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise PlaceIndexError(
-            f"the whitening cannot be read ({error})", where=str(path), remedy="Build the index again"
+            f"the whitening cannot be read ({error})", where=where or str(source), remedy="Build the index again"
         ) from error
     if mean.ndim != 1 or projection.ndim != 2 or len(mean) != len(projection):
-        raise PlaceIndexError("the whitening's parts do not fit together", where=str(path))
+        raise PlaceIndexError("the whitening's parts do not fit together", where=where or str(source))
     return Whitening(np.asarray(mean, np.float32), np.asarray(projection, np.float32), power, explained)

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.errors import SightfixError
-from retrieval.index_folder import find_index
-from retrieval.place_index import PlaceIndex
 from service.api_keys import read_keys
 from service.settings import ServerSettings
 
@@ -82,7 +80,11 @@ def _bundle(settings: ServerSettings, opened: list[Bundle]) -> str:
 
 
 def _index(settings: ServerSettings, bundle: Bundle | None) -> str:
-    index = PlaceIndex.open(find_index(settings.indexes, settings.index))
-    if bundle is not None:
-        index.check_bundle(bundle)
-    return f"{index.name}, version {index.version}, {index.count} references"
+    store = settings.open_store()
+    try:
+        index = store.open(store.find(settings.index))
+        if bundle is not None:
+            index.check_bundle(bundle)
+        return f"{index.name}, version {index.version}, {index.count} references, {index.type_name}"
+    finally:
+        store.close()

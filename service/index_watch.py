@@ -1,14 +1,13 @@
-"""Watches an index's CURRENT file, and has a newly published version served without a restart."""
+"""Watches which version of an index is current, and has a newly published one served without a restart."""
 
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from retrieval.errors import SightfixError
-from retrieval.index_folder import VERSIONS_NAME, current_version
+from retrieval.stores.contract import PlaceIndexStore
 
 _log = logging.getLogger("sightfix.service")
 
@@ -29,19 +28,23 @@ class SwapReport:
 
 
 class IndexWatch:
-    """Looks at CURRENT every so often, on a thread of its own.
+    """Asks the store every so often, on a thread of its own.
 
-    A version that was refused is tried once; it is tried again only after CURRENT has named another one.
+    A version that was refused is tried once; it is tried again only after another one was current.
 
     Args:
-        index_folder: of the index.
+        store: of the index.
+        name: of the index.
         version: that is served now.
-        swap: opens, checks and serves the version in a folder; raises to refuse it.
+        swap: opens, checks and serves a version; raises to refuse it.
         interval_s: seconds between two looks.
     """
 
-    def __init__(self, index_folder: Path, version: str, swap: Callable[[Path], None], interval_s: float) -> None:
-        self._folder = index_folder
+    def __init__(
+        self, store: PlaceIndexStore, name: str, version: str, swap: Callable[[str], None], interval_s: float
+    ) -> None:
+        self._store = store
+        self._name = name
         self._seen = version
         self._swap = swap
         self._interval_s = interval_s
@@ -61,12 +64,12 @@ class IndexWatch:
             self._thread.join(60.0)
 
     def look(self) -> None:
-        """Look at CURRENT now, and serve what it names if that is new."""
+        """Look now, and serve what is current if that is new."""
         with self._looking:
             try:
-                version = current_version(self._folder)
+                version = self._store.current(self._name)
             except SightfixError as error:
-                # CURRENT is replaced in one step, so this is a hand's doing; the served version goes on.
+                # A hand's doing, or an engine that is away; the served version goes on.
                 _log.warning("%s", error)
                 return
             if version == self._seen:
@@ -76,7 +79,7 @@ class IndexWatch:
 
     def _try(self, version: str) -> SwapReport:
         try:
-            self._swap(self._folder / VERSIONS_NAME / version)
+            self._swap(version)
         except SightfixError as error:
             _log.error("version %s is not served: %s", version, error)
             return SwapReport(version, "refused", str(error))

@@ -18,10 +18,11 @@ from retrieval.describer import Describer, Descriptors
 from retrieval.errors import SightfixError
 from retrieval.fix import FixSettings
 from retrieval.images import ImageLimits
-from retrieval.index_folder import find_index
 from retrieval.localizer import DecodedQuery, LocalizeOptions, Localizer, Located
 from retrieval.machine import available_cores
 from retrieval.place_index import PlaceIndex
+from retrieval.searchable_index import SearchablePlaceIndex
+from retrieval.stores.contract import PlaceIndexStore
 from retrieval.vectors.gpu import GpuVectors
 from service.batching import Lane, MicroBatcher
 from service.canary import Canary, CanaryReport, choose_canary, sing
@@ -47,10 +48,17 @@ class LiveLocalizer:
     Args:
         settings: of the server.
         observer: whom to tell what happens; by default whom the settings ask for.
+        store: of the place indexes, to be closed in the end; by default opened as the settings say.
+
+    Raises:
+        SightfixError: the store cannot be opened.
     """
 
-    def __init__(self, settings: ServerSettings, observer: Observer | None = None) -> None:
+    def __init__(
+        self, settings: ServerSettings, observer: Observer | None = None, store: PlaceIndexStore | None = None
+    ) -> None:
         self.settings = settings
+        self.store = store or settings.open_store()
         self.observer = observer or Observer.configured(settings)
         self.limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
         self.failure: SightfixError | None = None
@@ -259,6 +267,7 @@ class LiveLocalizer:
         self.tracks.stop()
         for pool in (self._decoders, self._thumbnailer):
             pool.shutdown(wait=True, cancel_futures=True)
+        self.store.close()
         self.observer.stop()
 
     async def _decode(
@@ -289,8 +298,7 @@ class LiveLocalizer:
         try:
             bundle = open_bundle(settings.bundle)
             # Before the model: nobody should wait for an engine's build to read that the index is of another model.
-            folder = find_index(settings.indexes, settings.index)
-            place_index = PlaceIndex.open(folder, memory_map=settings.memory_map)
+            place_index = self.store.open(self.store.find(settings.index))
             place_index.check_bundle(bundle)
             self._put_on_device(place_index)
             describer = self._open_describer(bundle)
@@ -316,7 +324,11 @@ class LiveLocalizer:
         if self._readiness.state == "loading":
             self._readiness = Readiness("ready")
         self.watch = IndexWatch(
-            folder, place_index.version, self.observer.timed_swap(self._swap), settings.watch_interval_s
+            self.store,
+            place_index.name,
+            place_index.version,
+            self.observer.timed_swap(self._swap),
+            settings.watch_interval_s,
         )
         self.watch.start()
         _log.info(
@@ -327,21 +339,21 @@ class LiveLocalizer:
             place_index.count,
         )
 
-    def _put_on_device(self, place_index: PlaceIndex) -> None:
-        if self.settings.search_device == "gpu":
+    def _put_on_device(self, place_index: SearchablePlaceIndex) -> None:
+        if self.settings.search_device == "gpu" and isinstance(place_index, PlaceIndex):
             place_index.vectors = GpuVectors(place_index.vectors)
 
-    def _localizer_of(self, describer: Describer, place_index: PlaceIndex) -> Localizer:
+    def _localizer_of(self, describer: Describer, place_index: SearchablePlaceIndex) -> Localizer:
         return Localizer(describer, place_index, FixSettings(method=self.settings.fix_method), self.limits)
 
-    def _swap(self, folder: Path) -> None:
+    def _swap(self, version: str) -> None:
         """Open a newly published version beside the one that serves, try it, and let it serve from the next batch on.
 
         Raises:
             SightfixError: it is damaged, of another bundle, or fails its canary; the old one goes on serving.
         """
         serving = self.require()
-        place_index = PlaceIndex.open(folder, memory_map=self.settings.memory_map)
+        place_index = self.store.open(serving.place_index.name, version)
         self._put_on_device(place_index)
         localizer = self._localizer_of(serving.describer, place_index)
         try:
@@ -389,6 +401,6 @@ class LiveLocalizer:
         self.still_loading(reason)
 
 
-def _leave_device(place_index: PlaceIndex) -> None:
-    if isinstance(place_index.vectors, GpuVectors):
+def _leave_device(place_index: SearchablePlaceIndex) -> None:
+    if isinstance(place_index, PlaceIndex) and isinstance(place_index.vectors, GpuVectors):
         place_index.vectors.close()

@@ -62,6 +62,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "headers_too_large": 431,
     "not_ready": 503,
     "draining": 503,
+    "store_unavailable": 503,
     "deadline_exceeded": 504,
     "storage": 507,
 }

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from retrieval.errors import ServerError
-from retrieval.index_folder import current_version, find_index
 from service.app import create_app
 from service.bounded_http import bounded_http
 from service.jobs.job_service import JobService
@@ -86,6 +85,7 @@ def serve(settings: ServerSettings) -> None:
         ParameterError: TLS files that do not load, or an address that anybody could reach without keys.
         ApiKeyError: the API keys cannot be read.
         IndexNotFoundError: there is no such index (before anything is opened).
+        StoreUnavailableError: the engine that holds it cannot be reached.
         ServerError: the address cannot be listened on.
         SightfixError: the bundle or the index cannot be loaded.
     """
@@ -93,11 +93,12 @@ def serve(settings: ServerSettings) -> None:
     tls = settings.tls
     if tls is not None:
         tls.check()
-    index_folder = find_index(settings.indexes, settings.index)
-    current_version(index_folder)
+    store = settings.open_store()
+    index = store.find(settings.index)
+    store.current(index)
     listener = open_socket(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    live = LiveLocalizer(settings)
+    live = LiveLocalizer(settings, store=store)
     # Without folders to read from there is nothing to do, and the disk may be read-only.
     jobs = JobService(settings.jobs) if settings.source_roots else None
     config = uvicorn.Config(
@@ -114,7 +115,7 @@ def serve(settings: ServerSettings) -> None:
     )
     logging.getLogger("sightfix").setLevel(settings.log_level.upper())
     shown = f"[{host}]" if ":" in host else host
-    _log.info("listening on %s://%s:%d, serving %s", "https" if tls else "http", shown, port, index_folder)
+    _log.info("listening on %s://%s:%d, serving %s of %s", "https" if tls else "http", shown, port, index, store.where)
     # uvicorn drains, then raises the signal again: being told to stop is not a failure.
     signal.signal(signal.SIGTERM, _exit_quietly)
     with contextlib.suppress(KeyboardInterrupt), metrics_served(settings, live.observer.metrics):

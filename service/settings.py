@@ -13,6 +13,8 @@ from retrieval.engines.choosing import ProviderChoice
 from retrieval.errors import ParameterError
 from retrieval.fix import FixMethod
 from retrieval.index_folder import DEFAULT_INDEXES
+from retrieval.stores.contract import PlaceIndexStore
+from retrieval.stores.opening import open_store
 from service.jobs.job_settings import JobSettings
 from service.logs import LogFormat
 from service.map_tiles import DEEPEST_ZOOM, MapTiles
@@ -26,6 +28,7 @@ class ServerSettings(BaseSettings):
         host, port: where to listen; port 0 takes a free one. The default is reachable from this machine only.
         grpc_port: where to listen for gRPC, on the same host; None: not at all.
         indexes: the folder of all place indexes.
+        store: address of another engine that holds them, such as milvus://host:19530; None: that folder.
         index: which one to serve; may be left out when there is only one.
         bundle: the bundle the index was made with; None is the one shipped with sightfix.
         provider: where the model computes; auto takes the best there is, see `choose_engine`.
@@ -77,6 +80,7 @@ class ServerSettings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     grpc_port: int | None = Field(default=None, ge=0, le=65535)
     indexes: Path = DEFAULT_INDEXES
+    store: str | None = None
     index: str | None = None
     bundle: Path | None = None
     provider: ProviderChoice = "auto"
@@ -130,6 +134,14 @@ class ServerSettings(BaseSettings):
         """In the environment folders are separated as in PATH."""
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
+    def open_store(self) -> PlaceIndexStore:
+        """The store of the place indexes.
+
+        Raises:
+            ParameterError, MissingExtraError, StoreUnavailableError: see `open_store`.
+        """
+        return open_store(self.store, self.indexes, memory_map=self.memory_map)
+
     @property
     def max_body_bytes(self) -> int:
         """Largest request body: an image as base64, and room for the rest of the request."""
@@ -141,6 +153,7 @@ class ServerSettings(BaseSettings):
         return JobSettings(
             jobs_folder=self.jobs_folder or self.indexes / ".jobs",
             indexes=self.indexes,
+            store=self.store,
             source_roots=self.source_roots,
             bundle=self.bundle,
             precision=self.precision,

@@ -7,10 +7,12 @@ from typing import Final
 import numpy as np
 
 from index_builder.version_writer import check_answers
-from retrieval.errors import IndexNotFoundError, SightfixError
+from retrieval.errors import IndexNotFoundError, SightfixError, StoreUnavailableError
 from retrieval.index_folder import VERSIONS_NAME, choose_version, current_version, published_versions
 from retrieval.place_index import PlaceIndex
 from retrieval.place_index_manifest import PlaceIndexManifest
+from retrieval.searchable_index import SearchablePlaceIndex
+from retrieval.stores.contract import PlaceIndexStore
 
 _NAMED: Final = 5
 
@@ -22,7 +24,7 @@ class VersionSummary:
     Attributes:
         version: its name; versions sort by age.
         current: whether it is in force.
-        bytes: of its files.
+        bytes: of the files that it was written as; 0 where its manifest cannot be read.
         manifest: None where it cannot be read.
         problem: why, or None.
     """
@@ -58,40 +60,49 @@ class Verdict:
         return self.problem is None
 
 
-def list_versions(index_folder: Path) -> list[VersionSummary]:
+def list_versions(store: PlaceIndexStore, name: str) -> list[VersionSummary]:
     """All published versions, oldest first; damaged ones are told, not left out.
 
     Raises:
         IndexNotFoundError: there is none.
+        StoreUnavailableError: the store cannot be asked.
     """
-    names = published_versions(index_folder)
+    names = store.versions(name)
     if not names:
         raise IndexNotFoundError(
-            "there is no published place index",
-            where=str(index_folder),
-            remedy=f"Publish one: sightfix index SPEC --name {index_folder.name}",
+            f"there is no published place index {name!r}",
+            where=store.where,
+            remedy=f"Publish one: sightfix index SPEC --name {name}",
         )
-    current = _current_or_none(index_folder)
-    return [_summary(index_folder / VERSIONS_NAME / name, name == current) for name in names]
+    try:
+        current = store.current(name)
+    except IndexNotFoundError:
+        current = None
+    return [_summary(store, name, version, version == current) for version in names]
 
 
-def verify_version(folder: Path, *, photos: bool = False) -> Verdict:
-    """Compare every file of a version with its hash, open it, and ask it for some of its own references.
+def verify_version(store: PlaceIndexStore, name: str, version: str, *, photos: bool = False) -> Verdict:
+    """Open a version, which compares every file with its hash or counts the rows, and ask it for its own references.
 
     Args:
-        folder: of the version.
+        store: of the index; a `FolderStore` must not map memory, which leaves hashes out.
+        name: of the index.
+        version: its whole name.
         photos: also look whether every reference's photo is still there.
     """
     try:
-        index = PlaceIndex.open(folder)
+        index = store.open(name, version)
         check_answers(index)
+    except StoreUnavailableError:
+        raise
     except SightfixError as error:
-        return Verdict(folder.name, "opening", str(error))
-    checked = f"{len(index.manifest.files)} files by their hashes, {index.count} references, self-match"
+        return Verdict(version, "opening", str(error))
+    files = f"{len(index.manifest.files)} files by their hashes, " if isinstance(index, PlaceIndex) else ""
+    checked = f"{files}{index.count} references, self-match"
     if not photos:
-        return Verdict(folder.name, checked, None)
+        return Verdict(version, checked, None)
     missing = _without_photo(index)
-    return Verdict(folder.name, f"{checked}, photos", None, len(missing), tuple(missing[:_NAMED]))
+    return Verdict(version, f"{checked}, photos", None, len(missing), tuple(missing[:_NAMED]))
 
 
 def find_version(index_folder: Path, version: str | None) -> Path:
@@ -106,23 +117,18 @@ def find_version(index_folder: Path, version: str | None) -> Path:
     return index_folder / VERSIONS_NAME / choose_version(index_folder.name, published_versions(index_folder), version)
 
 
-def _current_or_none(index_folder: Path) -> str | None:
+def _summary(store: PlaceIndexStore, name: str, version: str, current: bool) -> VersionSummary:
     try:
-        return current_version(index_folder)
-    except IndexNotFoundError:
-        return None
-
-
-def _summary(folder: Path, current: bool) -> VersionSummary:
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    try:
-        manifest = PlaceIndexManifest.read(folder)
+        manifest = store.manifest(name, version)
+    except StoreUnavailableError:
+        raise
     except SightfixError as error:
-        return VersionSummary(folder.name, current, size, None, str(error))
-    return VersionSummary(folder.name, current, size, manifest)
+        return VersionSummary(version, current, 0, None, str(error))
+    size = sum(record.size for record in manifest.files.values())
+    return VersionSummary(version, current, size, manifest)
 
 
-def _without_photo(index: PlaceIndex) -> list[str]:
+def _without_photo(index: SearchablePlaceIndex) -> list[str]:
     missing = []
     for start in range(0, index.count, 4096):
         rows = np.arange(start, min(start + 4096, index.count))

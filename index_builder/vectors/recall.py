@@ -1,6 +1,7 @@
 """How good an approximate index is against exact search, and the least effort that makes it good enough."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,8 @@ from retrieval.place_index_manifest import RecallReport
 from retrieval.vectors.candidates import CandidateParameters, Candidates
 from retrieval.vectors.exact import ExactVectors
 from retrieval.vectors.stored import StoredVectors
+
+Search = Callable[[Descriptors, int], NDArray[np.int64]]
 
 RECALL_AT: Final = 10
 DEFAULT_QUERIES: Final = 256
@@ -56,14 +59,26 @@ def hold_out(exact: ExactVectors, queries: int = DEFAULT_QUERIES, seed: int = 0)
 
 def measure(vectors: StoredVectors, held_out: HeldOut, wanted: float = 0.0) -> RecallReport:
     """Recall@1 and @10 of the other rows, and the time of single queries; `wanted` is only written down."""
+    return recall_of(lambda queries, k: vectors.search(queries, k)[0], vectors.exact, held_out, wanted)
+
+
+def recall_of(search: Search, exact: ExactVectors, held_out: HeldOut, wanted: float = 0.0) -> RecallReport:
+    """As `measure`, of any search of the same rows: one in another engine, for example.
+
+    Args:
+        search: (Q, d) float32 and k → rows (Q, k) int64, -1 where there are fewer.
+        exact: the descriptors.
+        held_out: chosen from them.
+        wanted: only written down.
+    """
     k = held_out.best.shape[1]
-    found, _ = vectors.search(held_out.descriptors, k + 1)
+    found = search(held_out.descriptors, k + 1)
     found, _ = _without_self(found, np.zeros(found.shape, np.float32), held_out.rows)
     right, first = np.zeros((len(held_out.rows), k), bool), np.zeros(len(held_out.rows), bool)
     for place, query in enumerate(held_out.descriptors):
         rows = found[place, :k]
         there = np.unique(rows[rows >= 0])
-        scores = np.sort(vectors.exact.descriptors(there) @ query)[::-1] if len(there) else np.empty(0, np.float32)
+        scores = np.sort(exact.descriptors(there) @ query)[::-1] if len(there) else np.empty(0, np.float32)
         # The i-th best that was found stands for the i-th best there is if it scores as high as the last of them.
         right[place, : len(scores)] = scores >= held_out.best[place, -1] - _TIE
         first[place] = len(scores) > 0 and scores[0] >= held_out.best[place, 0] - _TIE
@@ -72,7 +87,7 @@ def measure(vectors: StoredVectors, held_out: HeldOut, wanted: float = 0.0) -> R
         at_1=float(first.mean()),
         at_10=float(right.mean()),
         queries=len(held_out.rows),
-        milliseconds=_median_ms(vectors, held_out.descriptors[:_TIMED], k),
+        milliseconds=_median_ms(search, held_out.descriptors[:_TIMED], k),
     )
 
 
@@ -140,10 +155,10 @@ def _without_self(
     return np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
-def _median_ms(vectors: StoredVectors, queries: Descriptors, k: int) -> float:
+def _median_ms(search: Search, queries: Descriptors, k: int) -> float:
     times = []
     for query in queries:
         started = time.perf_counter()
-        vectors.search(query[None], k)
+        search(query[None], k)
         times.append(time.perf_counter() - started)
     return float(np.median(times)) * 1e3

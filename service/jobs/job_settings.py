@@ -19,6 +19,7 @@ class JobSettings(BaseModel):
     Attributes:
         jobs_folder: of the database of jobs and of what running jobs keep.
         indexes: the folder of all place indexes.
+        store: address of an engine in which what jobs make is published, too; None: nowhere else than in the folder.
         source_roots: folders below which a job's photos may lie; without any, no job is accepted.
         bundle: that describes the photos; None is the shipped one.
         provider, precision, allow_cpu_fallback, gpu_mem_limit, engine_cache: of the worker's describer.
@@ -41,6 +42,7 @@ class JobSettings(BaseModel):
 
     jobs_folder: _AbsolutePath
     indexes: _AbsolutePath
+    store: str | None = None
     source_roots: tuple[_AbsolutePath, ...] = ()
     bundle: _AbsolutePath | None = None
     provider: ProviderChoice = "cpu"

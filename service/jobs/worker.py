@@ -17,6 +17,7 @@ from typing import Final
 from index_builder.describing import DescribeSettings
 from index_builder.gate import GateSettings
 from index_builder.publishing import finish_publishing
+from index_builder.pushing import PushSettings, push_to
 from index_builder.update_watch import LeftOut, Update, UpdateStep, UpdateWatch
 from index_builder.updating import IndexUpdater, UpdateSettings
 from index_builder.vectors.design import IndexDesign
@@ -25,6 +26,7 @@ from retrieval.describer import Describer
 from retrieval.errors import ArtefactError, SightfixError
 from retrieval.images import ImageLimits
 from retrieval.references import open_references
+from retrieval.stores.folders import FolderStore
 from service.jobs.job_problems import job_problem
 from service.jobs.job_settings import JobSettings
 from service.jobs.model import AppendJobRequest, FullJobRequest, JobFailure, JobRequest, JobResult, RemoveJobRequest
@@ -153,6 +155,7 @@ class JobRunner:
         _log.info("job %s begins: %s of %s", job.id, job.request.kind, job.request.index)
         try:
             result = self._finish_interrupted(job) or self._update(job)
+            self._push(job, result)
         except JobCancelledError:
             self._clear(job)
             self._queue.cancelled(job)
@@ -223,6 +226,14 @@ class JobRunner:
         if update.gate is None and self._queue.is_cancelled(job):  # nothing was published, nor had to be
             raise JobCancelledError
         return result_of(update)
+
+    def _push(self, job: TakenJob, result: JobResult) -> None:
+        """Publish the version in the store that the server reads from, too; what an earlier run wrote there stays."""
+        settings = self._settings
+        if settings.store is None:
+            return
+        made = FolderStore(settings.indexes).open(job.request.index, result.index_version)
+        push_to(settings.store, made, PushSettings(activate=result.activated, keep=settings.keep))
 
     def _source(self, request: FullJobRequest | AppendJobRequest) -> ConfinedSource:
         roots = self._settings.source_roots

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Final, TypeVar
 
@@ -134,12 +133,12 @@ class Metrics:
         self._batch_seconds.observe(finished.seconds)
         self._flushes.labels(finished.reason).inc()
 
-    def timed_swap(self, swap: Callable[[Path], None]) -> Callable[[Path], None]:
+    def timed_swap(self, swap: Callable[[str], None]) -> Callable[[str], None]:
         """The same swap, counted and timed."""
 
-        def timed(folder: Path) -> None:
+        def timed(version: str) -> None:
             with self._one_swap():
-                swap(folder)
+                swap(version)
 
         return timed
 

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrieval.answer import LocalizeAnswer
@@ -89,7 +88,7 @@ class Observer:
         if self.metrics is not None:
             self.metrics.batch(finished)
 
-    def timed_swap(self, swap: Callable[[Path], None]) -> Callable[[Path], None]:
+    def timed_swap(self, swap: Callable[[str], None]) -> Callable[[str], None]:
         """The same swap, counted and timed."""
         return self.metrics.timed_swap(swap) if self.metrics is not None else swap
 

@@ -2,23 +2,13 @@
 
 import asyncio
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from retrieval.answer import Problem
-from retrieval.errors import PlaceIndexError, SightfixError
-from retrieval.index_folder import (
-    CURRENT_NAME,
-    VERSIONS_NAME,
-    activate_version,
-    current_version,
-    find_index,
-    published_versions,
-)
-from retrieval.place_index_manifest import PlaceIndexManifest
+from retrieval.errors import SightfixError
 from service.live_localizer import LiveLocalizer
 from service.problems import RequestError
 
@@ -36,7 +26,7 @@ class IndexListing(BaseModel):
     """One index and its versions, oldest first."""
 
     name: str
-    current: str | None = Field(description="The version that CURRENT names")
+    current: str | None = Field(description="The version that is in force")
     served: str | None = Field(description="The version that this server answers with, if it serves this index")
     versions: list[VersionAnswer]
 
@@ -56,14 +46,13 @@ def add_index_routes(app: FastAPI, live: LiveLocalizer) -> None:
     @app.get("/indexes", summary="Which place indexes are there?", responses={503: {"model": Problem}})
     async def list_indexes() -> list[IndexListing]:
         live.require()
-        folder = live.settings.indexes
-        names = sorted(current.parent.name for current in folder.glob(f"*/{CURRENT_NAME}"))
-        return await asyncio.gather(*(asyncio.to_thread(_listing, live, folder / name) for name in names))
+        names = await asyncio.to_thread(live.store.names)
+        return await asyncio.gather(*(asyncio.to_thread(_listing, live, name) for name in names))
 
     @app.get("/indexes/{name}", summary="One place index and its versions", responses={404: {"model": Problem}})
     async def one_index(name: str) -> IndexListing:
         live.require()
-        return await asyncio.to_thread(_listing, live, find_index(live.settings.indexes, name))
+        return await asyncio.to_thread(_listing, live, await asyncio.to_thread(live.store.find, name))
 
     @app.post(
         "/indexes/{name}/activate",
@@ -73,27 +62,26 @@ def add_index_routes(app: FastAPI, live: LiveLocalizer) -> None:
     )
     async def activate(name: str, body: ActivateBody, request: Request) -> IndexListing:
         live.require()
-        folder = find_index(live.settings.indexes, name)
-        expected = request.headers.get("if-match")
-        if expected is not None and expected.strip('"') != current_version(folder):
-            raise RequestError(
-                f"version {current_version(folder)!r} is current, not {expected}",
-                code="version_conflict",
-                remedy="Look at the index again, then decide",
-            )
-        await asyncio.to_thread(_activate, live, folder, body.version)
-        return await asyncio.to_thread(_listing, live, folder)
+        index = await asyncio.to_thread(live.store.find, name)
+        await asyncio.to_thread(_activate, live, index, body.version, request.headers.get("if-match"))
+        return await asyncio.to_thread(_listing, live, index)
 
 
-def _activate(live: LiveLocalizer, folder: Path, version: str) -> None:
-    before = current_version(folder)
-    activate_version(folder, version)
-    if live.require().place_index.name != folder.name or live.watch is None:
+def _activate(live: LiveLocalizer, name: str, version: str, expected: str | None) -> None:
+    before = live.store.current(name)
+    if expected is not None and expected.strip('"') != before:
+        raise RequestError(
+            f"version {before!r} is current, not {expected}",
+            code="version_conflict",
+            remedy="Look at the index again, then decide",
+        )
+    live.store.activate(name, version)
+    if live.require().place_index.name != name or live.watch is None:
         return
     live.watch.look()
     if live.require().place_index.version != version:
         refused = live.watch.last_swap
-        activate_version(folder, before)
+        live.store.activate(name, before)
         live.watch.look()
         raise RequestError(
             f"version {version!r} cannot be served: {refused.reason if refused else 'it was changed meanwhile'}",
@@ -102,12 +90,12 @@ def _activate(live: LiveLocalizer, folder: Path, version: str) -> None:
         )
 
 
-def _listing(live: LiveLocalizer, folder: Path) -> IndexListing:
+def _listing(live: LiveLocalizer, name: str) -> IndexListing:
     served = live.require().place_index
     versions = []
-    for version in published_versions(folder):
+    for version in live.store.versions(name):
         try:
-            manifest = PlaceIndexManifest.read(folder / VERSIONS_NAME / version, PlaceIndexError)
+            manifest = live.store.manifest(name, version)
         except SightfixError:  # pruned this moment, or damaged: it cannot be activated either
             continue
         versions.append(
@@ -119,12 +107,12 @@ def _listing(live: LiveLocalizer, folder: Path) -> IndexListing:
             )
         )
     try:
-        current: str | None = current_version(folder)
+        current: str | None = live.store.current(name)
     except SightfixError:
         current = None
     return IndexListing(
-        name=folder.name,
+        name=name,
         current=current,
-        served=served.version if served.name == folder.name else None,
+        served=served.version if served.name == name else None,
         versions=versions,
     )

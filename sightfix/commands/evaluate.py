@@ -16,6 +16,7 @@ from sightfix.describer_options import (
     ThreadsOption,
     make_describer,
 )
+from sightfix.store_options import IndexesOption, StoreOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
     from retrieval.evaluation import Evaluation, EvaluationReport, Fixes, Positions, Protocol, Ranked
     from retrieval.evidence import StoredDescriptors
     from retrieval.references import Reference
+    from retrieval.stores.contract import PlaceIndexStore
 
 
 def evaluate(
     queries: Annotated[str, typer.Option(help="Photos to localize, with known positions: a folder, a CSV, or a spec")],
     database: Annotated[str | None, typer.Option(help="Photos to find them in: a folder, a CSV, or a spec")] = None,
     index: Annotated[str | None, typer.Option(help="Or a published place index to find them in")] = None,
-    indexes: Annotated[Path, typer.Option(help="Folder of all place indexes")] = DEFAULT_INDEXES,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    store: StoreOption = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle to describe with; the shipped one if left out")] = None,
     radius: Annotated[
         list[float] | None, typer.Option(help="Metres within which a match is right; repeatable; 25 if left out")
@@ -69,6 +72,7 @@ def evaluate(
     from retrieval.errors import ParameterError
     from retrieval.evaluation import Protocol, evaluation_work
     from retrieval.evaluation import evaluate as evaluate_ranking
+    from retrieval.stores.opening import open_store
     from sightfix.console import progress_bar
 
     if (database is None) == (index is None):
@@ -89,7 +93,7 @@ def evaluate(
     if database is not None:
         found = _search_photos(database, asked, describer, settings, protocol)
     else:
-        found = _search_index(indexes, index, asked, describer, settings, protocol)
+        found = _search_index(open_store(store, indexes), index, asked, describer, settings, protocol)
     ranked = found.ranked()
     with progress_bar("Evaluating", evaluation_work(ranked, protocol), "steps") as advance:
         evaluation = evaluate_ranking(ranked, protocol, advance, found.notes())
@@ -217,7 +221,7 @@ def _search_photos(
 
 
 def _search_index(
-    indexes: Path,
+    store: "PlaceIndexStore",
     name: str | None,
     asked: _Asked,
     describer: "Describer",
@@ -226,13 +230,19 @@ def _search_index(
 ) -> _Found:
     import numpy as np
 
+    from retrieval.errors import ParameterError
     from retrieval.evaluation import Positions
-    from retrieval.index_folder import find_index
     from retrieval.place_index import PlaceIndex
     from sightfix.console import progress_bar
 
-    place_index = PlaceIndex.open(find_index(indexes, name))
+    place_index = store.open(store.find(name))
     place_index.check_bundle(describer.bundle)
+    if asked.calibrate and not isinstance(place_index, PlaceIndex):
+        raise ParameterError(
+            "an index is calibrated where its files are",
+            where=store.where,
+            remedy="Leave out --calibrate, or give the folder: --indexes",
+        )
 
     def search(descriptors: "Descriptors") -> _Matches:
         pieces = []
@@ -246,14 +256,17 @@ def _search_index(
         return _with_centred(place_index, rows, scores, place_index.whitened(descriptors))
 
     queries = _describe("Describing the queries", asked.queries, describer, settings)
-    calibration, notes = _calibrated(place_index) if asked.calibrate else (place_index.manifest.calibration, ())
+    calibration: Calibration | None = place_index.manifest.calibration
+    notes: tuple[str, ...] = ()
+    if isinstance(place_index, PlaceIndex) and asked.calibrate:
+        calibration, notes = _calibrated(place_index)
     if protocol.convention != "solvable":
         stored = place_index.manifest.storage
         notes = (*notes, f"The matches come from the index's own search ({stored} vectors, cosine)")
     return _Found(
         queries.references,
         Positions.from_references(queries.references),
-        Positions.from_degrees(place_index.lat, place_index.lon),
+        Positions.from_degrees(*place_index.all_positions()),
         place_index.references,
         search(queries.descriptors),
         _elsewhere(asked, describer, settings, search),

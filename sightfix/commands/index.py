@@ -15,6 +15,14 @@ from sightfix.describer_options import (
     ThreadsOption,
     make_describer,
 )
+from sightfix.store_options import (
+    IndexesOption,
+    StoreBuildOption,
+    StoreTypeOption,
+    StoreVectorsOption,
+    push_settings,
+    push_shown,
+)
 
 
 def index(
@@ -22,7 +30,14 @@ def index(
         str, typer.Argument(help="The photos: a folder, a CSV, or a spec such as exif:photos/ or csv:refs.csv")
     ],
     name: Annotated[str, typer.Option(help="Name of the place index")] = "default",
-    indexes: Annotated[Path, typer.Option(help="Folder of all place indexes")] = DEFAULT_INDEXES,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    store: Annotated[
+        str | None,
+        typer.Option(envvar="SIGHTFIX_STORE", help="Publish in this engine, too, such as milvus://host:19530"),
+    ] = None,
+    store_type: StoreTypeOption = None,
+    store_build: StoreBuildOption = None,
+    store_vectors: StoreVectorsOption = "fp32",
     bundle: Annotated[Path | None, typer.Option(help="Bundle to describe with; the shipped one if left out")] = None,
     storage: Annotated[str, typer.Option(help="Of the vectors: fp32, fp16 or int8")] = "fp16",
     type_: Annotated[
@@ -58,6 +73,7 @@ def index(
     from index_builder.vectors.design import IndexDesign
     from retrieval.errors import ParameterError
     from retrieval.index_folder import check_index_name
+    from retrieval.place_index import PlaceIndex
     from retrieval.references import open_references
     from retrieval.vectors.exact import STORAGES
     from sightfix.console import console
@@ -80,6 +96,7 @@ def index(
         whiten=whiten,
     )
     check_index_name(name)
+    push = push_settings(store_type, store_build, store_vectors, recall, keep)
     references = open_references(source)
     describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
     settings = BuildSettings(
@@ -103,4 +120,7 @@ def index(
         console.print(f"{built.update.taken_over} photos did not change and were not described again")
     console.print(f"[green]published[/] {manifest.count} references as [bold]{name}[/], version {manifest.version}")
     where = "" if indexes == DEFAULT_INDEXES else f" --indexes {indexes}"
+    if store is not None:
+        push_shown(PlaceIndex.open(built.folder), store, push)
+        where = f" --store {store}"
     console.print(f"Next: sightfix serve --index {name}{escape(where)}")

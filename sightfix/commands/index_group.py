@@ -1,6 +1,8 @@
 """`sightfix index PHOTOS` builds; `sightfix index versions|verify|diff|…` looks after what was built."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,9 +11,19 @@ from typer.core import TyperGroup
 
 from retrieval.index_folder import DEFAULT_INDEXES
 from sightfix.commands.index import index as build
+from sightfix.store_options import (
+    IndexesOption,
+    StoreBuildOption,
+    StoreOption,
+    StoreTypeOption,
+    StoreVectorsOption,
+    push_settings,
+    push_shown,
+)
 
 if TYPE_CHECKING:
     from retrieval.place_index import PlaceIndex
+    from retrieval.stores.contract import PlaceIndexStore
 
 _HELP = """Index photos, and look after indexes.
 
@@ -31,18 +43,23 @@ index = typer.Typer(name="index", cls=_PhotosOrCommand, help=_HELP, no_args_is_h
 index.command(name="build")(build)
 
 NameOption = Annotated[str | None, typer.Option(help="Of the place index; the only one if left out")]
-IndexesOption = Annotated[Path, typer.Option(help="Folder of all place indexes")]
 VersionOption = Annotated[str | None, typer.Option(help="Which version, or its beginning; the current one if left out")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON")]
 
 
 @index.command()
-def versions(name: NameOption = None, indexes: IndexesOption = DEFAULT_INDEXES, json: JsonOption = False) -> None:
+def versions(
+    name: NameOption = None,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
     """List the versions of an index."""
     from index_builder.maintenance.versions import list_versions
     from sightfix.maintenance_console import print_versions, versions_json
 
-    found = list_versions(_folder(indexes, name))
+    with _opened(store, indexes) as opened:
+        found = list_versions(opened, _named(opened, name))
     if json:
         sys.stdout.write(versions_json(found))
     else:
@@ -54,27 +71,27 @@ def activate(
     version: Annotated[str, typer.Argument(help="Which version, or its beginning")],
     name: NameOption = None,
     indexes: IndexesOption = DEFAULT_INDEXES,
+    store: StoreOption = None,
 ) -> None:
     """Make a version the current one; running servers take it over by themselves."""
-    from index_builder.maintenance.versions import find_version
-    from retrieval.index_folder import activate_version
     from sightfix.console import console
 
-    folder = _folder(indexes, name)
-    chosen = find_version(folder, version).name
-    activate_version(folder, chosen)
-    console.print(f"[green]current[/] is {chosen} of [bold]{folder.name}[/]")
+    with _opened(store, indexes) as opened:
+        which = _named(opened, name)
+        chosen = opened.find_version(which, version)
+        opened.activate(which, chosen)
+    console.print(f"[green]current[/] is {chosen} of [bold]{which}[/]")
 
 
 @index.command()
-def rollback(name: NameOption = None, indexes: IndexesOption = DEFAULT_INDEXES) -> None:
+def rollback(name: NameOption = None, indexes: IndexesOption = DEFAULT_INDEXES, store: StoreOption = None) -> None:
     """Go back to the version before the current one."""
-    from index_builder.maintenance.versions import roll_back
     from sightfix.console import console
 
-    folder = _folder(indexes, name)
-    was, now = roll_back(folder)
-    console.print(f"[green]current[/] is {now} of [bold]{folder.name}[/]; it was {was}, which stays")
+    with _opened(store, indexes) as opened:
+        which = _named(opened, name)
+        was, now = opened.roll_back(which)
+    console.print(f"[green]current[/] is {now} of [bold]{which}[/]; it was {was}, which stays")
 
 
 @index.command()
@@ -82,13 +99,13 @@ def prune(
     keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the current one always")],
     name: NameOption = None,
     indexes: IndexesOption = DEFAULT_INDEXES,
+    store: StoreOption = None,
 ) -> None:
     """Remove the oldest versions."""
-    from index_builder.publishing import prune as remove_oldest
     from sightfix.console import console
 
-    folder = _folder(indexes, name)
-    removed = remove_oldest(folder, keep)
+    with _opened(store, indexes) as opened:
+        removed = opened.prune(_named(opened, name), keep)
     for version in removed:
         console.print(f"removed {version}")
     if not removed:
@@ -99,22 +116,45 @@ def prune(
 def verify(
     name: NameOption = None,
     indexes: IndexesOption = DEFAULT_INDEXES,
+    store: StoreOption = None,
     version: VersionOption = None,
     all_: Annotated[bool, typer.Option("--all", help="Every version")] = False,
     photos: Annotated[bool, typer.Option("--photos", help="Also look whether all photos are still there")] = False,
 ) -> None:
     """Compare all files with their hashes and ask the index for its own photos; exits 1 if anything is wrong."""
-    from index_builder.maintenance.versions import find_version, verify_version
-    from retrieval.index_folder import VERSIONS_NAME, published_versions
+    from index_builder.maintenance.versions import verify_version
     from sightfix.maintenance_console import print_verdict
 
-    folder = _folder(indexes, name)
-    names = published_versions(folder) if all_ else [find_version(folder, version).name]
-    verdicts = [verify_version(folder / VERSIONS_NAME / one, photos=photos) for one in names]
+    with _opened(store, indexes) as opened:
+        which = _named(opened, name)
+        names = opened.versions(which) if all_ else [opened.find_version(which, version)]
+        verdicts = [verify_version(opened, which, one, photos=photos) for one in names]
     for verdict in verdicts:
-        print_verdict(verdict, folder.name)
+        print_verdict(verdict, which)
     if any(not verdict.whole or verdict.missing_photos for verdict in verdicts):
         raise typer.Exit(1)
+
+
+@index.command()
+def push(
+    store: Annotated[
+        str, typer.Option(envvar="SIGHTFIX_STORE", help="Where to, such as milvus://host:19530", show_envvar=True)
+    ],
+    name: NameOption = None,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    version: VersionOption = None,
+    store_type: StoreTypeOption = None,
+    store_build: StoreBuildOption = None,
+    store_vectors: StoreVectorsOption = "fp32",
+    recall: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of the ten best by exact search, what an index must return")
+    ] = 0.95,
+    keep: Annotated[int, typer.Option(min=1, help="Versions that remain there, the new one included")] = 3,
+    activate: Annotated[bool, typer.Option("--activate/--no-activate", help="Whether it becomes current")] = True,
+) -> None:
+    """Publish a version of an index in Milvus; cut off, the same command goes on."""
+    settings = push_settings(store_type, store_build, store_vectors, recall, keep, activate=activate)
+    push_shown(_open(indexes, name, version), store, settings)
 
 
 @index.command()
@@ -213,6 +253,26 @@ def doctor(
             with storage_errors(path):
                 path.write_text(make(opened, diagnosis), encoding="utf-8")
             console.print(f"[green]written[/] {path}")
+
+
+@contextlib.contextmanager
+def _opened(store: str | None, indexes: Path) -> "Iterator[PlaceIndexStore]":
+    from retrieval.stores.opening import open_store
+
+    opened = open_store(store, indexes)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def _named(store: "PlaceIndexStore", name: str | None) -> str:
+    from retrieval.index_folder import check_index_name
+
+    # An index of which no version is current can still be listed, verified and repaired by its name.
+    if name is not None and store.versions(check_index_name(name)):
+        return name
+    return store.find(name)
 
 
 def _folder(indexes: Path, name: str | None) -> Path:

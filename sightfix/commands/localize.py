@@ -15,6 +15,7 @@ from sightfix.describer_options import (
     ThreadsOption,
     make_describer,
 )
+from sightfix.store_options import IndexesOption, StoreOption
 
 
 def localize(
@@ -26,7 +27,8 @@ def localize(
         str | None, typer.Option(envvar="SIGHTFIX_API_KEY", help="For a server that wants one", show_envvar=True)
     ] = None,
     index: Annotated[str | None, typer.Option(help="Place index; the only one there is if left out")] = None,
-    indexes: Annotated[Path, typer.Option(help="Folder of all place indexes")] = DEFAULT_INDEXES,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    store: StoreOption = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle the index was made with; the shipped one")] = None,
     top_k: Annotated[int, typer.Option(help="How many matches, 1 to 100")] = 5,
     near: Annotated[str | None, typer.Option(help="Geo prior: LAT,LON,RADIUS_M; the answer must lie inside")] = None,
@@ -50,12 +52,12 @@ def localize(
         with SightfixClient(server, api_key=api_key) as client:
             answer = client.localize(photo, top_k=top_k, geo_prior=prior, min_score=min_score)
     else:
-        from retrieval.index_folder import find_index
         from retrieval.localizer import LocalizeOptions, Localizer
-        from retrieval.place_index import PlaceIndex
+        from retrieval.stores.opening import open_store
 
         options = LocalizeOptions(top_k, prior, min_score)
-        place_index = PlaceIndex.open(find_index(indexes, index))
+        opened = open_store(store, indexes)
+        place_index = opened.open(opened.find(index))
         # One photo is not worth the seconds in which a GPU starts: the CPU, unless told otherwise.
         describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback, default_provider="cpu")
         answer = Localizer(describer, place_index).localize_file(photo, options)

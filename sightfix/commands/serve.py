@@ -16,6 +16,9 @@ def serve(
     context: typer.Context,
     index: Annotated[str | None, typer.Option(help="Place index to serve; the only one there is if left out")] = None,
     indexes: Annotated[Path | None, typer.Option(help="Folder of all place indexes [default: indexes]")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Engine that holds them instead, such as milvus://host:19530 [default: none]")
+    ] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle the index was made with [default: the shipped one]")
     ] = None,

@@ -79,7 +79,7 @@ def _die_between(at: Callable[[str], None]) -> None:
 
     swap = LiveLocalizer._swap
 
-    def dying_swap(live: LiveLocalizer, folder: Path) -> None:
+    def dying_swap(live: LiveLocalizer, version: str) -> None:
         open_index = PlaceIndex.open
 
         def opened(*given: Any, **named: Any) -> PlaceIndex:
@@ -88,7 +88,7 @@ def _die_between(at: Callable[[str], None]) -> None:
             return index
 
         live_localizer.PlaceIndex.open = opened  # type: ignore[method-assign]
-        swap(live, folder)
+        swap(live, version)
 
     LiveLocalizer._swap = dying_swap  # type: ignore[method-assign]
 

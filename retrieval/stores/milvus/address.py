@@ -42,7 +42,7 @@ class MilvusAddress:
         if parts.username or parts.password:
             raise ParameterError(
                 "the address of a store must not carry a password",
-                remedy="Set SIGHTFIX_STORE_TOKEN=user:password (or a token) in the environment",
+                remedy="Set MILVUS_TOKEN=user:password (or a token) in the environment",
             )
         if parts.scheme not in ("milvus", "milvus+tls") or parts.query or parts.fragment:
             raise ParameterError(f"{text!r} is not the address of a store", remedy=_REMEDY)

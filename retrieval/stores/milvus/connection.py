@@ -10,7 +10,7 @@ from typing import Any, Final
 from retrieval.errors import MissingExtraError, StoreUnavailableError
 from retrieval.stores.milvus.address import MilvusAddress
 
-TOKEN_VARIABLE: Final = "SIGHTFIX_STORE_TOKEN"
+TOKEN_VARIABLE: Final = "MILVUS_TOKEN"  # noqa: S105 - the name, not the secret
 
 _CONNECT_S: Final = 10.0
 # Codes of Milvus: something that was asked for is not there.
@@ -23,7 +23,7 @@ class MilvusConnection:
     """What everything here asks Milvus through. Safe to share between threads.
 
     Args:
-        address: where it is. A token, or ``user:password``, is read from `SIGHTFIX_STORE_TOKEN`.
+        address: where it is. A token, or ``user:password``, is read from `MILVUS_TOKEN`.
         timeout_s: how long one question may take.
 
     Raises:
@@ -56,14 +56,13 @@ class MilvusConnection:
         """Tell Milvus's failures as ours.
 
         Raises:
-            StoreUnavailableError: whatever pymilvus or gRPC raises.
+            StoreUnavailableError: for whatever pymilvus or gRPC raises.
         """
-        import grpc  # noqa: F401 - see below
-        from pymilvus.exceptions import MilvusException
-
         try:
             yield
-        except (MilvusException, _rpc_error(), OSError, ValueError, ImportError) as error:
+        except Exception as error:
+            if not _is_milvus(error):
+                raise
             raise StoreUnavailableError(
                 f"Milvus {what} ({_sentence(error)})",
                 where=self.where,
@@ -81,12 +80,9 @@ def is_not_there(error: Exception) -> bool:
     return getattr(error, "code", None) in _NOT_THERE
 
 
-def _rpc_error() -> type[Exception]:
-    # gRPC comes with pymilvus; this floor does not depend on it otherwise.
-    import importlib
-
-    error: type[Exception] = importlib.import_module("grpc").RpcError
-    return error
+def _is_milvus(error: Exception) -> bool:
+    """Whether pymilvus raised it, or gRPC below it: which this floor does not import."""
+    return any(kind.__module__.split(".")[0] in ("pymilvus", "grpc") for kind in type(error).__mro__)
 
 
 def _sentence(error: Exception) -> str:

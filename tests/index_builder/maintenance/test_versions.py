@@ -34,18 +34,18 @@ def town(tmp_path: Path, describer: Describer) -> tuple[Path, Places]:
 
 def test_versions_are_listed_with_what_is_wrong(town: tuple[Path, Places]) -> None:
     folder, _ = town
-    first, second = list_versions(folder)
+    first, second = list_versions(FolderStore(folder.parent), folder.name)
     assert (first.current, second.current) == (False, True)
     assert [one.manifest.count for one in (first, second) if one.manifest] == [8, 6]
     flip_byte(folder / "versions" / first.version / "manifest.json")
-    damaged = list_versions(folder)[0]
+    damaged = list_versions(FolderStore(folder.parent), folder.name)[0]
     assert damaged.manifest is None
     assert "damaged" in str(damaged.problem)
 
 
 def test_a_rollback_goes_back_one_and_no_further(town: tuple[Path, Places]) -> None:
     folder, _ = town
-    first, second = (one.version for one in list_versions(folder))
+    first, second = (one.version for one in list_versions(FolderStore(folder.parent), folder.name))
     store = FolderStore(folder.parent)
     assert store.roll_back(folder.name) == (second, first)
     assert current_version(folder) == first
@@ -55,7 +55,7 @@ def test_a_rollback_goes_back_one_and_no_further(town: tuple[Path, Places]) -> N
 
 def test_versions_are_found_by_their_beginning(town: tuple[Path, Places]) -> None:
     folder, _ = town
-    first, second = (one.version for one in list_versions(folder))
+    first, second = (one.version for one in list_versions(FolderStore(folder.parent), folder.name))
     assert find_version(folder, None).name == second
     assert find_version(folder, first).name == first
     assert find_version(folder, first[:-2]).name == first
@@ -67,11 +67,11 @@ def test_versions_are_found_by_their_beginning(town: tuple[Path, Places]) -> Non
 
 def test_a_whole_version_is_told_and_a_damaged_one_too(town: tuple[Path, Places]) -> None:
     folder, _ = town
-    version = find_version(folder, None)
-    verdict = verify_version(version)
+    store, version = FolderStore(folder.parent), find_version(folder, None)
+    verdict = verify_version(store, folder.name, version.name)
     assert (verdict.whole, verdict.checked) == (True, "2 files by their hashes, 6 references, self-match")
     flip_byte(version / "vectors.faiss")
-    verdict = verify_version(version)
+    verdict = verify_version(store, folder.name, version.name)
     assert not verdict.whole
     assert "its SHA-256 is" in str(verdict.problem)
 
@@ -79,13 +79,15 @@ def test_a_whole_version_is_told_and_a_damaged_one_too(town: tuple[Path, Places]
 def test_photos_that_are_gone_are_told(town: tuple[Path, Places]) -> None:
     folder, places = town
     places.rows[2].path.unlink()
-    verdict = verify_version(find_version(folder, None), photos=True)
+    verdict = verify_version(FolderStore(folder.parent), folder.name, find_version(folder, None).name, photos=True)
     assert (verdict.whole, verdict.missing_photos, verdict.missing) == (True, 1, (places.rows[2].id,))
 
 
 def test_differences_are_counted_and_named(town: tuple[Path, Places], tmp_path: Path, describer: Describer) -> None:
     folder, places = town
-    first, second = (folder / "versions" / one.version for one in list_versions(folder))
+    first, second = (
+        folder / "versions" / one.version for one in list_versions(FolderStore(folder.parent), folder.name)
+    )
     same = compare_versions(first, second)
     assert (same.unchanged, same.count("removed"), same.count("added"), same.comparable) == (6, 2, 0, True)
     assert {change.id for change in same.changes} == {row.id for row in places.rows[6:]}

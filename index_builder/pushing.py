@@ -1,0 +1,298 @@
+"""Publish a version that lies on this machine in a Milvus: rows, index, measured recall, records, and last the alias.
+
+Killed at any point, what was current there stays so; the same push goes on with the rows that are missing. A version is
+built, gated and calibrated on this machine first, so Milvus is never asked to decide what is right.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from index_builder.publishing import DEFAULT_KEEP
+from index_builder.vectors.recall import DEFAULT_QUERIES, HeldOut, hold_out, recall_of
+from index_builder.version_writer import check_answers
+from retrieval.errors import PlaceIndexError, ReferenceDataError
+from retrieval.place_index import REFERENCES_NAME, WHITENING_NAME, PlaceIndex
+from retrieval.place_index_manifest import PlaceIndexManifest, RecallReport
+from retrieval.reference_table import read_references
+from retrieval.stores.milvus.address import MilvusAddress
+from retrieval.stores.milvus.collection import (
+    SEARCHING_NAME,
+    TEXT_BYTES,
+    VECTOR,
+    MilvusCollection,
+    MilvusSearching,
+    StoredAs,
+)
+from retrieval.stores.milvus.index_types import FACTS, MilvusType, build_parameters, most_effort
+from retrieval.stores.milvus.naming import collection_of
+from retrieval.stores.milvus.place_index import MilvusPlaceIndex
+from retrieval.stores.milvus.records import MANIFEST_NAME
+from retrieval.stores.milvus.store import MilvusStore
+
+PushStep = Literal["rows written", "indexed", "checked", "recorded", "current"]
+
+DEFAULT_FLAT_ROWS: Final = 100_000
+
+_ROWS_AT_ONCE: Final = 1_000
+_MESSAGE_BYTES: Final = 16_000_000  # of the 64 MB that Milvus takes
+_BUILD_S: Final = 24 * 3600.0
+_GRAPH_EFFORT: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PushSettings:
+    """How to publish in a Milvus.
+
+    Attributes:
+        type: of Milvus's index; None takes FLAT up to `DEFAULT_FLAT_ROWS` rows, IVF_FLAT beyond.
+        build: its parameters, instead of those that go with so many rows.
+        stored: how descriptors are stored there; milvus-lite knows fp32 only.
+        recall: recall@10 against exact search that approximate types must reach.
+        queries: references that it is measured with.
+        activate: whether the version becomes current.
+        keep: versions that remain, the new one included.
+    """
+
+    type: MilvusType | None = None
+    build: dict[str, int | float | str | bool] = field(default_factory=dict)
+    stored: StoredAs = "fp32"
+    recall: float = 0.95
+    queries: int = DEFAULT_QUERIES
+    activate: bool = True
+    keep: int = DEFAULT_KEEP
+
+
+def push_to(
+    address: str,
+    index: PlaceIndex,
+    settings: PushSettings | None = None,
+    *,
+    on_rows: Callable[[int], None] = lambda _: None,
+    reached: Callable[[PushStep], None] = lambda _: None,
+) -> MilvusSearching:
+    """As `push_version`, into the Milvus at an address, such as ``milvus://host:19530``.
+
+    Raises:
+        ParameterError: the address cannot be read.
+        MissingExtraError: pymilvus is not installed.
+    """
+    store = MilvusStore(MilvusAddress.parse(address))
+    try:
+        return push_version(index, store, settings, on_rows=on_rows, reached=reached)
+    finally:
+        store.close()
+
+
+def push_version(
+    index: PlaceIndex,
+    store: MilvusStore,
+    settings: PushSettings | None = None,
+    *,
+    on_rows: Callable[[int], None] = lambda _: None,
+    reached: Callable[[PushStep], None] = lambda _: None,
+) -> MilvusSearching:
+    """Publish a version.
+
+    Args:
+        index: that lies on this machine; its name and version are kept.
+        store: where to.
+        settings: how.
+        on_rows: called with the number of rows that were written, first with those that were there already.
+        reached: told of each step.
+
+    Returns:
+        how the collection is searched. A version that is published there already only becomes current.
+
+    Raises:
+        ReferenceDataError: a reference whose columns are longer than Milvus takes.
+        PlaceIndexError: rows are missing there, or too little recall is reached (``gate_failed``); nothing changed.
+        StoreUnavailableError: Milvus refuses, or is away; nothing changed.
+    """
+    settings = settings or PushSettings()
+    collection = collection_of(index.name, index.version)
+    if index.version in store.versions(index.name):
+        on_rows(index.count)
+    else:
+        push = _Push(index, store, collection, settings)
+        push.write_rows(push.create(), on_rows)
+        reached("rows written")
+        push.build()
+        reached("indexed")
+        searching = push.check()
+        reached("checked")
+        push.record(searching)
+        reached("recorded")
+    if settings.activate:
+        store.activate(index.name, index.version)
+        reached("current")
+        store.prune(index.name, settings.keep)
+    return store.searching(collection)
+
+
+class _Push:
+    """One version on its way."""
+
+    def __init__(self, index: PlaceIndex, store: MilvusStore, collection: str, settings: PushSettings) -> None:
+        self.index = index
+        self.store = store
+        self.connection = store.connection
+        self.name = collection
+        self.settings = settings
+        small = index.count <= DEFAULT_FLAT_ROWS
+        type_: MilvusType = settings.type or ("FLAT" if small else "IVF_FLAT")
+        self.searching = MilvusSearching(
+            stored=settings.stored,
+            index_type=type_,
+            build=build_parameters(type_, index.count, index.manifest.descriptor_dim, settings.build),
+        )
+
+    def create(self) -> bool:
+        """The collection; returns whether an earlier push left one, whose descriptors are stored alike."""
+        client, types = self.connection.client, self.connection.types
+        kind = types.FLOAT_VECTOR if self.settings.stored == "fp32" else types.FLOAT16_VECTOR
+        with self.connection.failures():
+            if client.has_collection(self.name, timeout=self.connection.timeout_s):
+                there = client.describe_collection(self.name, timeout=self.connection.timeout_s)
+                if any(one["name"] == VECTOR and one["type"] == kind for one in there["fields"]):
+                    return True
+                client.drop_collection(self.name, timeout=self.connection.timeout_s)
+            schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+            schema.add_field("row", types.INT64, is_primary=True)
+            schema.add_field(VECTOR, kind, dim=self.index.manifest.descriptor_dim)
+            schema.add_field("lat", types.DOUBLE)
+            schema.add_field("lon", types.DOUBLE)
+            schema.add_field("id", types.VARCHAR, max_length=TEXT_BYTES)
+            schema.add_field("record", types.VARCHAR, max_length=TEXT_BYTES)
+            client.create_collection(self.name, schema=schema, timeout=self.connection.timeout_s)
+        return False
+
+    def write_rows(self, resumed: bool, on_rows: Callable[[int], None]) -> None:
+        """All rows that are not there yet; what Milvus has acknowledged it keeps."""
+        index, client = self.index, self.connection.client
+        table = read_references(index.folder / REFERENCES_NAME)
+        at_once = max(1, min(_ROWS_AT_ONCE, _MESSAGE_BYTES // (4 * index.manifest.descriptor_dim + 1_000)))
+        done = self._rows_left() // at_once * at_once if resumed else 0
+        on_rows(done)
+        number = np.float32 if self.settings.stored == "fp32" else np.float16
+        for start in range(done, index.count, at_once):
+            piece = table.slice(start, at_once)
+            descriptors = index.descriptors(np.arange(start, start + piece.num_rows, dtype=np.int64)).astype(number)
+            rows = [_entity(start + at, record, descriptors[at]) for at, record in enumerate(piece.to_pylist())]
+            # Of the piece in which an earlier push was killed some rows may be there.
+            write = client.upsert if resumed and start == done else client.insert
+            with self.connection.failures("does not take the rows"):
+                write(self.name, rows, timeout=self.connection.timeout_s)
+            on_rows(len(rows))
+        with self.connection.failures("does not flush"):
+            client.flush(self.name, timeout=_BUILD_S)
+
+    def build(self) -> None:
+        """The index, made anew where an earlier push made another."""
+        client, searching = self.connection.client, self.searching
+        parameters = client.prepare_index_params()
+        parameters.add_index(
+            VECTOR,
+            index_type=searching.index_type,
+            metric_type=FACTS[searching.index_type].metric,
+            # Nested twice: pymilvus unpacks one level, and milvus-lite wants the other; the server takes both.
+            params={"params": dict(searching.build)},
+        )
+        # A scan of a thousand million rows for one id would take minutes.
+        for column in ("id", "lat", "lon"):
+            parameters.add_index(column, index_type="INVERTED")
+        self._index_and_load(parameters)
+
+    def _index_and_load(self, parameters: Any) -> None:
+        client = self.connection.client
+        with self.connection.failures("cannot build the index"):
+            client.release_collection(self.name, timeout=self.connection.timeout_s)
+            for old in client.list_indexes(self.name):
+                client.drop_index(self.name, old, timeout=self.connection.timeout_s)
+            client.create_index(self.name, parameters, timeout=_BUILD_S)
+            client.load_collection(self.name, timeout=_BUILD_S)
+
+    def check(self) -> MilvusSearching:
+        """Count, self-match and recall. Returns how to search."""
+        count = self._rows_there()
+        if count != self.index.count:
+            raise PlaceIndexError(
+                f"Milvus holds {count} rows of {self.index.count}; nothing was published",
+                where=f"{self.store.where}, {self.name}",
+                remedy="Push again; what is there is not written twice",
+                code="gate_failed",
+            )
+        searching = self.searching
+        if FACTS[searching.index_type].effort is not None and self.index.count > 1:
+            searching = self._tuned()
+        check_answers(self._opened(searching))
+        return searching
+
+    def record(self, searching: MilvusSearching) -> None:
+        """The files of the version, its manifest last: with it, the version is published."""
+        records = self.store.records
+        records.write(self.name, SEARCHING_NAME, searching.model_dump_json().encode())
+        if self.index.whitening is not None:
+            records.write(self.name, WHITENING_NAME, (self.index.folder / WHITENING_NAME).read_bytes())
+        records.write(self.name, MANIFEST_NAME, self.index.manifest.model_dump_json().encode())
+
+    def _tuned(self) -> MilvusSearching:
+        """The least effort that reaches the recall, sought by doubling."""
+        wanted = self.settings.recall
+        held_out = hold_out(self.index.vectors.exact, self.settings.queries)
+        type_, build = self.searching.index_type, self.searching.build
+        most = most_effort(type_, build)
+        effort = 1 if "nlist" in build else _GRAPH_EFFORT
+        tried: list[MilvusSearching] = []
+        while True:
+            searching = self.searching.model_copy(update={"effort": min(effort, most)})
+            report = self._recall(self._opened(searching), held_out, wanted)
+            tried.append(searching.model_copy(update={"recall": report}))
+            if report.at_10 >= wanted:
+                return tried[-1]
+            if effort >= most:
+                break
+            effort *= 2
+        best = max(one.recall.at_10 for one in tried if one.recall is not None)
+        raise PlaceIndexError(
+            f"{type_} returns {best:.1%} of what exact search finds, {wanted:.1%} are wanted; nothing was published",
+            where=f"{self.store.where}, {self.name}",
+            remedy="Choose another type (--store-type IVF_FLAT or FLAT), or ask for less recall (--recall)",
+            code="gate_failed",
+        )
+
+    def _recall(self, there: MilvusPlaceIndex, held_out: HeldOut, wanted: float) -> RecallReport:
+        return recall_of(
+            lambda queries, k: there.search_whitened(queries, k).rows, self.index.vectors.exact, held_out, wanted
+        )
+
+    def _opened(self, searching: MilvusSearching) -> MilvusPlaceIndex:
+        manifest: PlaceIndexManifest = self.index.manifest
+        rows = MilvusCollection(self.connection, self.name, manifest.descriptor_dim, searching)
+        return MilvusPlaceIndex(manifest, rows, self.index.whitening)
+
+    def _rows_left(self) -> int:
+        """How many rows an earlier push left. Milvus counts exactly only what is indexed and loaded."""
+        parameters = self.connection.client.prepare_index_params()
+        parameters.add_index(VECTOR, index_type="FLAT", metric_type="IP")
+        self._index_and_load(parameters)
+        return self._rows_there()
+
+    def _rows_there(self) -> int:
+        rows = MilvusCollection(self.connection, self.name, self.index.manifest.descriptor_dim, self.searching)
+        return rows.count(strong=True)
+
+
+def _entity(row: int, record: dict[str, Any], descriptor: np.ndarray) -> dict[str, Any]:
+    own = {name: record.pop(name) for name in ("lat", "lon", "id")}
+    rest = json.dumps(record, ensure_ascii=False)
+    longest = max(len(own["id"].encode()), len(rest.encode()))
+    if longest > TEXT_BYTES:
+        raise ReferenceDataError(
+            f"the reference {own['id'][:80]!r} has {longest} bytes of columns, Milvus takes {TEXT_BYTES}",
+            remedy="Leave out long columns of its metadata and index again",
+        )
+    return {"row": row, VECTOR: descriptor, "record": rest, **own}

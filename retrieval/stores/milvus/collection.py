@@ -1,0 +1,208 @@
+"""One version's collection in Milvus: a row for each reference, its descriptor and its position beside it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from retrieval.describer import Descriptors
+from retrieval.place_index_manifest import RecallReport
+from retrieval.stores.milvus.connection import MilvusConnection
+from retrieval.stores.milvus.index_types import FACTS, BuildParameters, MilvusType, search_parameters
+
+SEARCHING_NAME: Final = "searching.json"
+
+StoredAs = Literal["fp32", "fp16"]
+
+VECTOR: Final = "vector"
+TEXT_BYTES: Final = 65_535
+# What Milvus gives at once: rows of one search or query, and bytes of an answer (100 MB by default).
+MOST_ROWS: Final = 16_384
+_ANSWER_BYTES: Final = 32_000_000
+_ROWS_AT_ONCE: Final = 1_000
+
+
+class MilvusSearching(BaseModel):
+    """How the collection of a version is searched.
+
+    Attributes:
+        stored: how descriptors are stored.
+        index_type: Milvus's name of it.
+        build: its parameters.
+        effort: of a search, see `MilvusTypeFacts`; None where search is exact.
+        recall: of the collection against exact search over the same descriptors; None where search is exact.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stored: StoredAs = "fp32"
+    index_type: MilvusType = "FLAT"
+    build: BuildParameters = {}
+    effort: int | None = None
+    recall: RecallReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MilvusRow:
+    """A reference as Milvus gave it.
+
+    Attributes:
+        row: in the place index.
+        lat, lon: degrees.
+        record: the rest of the reference's columns, by name, its id among them.
+        descriptor: (d,) float32 as stored, or None where it was not asked for.
+        score: of the search that found it; 0 where it was not searched for.
+    """
+
+    row: int
+    lat: float
+    lon: float
+    record: dict[str, Any]
+    descriptor: Descriptors | None = None
+    score: float = 0.0
+
+
+class MilvusCollection:
+    """The rows of a version.
+
+    Args:
+        connection: to the Milvus.
+        name: of the collection.
+        dim: numbers of a stored descriptor.
+        searching: how it is searched.
+    """
+
+    def __init__(self, connection: MilvusConnection, name: str, dim: int, searching: MilvusSearching) -> None:
+        self.connection = connection
+        self.name = name
+        self.dim = dim
+        self.searching = searching
+
+    def search(
+        self, queries: Descriptors, k: int, filter_: str = "", effort: int | None = None, *, descriptors: bool
+    ) -> list[list[MilvusRow]]:
+        """The k rows that Milvus finds most like each query, best first; fewer where there are fewer.
+
+        Args:
+            queries: (Q, d) float32.
+            k: 1 to `MOST_ROWS`.
+            filter_: an expression, "" for none.
+            effort: instead of the one that the collection was tuned to.
+            descriptors: whether to bring those of the rows.
+
+        Raises:
+            StoreUnavailableError: Milvus cannot be asked.
+        """
+        searching = self.searching
+        parameters = search_parameters(searching.index_type, searching.effort if effort is None else effort, k)
+        found: list[list[MilvusRow]] = []
+        at_once = max(1, _ANSWER_BYTES // (k * self._row_bytes(descriptors)))
+        for start in range(0, len(queries), at_once):
+            with self.connection.failures():
+                answers = self.connection.client.search(
+                    self.name,
+                    data=list(np.ascontiguousarray(queries[start : start + at_once], np.float32)),
+                    anns_field=VECTOR,
+                    filter=filter_,
+                    limit=k,
+                    output_fields=self._fields(descriptors),
+                    search_params={"metric_type": FACTS[searching.index_type].metric, "params": parameters},
+                    timeout=self.connection.timeout_s,
+                )
+            found += [[_row_of(hit["entity"], float(hit["distance"])) for hit in hits] for hits in answers]
+        return found
+
+    def rows(self, wanted: Sequence[int] | NDArray[np.int64], *, descriptors: bool) -> dict[int, MilvusRow]:
+        """Rows by their numbers."""
+        found: dict[int, MilvusRow] = {}
+        at_once = max(1, min(_ROWS_AT_ONCE, _ANSWER_BYTES // self._row_bytes(descriptors)))
+        for start in range(0, len(wanted), at_once):
+            some = [int(row) for row in wanted[start : start + at_once]]
+            for one in self._query(f"row in {some}", len(some), self._fields(descriptors)):
+                found[one["row"]] = _row_of(one)
+        return found
+
+    def scan(self, filter_: str, *, descriptors: bool) -> Iterator[list[MilvusRow]]:
+        """All rows that pass a filter, in pieces; memory is that of one piece."""
+        with self.connection.failures():
+            pages = self.connection.client.query_iterator(
+                self.name,
+                batch_size=max(1, min(_ROWS_AT_ONCE, _ANSWER_BYTES // self._row_bytes(descriptors))),
+                filter=filter_,
+                output_fields=self._fields(descriptors),
+                timeout=self.connection.timeout_s,
+            )
+            try:
+                while page := pages.next():
+                    yield [_row_of(one) for one in page]
+            finally:
+                pages.close()
+
+    def positions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Latitudes and longitudes of all rows, in their order."""
+        found: list[tuple[int, float, float]] = []
+        with self.connection.failures():
+            pages = self.connection.client.query_iterator(
+                self.name, batch_size=MOST_ROWS, output_fields=["row", "lat", "lon"], timeout=self.connection.timeout_s
+            )
+            try:
+                while page := pages.next():
+                    found += [(one["row"], one["lat"], one["lon"]) for one in page]
+            finally:
+                pages.close()
+        found.sort()
+        return np.array([one[1] for one in found]), np.array([one[2] for one in found])
+
+    def count(self, filter_: str = "", *, strong: bool = False) -> int:
+        """How many rows pass a filter."""
+        given = {"consistency_level": "Strong"} if strong else {}
+        with self.connection.failures():
+            found = self.connection.client.query(
+                self.name, filter=filter_, output_fields=["count(*)"], timeout=self.connection.timeout_s, **given
+            )
+        return int(found[0]["count(*)"])
+
+    def rows_where(self, filter_: str) -> list[MilvusRow]:
+        """The rows that pass a filter which few pass."""
+        return [_row_of(one) for one in self._query(filter_, MOST_ROWS, self._fields(False))]
+
+    def _query(self, filter_: str, limit: int, fields: list[str]) -> list[dict[str, Any]]:
+        with self.connection.failures():
+            return list(
+                self.connection.client.query(
+                    self.name, filter=filter_, limit=limit, output_fields=fields, timeout=self.connection.timeout_s
+                )
+            )
+
+    def _row_bytes(self, descriptors: bool) -> int:
+        return 1_000 + (4 * self.dim if descriptors else 0)
+
+    @staticmethod
+    def _fields(descriptors: bool) -> list[str]:
+        return ["row", "lat", "lon", "id", "record", *([VECTOR] if descriptors else [])]
+
+
+def text(value: str) -> str:
+    """A string as a literal of a filter expression."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _row_of(entity: dict[str, Any], score: float = 0.0) -> MilvusRow:
+    vector = entity.get(VECTOR)
+    if isinstance(vector, list) and len(vector) == 1 and isinstance(vector[0], bytes):
+        vector = np.frombuffer(vector[0], np.float16)  # as pymilvus gives halves
+    elif isinstance(vector, bytes):
+        vector = np.frombuffer(vector, np.float16)
+    record: dict[str, Any] = json.loads(entity["record"])
+    return MilvusRow(
+        row=int(entity["row"]),
+        lat=float(entity["lat"]),
+        lon=float(entity["lon"]),
+        record=record | {"id": entity["id"]},
+        descriptor=None if vector is None else np.asarray(vector, np.float32),
+        score=score,
+    )

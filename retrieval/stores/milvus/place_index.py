@@ -1,0 +1,221 @@
+"""A place index whose descriptors and references lie in Milvus."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.describer import Descriptors
+from retrieval.errors import IndexNotFoundError, ParameterError, PlaceIndexError
+from retrieval.geo import Float64Array, GeoPrior, haversine_m
+from retrieval.place_index_manifest import PlaceIndexManifest
+from retrieval.reference_table import reference_of
+from retrieval.references.reference import Reference
+from retrieval.search_result import SearchResult
+from retrieval.searchable_index import SearchablePlaceIndex
+from retrieval.stores.milvus.bounding_boxes import filter_of
+from retrieval.stores.milvus.collection import MOST_ROWS, MilvusCollection, MilvusRow, text
+from retrieval.stores.milvus.index_types import FACTS, most_effort
+from retrieval.stores.milvus.rows_seen import RowsSeen
+from retrieval.whitening import Whitening
+
+# Codes order rows roughly: so many times the wanted ones are looked at closely.
+_RERANK: Final = 8
+# Of a circle and the box around it, and then some.
+_BOX_OVER_CIRCLE: Final = 2
+# Up to so many rows inside a prior are brought here and compared one by one where search is approximate.
+EXACT_PRIOR_ROWS: Final = MOST_ROWS
+# Tracks want to know where every reference is: 16 bytes of each.
+MOST_POSITIONS: Final = 5_000_000
+
+
+class MilvusPlaceIndex(SearchablePlaceIndex):
+    """A place index opened from a Milvus. Safe to search from several threads; immutable.
+
+    What a search found is kept for a while, so the fix, the answer and the evidence of its matches need no further
+    question. Make one with `MilvusStore.open`.
+
+    Args:
+        manifest: of the version.
+        collection: of it.
+        whitening: that queries go through, or None.
+    """
+
+    def __init__(
+        self, manifest: PlaceIndexManifest, collection: MilvusCollection, whitening: Whitening | None = None
+    ) -> None:
+        super().__init__(manifest, whitening, f"{collection.connection.where}, {collection.name}")
+        self.collection = collection
+        self._facts = FACTS[collection.searching.index_type]
+        # Calibrated fixes look at the descriptors of the best matches, too.
+        self._with_descriptors = not self._facts.scores_are_cosines or manifest.calibration is not None
+        self._seen = RowsSeen(self._fetch)
+
+    @property
+    def type_name(self) -> str:
+        """Of Milvus's index, as answers tell it."""
+        return f"milvus:{self.collection.searching.index_type}"
+
+    @property
+    def searches_exactly(self) -> bool:
+        """As `SearchablePlaceIndex.searches_exactly`."""
+        return self._facts.effort is None
+
+    def search_whitened(
+        self,
+        descriptors: Descriptors,
+        k: int,
+        geo_priors: Sequence[GeoPrior | None] | None = None,
+        *,
+        effort: int | None = None,
+    ) -> SearchResult:
+        """As `SearchablePlaceIndex.search_whitened`.
+
+        Inside a prior, search is exact for every type of index up to `EXACT_PRIOR_ROWS` rows in the box around it;
+        beyond, an approximate index looks as hard as it can, and where it finds too few all rows inside are compared.
+        At most 16,384 matches can be had.
+        """
+        found = min(k, self.count, MOST_ROWS)
+        priors = [None] * len(descriptors) if geo_priors is None else geo_priors
+        rows = np.full((len(descriptors), k), -1, np.int64)
+        scores = np.full((len(descriptors), k), -np.inf, np.float32)
+        free = [place for place, prior in enumerate(priors) if prior is None]
+        ranked = dict(zip(free, self._ranked(descriptors[free], found, "", effort), strict=True)) if free else {}
+        for place, prior in enumerate(priors):
+            best = ranked[place] if prior is None else self._within(descriptors[place], found, prior)
+            best = best[:found]
+            rows[place, : len(best)] = [one.row for one, _ in best]
+            scores[place, : len(best)] = [score for _, score in best]
+        return SearchResult(rows, scores)
+
+    def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
+        """As `SearchablePlaceIndex.descriptors`."""
+        found = self._seen.get(rows, descriptors=True)
+        stored = [one.descriptor for one in found if one.descriptor is not None]
+        return np.stack(stored) if stored else np.empty((0, self.manifest.descriptor_dim), np.float32)
+
+    def positions(self, rows: NDArray[np.int64]) -> tuple[Float64Array, Float64Array]:
+        """As `SearchablePlaceIndex.positions`."""
+        found = self._seen.get(rows)
+        return np.array([one.lat for one in found], np.float64), np.array([one.lon for one in found], np.float64)
+
+    def all_positions(self) -> tuple[Float64Array, Float64Array]:
+        """As `SearchablePlaceIndex.all_positions`; at most `MOST_POSITIONS`."""
+        if self.count > MOST_POSITIONS:
+            raise ParameterError(
+                f"the positions of {self.count:,} references are too many to bring here, {MOST_POSITIONS:,} are not",
+                where=self.where,
+                remedy="Serve without tracks (--max-tracks 0), or an index for each region",
+            )
+        lat, lon = self.collection.positions()
+        if len(lat) != self.count:
+            raise PlaceIndexError(
+                f"Milvus gives {len(lat)} rows, the manifest says {self.count}",
+                where=self.where,
+                remedy="Publish the version again: sightfix index push",
+            )
+        return lat, lon
+
+    def references(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Reference]:
+        """As `SearchablePlaceIndex.references`."""
+        wanted = np.asarray(rows, np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.count):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {self.count}")
+        root = Path(self.manifest.source.root)
+        return [reference_of(one.record | {"lat": one.lat, "lon": one.lon}, root) for one in self._seen.get(wanted)]
+
+    def row_of(self, reference_id: str) -> int:
+        """As `SearchablePlaceIndex.row_of`."""
+        found = self.collection.rows_where(f"id == {text(reference_id)}")
+        if not found:
+            raise IndexNotFoundError(
+                f"the index {self.name} has no reference {reference_id!r}",
+                remedy="Take a reference_id from an answer",
+                code="reference_not_found",
+            )
+        self._seen.keep(found)
+        return found[0].row
+
+    def rows_at(self, positions: Sequence[tuple[float, float]]) -> NDArray[np.int64]:
+        """As `SearchablePlaceIndex.rows_at`."""
+        wanted = set(positions)
+        if not wanted:
+            return np.empty(0, np.int64)
+        nearby = " or ".join(f"({filter_of(GeoPrior(lat, lon, 0.01))})" for lat, lon in sorted(wanted))
+        found = self.collection.rows_where(nearby)
+        self._seen.keep(found)
+        return np.array(sorted(one.row for one in found if (one.lat, one.lon) in wanted), np.int64)
+
+    def _ranked(
+        self, queries: Descriptors, k: int, filter_: str, effort: int | None
+    ) -> list[list[tuple[MilvusRow, float]]]:
+        """Rows and cosines, best first."""
+        exact = self._facts.scores_are_cosines
+        wanted = k if exact else min(k * _RERANK, MOST_ROWS)
+        answers = self.collection.search(queries, wanted, filter_, effort, descriptors=self._with_descriptors)
+        for answer in answers:
+            self._seen.keep(answer)
+        if exact:
+            return [[(one, one.score) for one in answer] for answer in answers]
+        return [_by_cosine(query, answer) for query, answer in zip(queries, answers, strict=True)]
+
+    def _within(self, query: Descriptors, k: int, prior: GeoPrior) -> list[tuple[MilvusRow, float]]:
+        """The k best inside a prior."""
+        box = filter_of(prior)
+        searching = self.collection.searching
+        if self._facts.effort is None:
+            most = None
+        elif self.collection.count(box) <= EXACT_PRIOR_ROWS:
+            return self._scanned(query, k, prior, box)
+        else:
+            most = most_effort(searching.index_type, searching.build)
+        wanted = min(_BOX_OVER_CIRCLE * k, MOST_ROWS)
+        while True:
+            answer = self._ranked(query[None], wanted, box, most)[0]
+            inside = _inside(answer, prior)
+            # An exact search that gave fewer than were asked for gave all there are.
+            if len(inside) >= k or (most is None and len(answer) < wanted):
+                return inside
+            if wanted == MOST_ROWS or len(answer) < wanted:
+                return self._scanned(query, k, prior, box)
+            wanted = min(4 * wanted, MOST_ROWS)
+
+    def _scanned(self, query: Descriptors, k: int, prior: GeoPrior, box: str) -> list[tuple[MilvusRow, float]]:
+        """The k best inside a prior, all rows inside compared."""
+        best: list[tuple[MilvusRow, float]] = []
+        for page in self.collection.scan(box, descriptors=True):
+            inside = _inside(_by_cosine(query, page), prior)
+            best = sorted([*best, *inside[:k]], key=lambda one: -one[1])[:k]
+        self._seen.keep([one for one, _ in best])
+        return best
+
+    def _fetch(self, rows: list[int], descriptors: bool) -> list[MilvusRow]:
+        found = self.collection.rows(rows, descriptors=descriptors)
+        missing = [row for row in rows if row not in found]
+        if missing:
+            raise PlaceIndexError(
+                f"Milvus has no row {missing[0]} (and {len(missing) - 1} more)",
+                where=self.where,
+                remedy="Publish the version again: sightfix index push",
+            )
+        return [found[row] for row in rows]
+
+
+def _by_cosine(query: Descriptors, rows: Sequence[MilvusRow]) -> list[tuple[MilvusRow, float]]:
+    """Rows with their descriptors' own cosines, best first."""
+    described = [one for one in rows if one.descriptor is not None]
+    if not described:
+        return []
+    cosines = np.stack([one.descriptor for one in described if one.descriptor is not None]) @ query
+    return [(described[place], float(cosines[place])) for place in np.argsort(-cosines, kind="stable")]
+
+
+def _inside(found: Sequence[tuple[MilvusRow, float]], prior: GeoPrior) -> list[tuple[MilvusRow, float]]:
+    if not found:
+        return []
+    metres = haversine_m(
+        prior.lat, prior.lon, np.array([one.lat for one, _ in found]), np.array([one.lon for one, _ in found])
+    )
+    return [one for one, near in zip(found, metres <= prior.radius_m, strict=True) if near]

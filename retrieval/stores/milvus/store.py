@@ -1,0 +1,176 @@
+"""The store beyond this machine: a Milvus, with a collection for each version and an alias for each index."""
+
+import io
+from typing import Final
+
+from pydantic import ValidationError
+
+from retrieval.errors import IndexNotFoundError, PlaceIndexError
+from retrieval.index_folder import check_index_name
+from retrieval.place_index import WHITENING_NAME
+from retrieval.place_index_manifest import PlaceIndexManifest
+from retrieval.stores.contract import PlaceIndexStore
+from retrieval.stores.milvus.address import MilvusAddress
+from retrieval.stores.milvus.collection import SEARCHING_NAME, MilvusCollection, MilvusSearching
+from retrieval.stores.milvus.connection import MilvusConnection, is_not_there
+from retrieval.stores.milvus.naming import alias_of, collection_of, version_of
+from retrieval.stores.milvus.place_index import MilvusPlaceIndex
+from retrieval.stores.milvus.records import MilvusRecords
+from retrieval.whitening import read_whitening
+
+_AGAIN: Final = "Publish the version again: sightfix index push"
+_LOAD_S: Final = 600.0
+
+
+class MilvusStore(PlaceIndexStore):
+    """Place indexes in a Milvus.
+
+    Args:
+        address: where it is.
+
+    Raises:
+        MissingExtraError: pymilvus is not installed.
+        StoreUnavailableError: it cannot be reached.
+    """
+
+    def __init__(self, address: MilvusAddress) -> None:
+        self.where = address.shown
+        self.connection = MilvusConnection(address)
+        self.records = MilvusRecords(self.connection)
+
+    def names(self) -> list[str]:
+        """As `PlaceIndexStore.names`."""
+        return sorted(index for index in {index for index, _ in self.records.published()} if self._current(index))
+
+    def versions(self, name: str) -> list[str]:
+        """As `PlaceIndexStore.versions`."""
+        check_index_name(name)
+        return [version for index, version in self.records.published() if index == name]
+
+    def current(self, name: str) -> str:
+        """As `PlaceIndexStore.current`."""
+        version = self._current(check_index_name(name))
+        if version is None:
+            raise IndexNotFoundError(
+                f"there is no published place index {name!r}",
+                where=self.where,
+                remedy=f"Publish one: sightfix index push --name {name} --store {self.where}",
+            )
+        return version
+
+    def activate(self, name: str, version: str) -> None:
+        """As `PlaceIndexStore.activate`: the alias is moved in one step."""
+        available = self.versions(name)
+        if version not in available:
+            raise IndexNotFoundError(
+                f"the index {name} has no version {version!r}",
+                where=self.where,
+                remedy=f"Choose among {', '.join(available)}" if available else "Publish one first",
+                code="version_not_found",
+            )
+        move = self.connection.client.alter_alias if self._current(name) else self.connection.client.create_alias
+        with self.connection.failures():
+            move(collection_of(name, version), alias_of(name), timeout=self.connection.timeout_s)
+
+    def manifest(self, name: str, version: str) -> PlaceIndexManifest:
+        """As `PlaceIndexStore.manifest`."""
+        manifest = self.records.manifest(collection_of(check_index_name(name), version))
+        if manifest is None:
+            raise PlaceIndexError(f"the version {version} of {name} is gone", where=self.where, remedy=_AGAIN)
+        return manifest
+
+    def open(self, name: str, version: str | None = None) -> MilvusPlaceIndex:
+        """As `PlaceIndexStore.open`. The collection is loaded into Milvus's memory where it is not."""
+        if version is None:
+            version = self.current(name)
+        elif version not in self.versions(name):
+            raise IndexNotFoundError(
+                f"the index {name} has no version {version!r}", where=self.where, code="version_not_found"
+            )
+        collection = collection_of(name, version)
+        manifest = self.manifest(name, version)
+        searching = self.searching(collection)
+        whitening = None
+        if manifest.whitening is not None:
+            data = self._record(collection, WHITENING_NAME)
+            whitening = read_whitening(io.BytesIO(data), f"{self.where}, {collection}, {WHITENING_NAME}")
+        with self.connection.failures("cannot load the collection"):
+            self.connection.client.load_collection(collection, timeout=_LOAD_S)
+        rows = MilvusCollection(self.connection, collection, manifest.descriptor_dim, searching)
+        return MilvusPlaceIndex(manifest, rows, whitening)
+
+    def prune(self, name: str, keep: int) -> list[str]:
+        """As `PlaceIndexStore.prune`. What was never finished of this index goes, too, if it is older than all kept."""
+        current = self.current(name)
+        removable = [version for version in self.versions(name) if version != current]
+        removed = removable[: max(0, len(removable) - max(0, keep - 1))]
+        for version in removed:
+            # First the record: from then on nobody opens it.
+            self.records.remove(collection_of(name, version))
+            self.drop(collection_of(name, version))
+        kept = {current, *self.versions(name)}
+        for version in self.unfinished(name):
+            if version < min(kept):
+                self.drop(collection_of(name, version))
+        return removed
+
+    def unfinished(self, name: str) -> list[str]:
+        """Versions of an index whose publishing was cut off, or is under way, sorted.
+
+        Raises:
+            StoreUnavailableError: Milvus cannot be asked.
+        """
+        with self.connection.failures():
+            collections = self.connection.client.list_collections(timeout=self.connection.timeout_s)
+        found = [version_of(one) for one in collections]
+        published = set(self.records.published())
+        return sorted(one[1] for one in found if one is not None and one[0] == name and one not in published)
+
+    def drop(self, collection: str) -> None:
+        """Remove a collection and all its rows; one that is gone is fine.
+
+        Raises:
+            StoreUnavailableError: Milvus refuses.
+        """
+        with self.connection.failures():
+            if self.connection.client.has_collection(collection, timeout=self.connection.timeout_s):
+                self.connection.client.drop_collection(collection, timeout=self.connection.timeout_s)
+
+    def searching(self, collection: str) -> MilvusSearching:
+        """How a version's collection is searched.
+
+        Raises:
+            PlaceIndexError: the record is missing or damaged.
+            StoreUnavailableError: Milvus cannot be asked.
+        """
+        try:
+            return MilvusSearching.model_validate_json(self._record(collection, SEARCHING_NAME))
+        except ValidationError as error:
+            raise PlaceIndexError(
+                f"{SEARCHING_NAME} is damaged ({error.errors()[0]['msg']})",
+                where=f"{self.where}, {collection}",
+                remedy=_AGAIN,
+            ) from error
+
+    def close(self) -> None:
+        """Hang up; nothing that was opened can be searched any more."""
+        self.connection.close()
+
+    def _current(self, name: str) -> str | None:
+        with self.connection.failures():
+            try:
+                told = self.connection.client.describe_alias(alias_of(name), timeout=self.connection.timeout_s)
+            except Exception as error:
+                if is_not_there(error):
+                    return None
+                raise
+        found = version_of(str(told["collection_name"]))
+        return found[1] if found is not None and found[0] == name else None
+
+    def _record(self, collection: str, file: str) -> bytes:
+        data = self.records.read(collection, file)
+        if data is None:
+            raise PlaceIndexError(
+                f"{file} is missing from the records", where=f"{self.where}, {collection}", remedy=_AGAIN
+            )
+        return data
