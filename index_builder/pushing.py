@@ -27,6 +27,7 @@ from retrieval.stores.milvus.collection import (
     MilvusSearching,
     StoredAs,
 )
+from retrieval.stores.milvus.connection import is_not_there
 from retrieval.stores.milvus.index_types import FACTS, MilvusType, build_parameters, most_effort
 from retrieval.stores.milvus.naming import collection_of
 from retrieval.stores.milvus.place_index import MilvusPlaceIndex
@@ -211,7 +212,12 @@ class _Push:
         with self.connection.failures("cannot build the index"):
             client.release_collection(self.name, timeout=self.connection.timeout_s)
             for old in client.list_indexes(self.name):
-                client.drop_index(self.name, old, timeout=self.connection.timeout_s)
+                try:
+                    client.drop_index(self.name, old, timeout=self.connection.timeout_s)
+                except Exception as error:
+                    # milvus-lite lists indexes of columns by names that it does not know afterwards.
+                    if not is_not_there(error):
+                        raise
             client.create_index(self.name, parameters, timeout=_BUILD_S)
             client.load_collection(self.name, timeout=_BUILD_S)
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -13,10 +14,11 @@ from retrieval.stores.milvus.address import MilvusAddress
 TOKEN_VARIABLE: Final = "MILVUS_TOKEN"  # noqa: S105 - the name, not the secret
 
 _CONNECT_S: Final = 10.0
-# Codes of Milvus: something that was asked for is not there.
-_NOT_THERE: Final = frozenset({4, 100, 1600})
-# milvus-lite opens a file for one process, and starts its engine while it does.
+# Codes of Milvus: a collection, an index or an alias is not there.
+_NOT_THERE: Final = frozenset({4, 100, 700, 1600})
+# milvus-lite opens a file for one process and keeps it open for all who ask there: how many do, by the file's path.
 _opening = threading.Lock()
+_lite_users: Counter[str] = Counter()
 
 
 class MilvusConnection:
@@ -38,8 +40,9 @@ class MilvusConnection:
             raise MissingExtraError(
                 "Milvus needs pymilvus", remedy="Install it: pip install 'sightfix[milvus]'"
             ) from error
-        # It prints the traceback of every failure, ours and expected ones included.
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        # They print the traceback of every failure, ours and expected ones included.
+        for name in ("pymilvus", "milvus_lite"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.where = address.shown
         self.timeout_s = timeout_s
         self.types = pymilvus.DataType
@@ -48,8 +51,11 @@ class MilvusConnection:
             given["token"] = token
         if address.database:
             given["db_name"] = address.database
+        self._lite_file = None if address.uri.startswith("http") else address.uri
         with self.failures("cannot be reached"), _opening:
             self.client = pymilvus.MilvusClient(**given)
+            if self._lite_file is not None:
+                _lite_users[self._lite_file] += 1
 
     @contextlib.contextmanager
     def failures(self, what: str = "does not answer as it should") -> Iterator[None]:
@@ -63,20 +69,27 @@ class MilvusConnection:
         except Exception as error:
             if not _is_milvus(error):
                 raise
+            remedy = f"Check that it runs, the address, and {TOKEN_VARIABLE} if it wants one; then try again"
+            if self._lite_file is not None:
+                remedy = "One process at a time can open a file of milvus-lite (pip install 'sightfix[milvus-lite]')"
             raise StoreUnavailableError(
-                f"Milvus {what} ({_sentence(error)})",
-                where=self.where,
-                remedy=f"Check that it runs, the address, and {TOKEN_VARIABLE} if it wants one; then try again",
+                f"Milvus {what} ({_sentence(error)})", where=self.where, remedy=remedy
             ) from error
 
     def close(self) -> None:
-        """Hang up."""
-        with contextlib.suppress(Exception):
+        """Hang up; the last one to do so lets go of a file of milvus-lite."""
+        with contextlib.suppress(Exception), _opening:
             self.client.close()
+            if self._lite_file is not None:
+                _lite_users[self._lite_file] -= 1
+                if _lite_users[self._lite_file] == 0:
+                    from milvus_lite.server_manager import server_manager_instance
+
+                    server_manager_instance.release_server(self._lite_file)
 
 
 def is_not_there(error: Exception) -> bool:
-    """Whether Milvus says that a collection or an alias does not exist."""
+    """Whether Milvus says that a collection, an index or an alias does not exist."""
     return getattr(error, "code", None) in _NOT_THERE
 
 

@@ -17,6 +17,7 @@ MANIFEST_NAME: Final = "manifest.json"
 
 _PIECE_BYTES: Final = 45_000  # 60,000 signs of base64, of the 65,535 that a text may have
 _MOST_PIECES: Final = 16_000
+_LOAD_S: Final = 60.0
 # Every collection needs a vector.
 _NO_VECTOR: Final = (0.0, 0.0)
 
@@ -30,7 +31,7 @@ class MilvusRecords:
 
     def __init__(self, connection: MilvusConnection) -> None:
         self.connection = connection
-        self._seen = False
+        self._loaded = False
 
     def published(self) -> list[tuple[str, str]]:
         """Index and version of everything that is published, sorted.
@@ -132,24 +133,32 @@ class MilvusRecords:
         schema.add_field("pieces", types.INT64)
         schema.add_field("data", types.VARCHAR, max_length=65_535)
         schema.add_field("none", types.FLOAT_VECTOR, dim=len(_NO_VECTOR))
-        indexes = client.prepare_index_params()
-        indexes.add_index("none", index_type="FLAT", metric_type="L2")
         with self.connection.failures():
             # What is read right after it was written must be there.
             client.create_collection(
-                RECORDS_NAME, schema=schema, index_params=indexes, consistency_level="Strong", timeout=60.0
+                RECORDS_NAME, schema=schema, consistency_level="Strong", timeout=self.connection.timeout_s
             )
-            client.load_collection(RECORDS_NAME, timeout=60.0)
-        self._seen = True
+        self._load()
+
+    def _load(self) -> None:
+        """Into Milvus's memory: after it has started again, and where whoever created the collection was cut off."""
+        client = self.connection.client
+        with self.connection.failures():
+            if not client.list_indexes(RECORDS_NAME):
+                indexes = client.prepare_index_params()
+                indexes.add_index("none", index_type="FLAT", metric_type="L2")
+                client.create_index(RECORDS_NAME, indexes, timeout=_LOAD_S)
+            client.load_collection(RECORDS_NAME, timeout=_LOAD_S)
+        self._loaded = True
 
     @property
     def _there(self) -> bool:
-        if not self._seen:
+        if not self._loaded:
             with self.connection.failures():
-                self._seen = bool(
-                    self.connection.client.has_collection(RECORDS_NAME, timeout=self.connection.timeout_s)
-                )
-        return self._seen
+                there = self.connection.client.has_collection(RECORDS_NAME, timeout=self.connection.timeout_s)
+            if there:
+                self._load()
+        return self._loaded
 
     def _query(self, filter_: str, fields: list[str]) -> list[dict[str, Any]]:
         with self.connection.failures():

@@ -1,0 +1,51 @@
+"""A push that kills itself at a step: ``python -m tests.index_builder.killed_push INDEXES DATABASE STEP``.
+
+Steps are those of `push_version`; "half of the rows" is in the middle of them, "before the manifest" after the other
+records.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from index_builder import pushing
+from index_builder.pushing import push_to
+from retrieval.stores.folders import FolderStore
+from retrieval.stores.milvus.records import MANIFEST_NAME, MilvusRecords
+
+
+def die() -> None:
+    """No handler, no `finally`, no flush."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(indexes: str, database: str, step: str) -> None:
+    """Push, and die on the way."""
+    pushing._ROWS_AT_ONCE = 5  # type: ignore[misc]
+    written = 0
+
+    def on_rows(count: int) -> None:
+        nonlocal written
+        written += count
+        if step == "half of the rows" and written >= 10:
+            die()
+
+    write = MilvusRecords.write
+
+    def dying_write(records: MilvusRecords, collection: str, file: str, data: bytes) -> None:
+        if step == "before the manifest" and file == MANIFEST_NAME:
+            die()
+        write(records, collection, file, data)
+
+    MilvusRecords.write = dying_write  # type: ignore[method-assign]
+    push_to(
+        f"milvus://{database}",
+        FolderStore(Path(indexes)).open("town"),
+        on_rows=on_rows,
+        reached=lambda reached: die() if reached == step else None,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

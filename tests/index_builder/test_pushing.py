@@ -1,0 +1,161 @@
+"""Publishing in a Milvus: what is refused, what is gone on with, and what a kill leaves."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from index_builder import pushing
+from index_builder.building import build_index
+from index_builder.pushing import PushSettings, push_to, push_version
+from retrieval.describer import Describer
+from retrieval.errors import MissingExtraError, PlaceIndexError, ReferenceDataError, StoreUnavailableError
+from retrieval.place_index import PlaceIndex
+from retrieval.stores.folders import FolderStore
+from retrieval.stores.milvus.address import MilvusAddress
+from retrieval.stores.milvus.collection import MilvusCollection, MilvusRow
+from retrieval.stores.milvus.naming import collection_of
+from retrieval.stores.milvus.store import MilvusStore
+from tests.places import Places, make_places
+from tests.retrieval.refusal import refused
+
+STEPS = ["half of the rows", "rows written", "indexed", "checked", "before the manifest", "recorded", "current"]
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory, describer: Describer) -> tuple[Path, str, str]:
+    """A folder of indexes with two versions of one: 12 references, then 18."""
+    folder = tmp_path_factory.mktemp("town")
+    places = make_places(folder, 18)
+    versions = [
+        build_index(Places(places.root, places.rows[:count]), describer, folder / "indexes", "town").manifest.version
+        for count in (12, 18)
+    ]
+    return folder / "indexes", versions[0], versions[1]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[MilvusStore]:
+    store = MilvusStore(MilvusAddress.parse(f"milvus://{tmp_path}/milvus.db"))
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_any_step_the_old_version_stays_and_the_push_goes_on(
+    town: tuple[Path, str, str], tmp_path: Path, step: str
+) -> None:
+    indexes, first, second = town
+    database = tmp_path / "milvus.db"
+    push_to(f"milvus://{database}", FolderStore(indexes).open("town", first))
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.index_builder.killed_push", str(indexes), str(database), step],
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    assert killed.returncode == -9, killed.stderr.decode()
+    store = MilvusStore(MilvusAddress.parse(f"milvus://{database}"))
+    try:
+        assert store.current("town") == (second if step == "current" else first)
+        serving = store.open("town")
+        queries = serving.descriptors(np.arange(serving.count))
+        assert (serving.search(queries, 1).rows[:, 0] == np.arange(serving.count)).all()
+        published = step in ("recorded", "current")
+        assert store.unfinished("town") == ([] if published else [second])
+        counts: list[int] = []
+        local = FolderStore(indexes).open("town", second)
+        push_version(local, store, on_rows=counts.append)
+        assert sum(counts) == 18
+        assert (store.current("town"), store.versions("town"), store.unfinished("town")) == (
+            second,
+            [first, second],
+            [],
+        )
+        opened = store.open("town")
+        rows = np.arange(18)
+        np.testing.assert_array_equal(opened.descriptors(rows), local.descriptors(rows))
+        assert opened.references(rows) == local.references(rows)
+        assert opened.collection.count(strong=True) == 18
+    finally:
+        store.close()
+
+
+def test_a_version_that_is_there_is_not_written_again(town: tuple[Path, str, str], store: MilvusStore) -> None:
+    indexes, first, second = town
+    local = FolderStore(indexes)
+    push_version(local.open("town", first), store)
+    push_version(local.open("town", second), store, PushSettings(activate=False))
+    assert (store.current("town"), store.versions("town")) == (first, [first, second])
+    steps: list[str] = []
+    push_version(local.open("town", second), store, reached=steps.append)
+    assert (steps, store.current("town")) == (["current"], second)
+
+
+def test_only_so_many_versions_are_kept(town: tuple[Path, str, str], store: MilvusStore) -> None:
+    indexes, first, second = town
+    local = FolderStore(indexes)
+    push_version(local.open("town", first), store)
+    push_version(local.open("town", second), store, PushSettings(keep=1))
+    assert store.versions("town") == [second]
+    assert not store.connection.client.has_collection(collection_of("town", first))
+
+
+def test_too_little_recall_is_not_published(
+    town: tuple[Path, str, str], store: MilvusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexes, _, second = town
+    search = MilvusCollection.search
+
+    def forgetful(*given: Any, **named: Any) -> list[list[MilvusRow]]:
+        return [found[:3] for found in search(*given, **named)]
+
+    monkeypatch.setattr(MilvusCollection, "search", forgetful)
+    with pytest.raises(
+        PlaceIndexError, match=r"IVF_SQ8 returns \d+.\d% of what exact .*, 100.0% are wanted"
+    ) as refusal:
+        push_version(FolderStore(indexes).open("town", second), store, PushSettings(type="IVF_SQ8", recall=1.0))
+    assert refusal.value.code == "gate_failed"
+    assert (store.names(), store.versions("town"), store.unfinished("town")) == ([], [], [second])
+
+
+def test_rows_that_milvus_lost_are_not_published(
+    town: tuple[Path, str, str], store: MilvusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexes, _, second = town
+    build = pushing._Push.build
+
+    def losing(push: pushing._Push) -> None:
+        build(push)
+        store.connection.client.delete(push.name, filter="row == 3")
+
+    monkeypatch.setattr(pushing._Push, "build", losing)
+    with pytest.raises(PlaceIndexError, match="Milvus holds 17 rows of 18; nothing was published"):
+        push_version(FolderStore(indexes).open("town", second), store)
+    assert store.names() == []
+
+
+def test_a_reference_with_long_columns_is_named(tmp_path: Path, store: MilvusStore, describer: Describer) -> None:
+    places = make_places(tmp_path, 3)
+    places.rows[1] = replace(places.rows[1], metadata={"story": "x" * 70_000})
+    folder = build_index(places, describer, tmp_path / "indexes", "town").folder
+    with pytest.raises(ReferenceDataError, match=r"the reference 'photos/0001.jpg' has 70\d\d\d bytes of columns"):
+        push_version(PlaceIndex.open(folder), store)
+    assert store.names() == []
+
+
+def test_a_milvus_that_is_away_says_where_and_what_to_do() -> None:
+    with pytest.raises(StoreUnavailableError, match=r"milvus://127.0.0.1:9: Milvus cannot be reached .*MILVUS_TOKEN"):
+        MilvusStore(MilvusAddress.parse("milvus://127.0.0.1:9"))
+
+
+def test_without_pymilvus_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    text = "Milvus needs pymilvus. Install it: pip install 'sightfix[milvus]'."
+    with refused(MissingExtraError, text, "missing_extra"):
+        MilvusStore(MilvusAddress.parse(f"milvus://{tmp_path}/milvus.db"))
