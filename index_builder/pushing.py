@@ -17,7 +17,7 @@ from index_builder.version_writer import check_answers
 from retrieval.errors import PlaceIndexError, ReferenceDataError
 from retrieval.place_index import REFERENCES_NAME, WHITENING_NAME, PlaceIndex
 from retrieval.place_index_manifest import PlaceIndexManifest, RecallReport
-from retrieval.reference_table import read_references
+from retrieval.reference_table import iterate_references
 from retrieval.stores.milvus.address import MilvusAddress
 from retrieval.stores.milvus.collection import (
     SEARCHING_NAME,
@@ -174,14 +174,16 @@ class _Push:
     def write_rows(self, resumed: bool, on_rows: Callable[[int], None]) -> None:
         """All rows that are not there yet; what Milvus has acknowledged it keeps."""
         index, client = self.index, self.connection.client
-        table = read_references(index.folder / REFERENCES_NAME)
         at_once = max(1, min(_ROWS_AT_ONCE, _MESSAGE_BYTES // (4 * index.manifest.descriptor_dim + 1_000)))
         done = self._rows_left() // at_once * at_once if resumed else 0
         on_rows(done)
         number = np.float32 if self.settings.stored == "fp32" else np.float16
-        for start in range(done, index.count, at_once):
-            piece = table.slice(start, at_once)
-            descriptors = index.descriptors(np.arange(start, start + piece.num_rows, dtype=np.int64)).astype(number)
+        records = iterate_references(index.folder / REFERENCES_NAME, at_once)
+        for start in range(0, index.count, at_once):
+            piece = next(records)
+            if start < done:
+                continue
+            descriptors = index.descriptors(np.arange(start, start + len(piece), dtype=np.int64)).astype(number)
             rows = [_entity(start + at, record, descriptors[at]) for at, record in enumerate(piece.to_pylist())]
             # Of the piece in which an earlier push was killed some rows may be there.
             write = client.upsert if resumed and start == done else client.insert

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -120,6 +120,27 @@ def read_references(path: Path) -> pa.Table:
     if "content_sha256" not in table.column_names:
         table = table.append_column(REFERENCE_SCHEMA.field("content_sha256"), pa.nulls(table.num_rows, pa.string()))
     return table.cast(REFERENCE_SCHEMA)
+
+
+def iterate_references(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
+    """The table in its order, in pieces of so many rows (the last may be shorter); memory is that of a piece."""
+    pending: list[pa.RecordBatch] = []
+    held = 0
+    for batch in pq.ParquetFile(path).iter_batches(rows):
+        while batch.num_rows:
+            taken = batch.slice(0, rows - held)
+            batch = batch.slice(taken.num_rows)
+            pending.append(taken)
+            held += taken.num_rows
+            if held == rows:
+                yield _joined(pending)
+                pending, held = [], 0
+    if pending:
+        yield _joined(pending)
+
+
+def _joined(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.Table.from_batches(pieces).combine_chunks().to_batches()[0]
 
 
 def write_reference_table(table: pa.Table, order: Sequence[int] | NDArray[np.int64], path: Path) -> None:

@@ -93,3 +93,45 @@ def test_sizes_are_read(text: str, count: int) -> None:
 def test_numbers_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ParameterError, match="50M"):
         parse_count(text)
+
+
+def test_an_index_is_pushed_to_milvus_and_served_from_there(indexed: Path, published: PublishedPlaces) -> None:
+    store = ("--store", f"milvus://{indexed}/milvus.db")
+    versions = [one["version"] for one in json.loads(sightfix("index", "versions", "--json", folder=indexed).stdout)]
+    pushed = sightfix("index", "push", *store, "--version", versions[0], folder=indexed)
+    assert pushed.returncode == 0, pushed.stderr
+    assert f"published version {versions[0]} of places in milvus://" in pushed.stdout
+    assert "FLAT, exact" in pushed.stdout
+    built = sightfix(
+        "index", f"csv:{indexed / 'refs.csv'}", "--name", "places", *store, "--store-type", "hnsw", folder=indexed
+    )
+    assert built.returncode == 0, built.stderr
+    assert "HNSW, recall@10" in built.stdout
+    listed = json.loads(sightfix("index", "versions", "--json", *store, folder=indexed).stdout)
+    assert [(one["manifest"]["count"], one["current"]) for one in listed] == [(12, False), (10, True)]
+    assert "current is" in sightfix("index", "rollback", *store, folder=indexed).stdout
+    assert sightfix("index", "verify", "--all", *store, folder=indexed).stdout.count("whole") == 2
+    photo = str(published.places.rows[3].path)
+    asked = sightfix("localize", photo, *store, "--json", folder=indexed)
+    assert asked.returncode == 0, asked.stderr
+    answer = json.loads(asked.stdout)
+    assert (answer["index"]["version"], answer["index"]["type"]) == (versions[0], "milvus:FLAT")
+    assert answer["matches"][0]["reference_id"].endswith("photos/0003.jpg")
+    evaluated = sightfix(
+        "evaluate", "--index", "places", "--queries", f"csv:{indexed / 'refs.csv'}", *store, folder=indexed
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "100.0" in evaluated.stdout
+
+
+def test_wrong_store_options_say_what_is_right(indexed: Path) -> None:
+    for option, text in (
+        (("--store-type", "TREE"), "there is no Milvus index type 'TREE'"),
+        (("--store-build", "nlist"), "--store-build 'nlist' is no NAME=VALUE"),
+        (("--store-vectors", "int8"), "Milvus stores no 'int8' descriptors"),
+    ):
+        done = sightfix("index", "push", "--store", "milvus://127.0.0.1:9", *option, folder=indexed)
+        assert (done.returncode, text in done.stderr) == (1, True), done.stderr
+    away = sightfix("index", "versions", "--store", "milvus://127.0.0.1:9", folder=indexed)
+    assert (away.returncode, "Milvus cannot be reached" in away.stderr) == (1, True)
+    assert "Traceback" not in away.stderr

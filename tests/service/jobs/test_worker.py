@@ -13,6 +13,7 @@ from index_builder.publishing import draft_version
 from retrieval.bundle import Bundle
 from retrieval.index_folder import published_versions
 from retrieval.place_index import PlaceIndex
+from retrieval.stores.opening import open_store
 from service.jobs.job_service import JobService
 from service.jobs.model import Job
 from service.jobs.store import JobStore
@@ -345,3 +346,29 @@ def test_a_service_reports_what_it_counts(indexed: Town) -> None:
     jobs.submit(request("append"))
     assert jobs.store.counts() == {("append", "PENDING"): 1}
     jobs.stop()
+
+
+def test_what_a_job_makes_is_published_in_the_store_too(indexed: Town) -> None:
+    address = f"milvus://{indexed.folder}/milvus.db"
+    appended, manual = done(
+        indexed, request("append"), request("full", storage="fp32", publish="manual"), store=address
+    )
+    assert [job.state for job in (appended, manual)] == ["SUCCEEDED"] * 2
+    assert appended.result is not None
+    assert manual.result is not None
+    store = open_store(address, indexed.indexes)
+    try:
+        assert store.current("town") == appended.result.index_version
+        assert store.versions("town") == [appended.result.index_version, manual.result.index_version]
+        assert store.open("town").count == 6
+    finally:
+        store.close()
+
+
+def test_a_store_that_is_away_fails_the_job_and_says_so(indexed: Town) -> None:
+    [job] = done(indexed, request("append"), store="milvus://127.0.0.1:9")
+    assert job.state == "FAILED"
+    assert job.error is not None
+    assert (job.error.code, "Milvus cannot be reached" in job.error.detail) == ("store_unavailable", True)
+    # The folder has the version: asked again, the job only pushes.
+    assert PlaceIndex.open(indexed.index).count == 6

@@ -1,0 +1,135 @@
+"""A server whose place index lies in Milvus answers as one whose index lies in a folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from index_builder.building import build_index
+from index_builder.pushing import PushSettings, push_version
+from retrieval.describer import Describer
+from retrieval.errors import StoreUnavailableError
+from retrieval.index_folder import current_version
+from retrieval.stores.folders import FolderStore
+from retrieval.stores.milvus.store import MilvusStore
+from service.app import create_app
+from service.configuration_check import check_settings
+from service.jobs.job_settings import JobSettings
+from service.live_localizer import LiveLocalizer
+from service.settings import ServerSettings
+from tests.places import Places, make_places
+
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return make_places(tmp_path, 6)
+
+
+@pytest.fixture
+def settings(places: Places, tmp_path: Path, describer: Describer) -> ServerSettings:
+    build_index(places, describer, tmp_path / "indexes", "places")
+    settings = ServerSettings(
+        indexes=tmp_path / "indexes", store=f"milvus://{tmp_path}/milvus.db", watch_interval_s=3600, threads=1
+    )
+    store = settings.open_store()
+    assert isinstance(store, MilvusStore)
+    push_version(FolderStore(settings.indexes).open("places"), store)
+    store.close()
+    return settings
+
+
+@pytest.fixture
+def live(settings: ServerSettings) -> Iterator[LiveLocalizer]:
+    live = serving(settings)
+    yield live
+    live.stop()
+
+
+def serving(settings: ServerSettings) -> LiveLocalizer:
+    live = LiveLocalizer(settings)
+    live.start_loading()
+    live.wait_until_loaded(60)
+    assert live.readiness.state == "ready", live.readiness.reason
+    return live
+
+
+def ask(live: LiveLocalizer, photo: Path, query: str = "") -> dict:
+    answer = TestClient(create_app(live)).post(f"/localize{query}", content=photo.read_bytes(), headers=JPEG)
+    assert answer.status_code == 200, answer.text
+    told: dict = answer.json()
+    assert told["index"].pop("type") == ("milvus:FLAT" if live.settings.store else "exact")
+    return {name: told[name] for name in ("status", "fix", "matches", "index", "model")}
+
+
+def test_answers_are_those_of_the_folder(live: LiveLocalizer, settings: ServerSettings, places: Places) -> None:
+    folder = serving(settings.model_copy(update={"store": None}))
+    try:
+        for query in ("", "?top_k=3&geo_prior=48.0,11.0,250", "?geo_prior=10,10,50"):
+            here, there = (ask(one, places.rows[2].path, query) for one in (folder, live))
+            for match_here, match_there in zip(here["matches"], there["matches"], strict=True):
+                # The folder stores halves of the descriptors' numbers; Milvus got those halves.
+                assert match_there.pop("score") == pytest.approx(match_here.pop("score"), abs=2e-3)
+            if here["fix"] is not None:
+                for name in ("lat", "lon", "radius_m", "confidence"):
+                    assert there["fix"].pop(name) == pytest.approx(here["fix"].pop(name), rel=1e-2)
+                covariances = [np.array(one["fix"].pop("covariance_enu")) for one in (here, there)]
+                np.testing.assert_allclose(*covariances, rtol=5e-2)
+            assert there == here
+    finally:
+        folder.stop()
+
+
+def test_a_version_pushed_while_it_serves_is_taken_over_and_back(
+    live: LiveLocalizer, tmp_path: Path, describer: Describer, settings: ServerSettings
+) -> None:
+    assert live.watch is not None
+    first = live.require().place_index.version
+    build_index(make_places(tmp_path, 8), describer, tmp_path / "indexes", "places")
+    second = current_version(tmp_path / "indexes" / "places")
+    live.watch.look()
+    assert live.require().place_index.version == first  # the folder is not what it reads from
+    assert isinstance(live.store, MilvusStore)
+    push_version(FolderStore(settings.indexes).open("places"), live.store, PushSettings())
+    live.watch.look()
+    assert (live.require().place_index.version, live.require().place_index.count) == (second, 8)
+    client = TestClient(create_app(live))
+    listing = client.get("/indexes/places").json()
+    assert (listing["current"], listing["served"]) == (second, second)
+    assert [one["version"] for one in listing["versions"]] == [first, second]
+    back = client.post("/indexes/places/activate", json={"version": first})
+    assert (back.status_code, back.json()["served"]) == (200, first)
+    thumbnail = client.get("/references/photos/0001.jpg/image")
+    assert (thumbnail.status_code, thumbnail.headers["content-type"]) == (200, "image/jpeg")
+
+
+def test_a_store_that_goes_away_is_a_503_that_says_so_and_comes_back(
+    live: LiveLocalizer, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise StoreUnavailableError("Milvus does not answer as it should (deadline)", where="milvus://m")
+
+    client = TestClient(create_app(live), raise_server_exceptions=False)
+    with monkeypatch.context() as broken:
+        broken.setattr("retrieval.stores.milvus.collection.MilvusCollection.search", away)
+        answer = client.post("/localize", content=places.rows[2].path.read_bytes(), headers=JPEG)
+    assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert ask(live, places.rows[2].path)["matches"][0]["reference_id"] == "photos/0002.jpg"
+
+
+def test_check_config_opens_the_store(settings: ServerSettings) -> None:
+    found = {one.what: one for one in check_settings(settings)}
+    assert found["place index"].ok
+    assert found["place index"].said.endswith("6 references, milvus:FLAT")
+    away = settings.model_copy(update={"store": "milvus://127.0.0.1:9"})
+    found = {one.what: one for one in check_settings(away)}
+    assert "cannot be reached" in found["place index"].said
+
+
+def test_jobs_are_told_of_the_store(settings: ServerSettings) -> None:
+    told = JobSettings.model_validate_json(settings.jobs.model_dump_json())
+    assert told.store == settings.store
