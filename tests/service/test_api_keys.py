@@ -97,6 +97,23 @@ def test_keys_come_and_go_without_a_restart(tmp_path: Path, monkeypatch: pytest.
     assert ring.find(first) is not None
 
 
+def test_a_file_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_keys, "_LOOK_EVERY_S", 0.0)
+    file = tmp_path / "keys.toml"
+    make_key(file, "first", ("localize",))
+    late = []
+
+    def read_then_replaced(path: Path) -> list[api_keys.ApiKey]:
+        monkeypatch.setattr(api_keys, "read_keys", read_keys)
+        keys = read_keys(path)
+        late.append(make_key(path, "second", ("localize",)))
+        return keys
+
+    monkeypatch.setattr(api_keys, "read_keys", read_then_replaced)
+    ring = KeyRing(file)
+    assert ring.find(late[0]) is not None
+
+
 @pytest.mark.parametrize(
     ("path", "scope"),
     [
