@@ -1,14 +1,15 @@
 """The one localizer of a server process: loaded in the background, owned by one thread, swapped while it serves."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from retrieval.index_folder import find_index
 from retrieval.localizer import DecodedQuery, LocalizeOptions, Localizer, Located
 from retrieval.machine import available_cores
 from retrieval.place_index import PlaceIndex
+from retrieval.searchable_index import SearchablePlaceIndex
 from retrieval.vectors.gpu import GpuVectors
 from service.batching import Lane, MicroBatcher
 from service.canary import Canary, CanaryReport, choose_canary, sing
@@ -39,6 +41,9 @@ from service.works import DescribeWork, FrameWork, Outcome, SearchWork, Work, do
 _log = logging.getLogger("sightfix.service")
 
 Value = TypeVar("Value")
+
+# For the batch in hand; the largest on a slow processor takes half as long.
+_SWAP_WAIT_S: Final = 30.0
 
 
 class LiveLocalizer:
@@ -351,16 +356,27 @@ class LiveLocalizer:
             _leave_device(place_index)
             raise
         self.tracks.prepare(place_index)
-        done = threading.Event()
+        done: Future[None] = Future()
 
         def swap() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
             self._localizer, self._chosen, self.canary = localizer, chosen, report
             self.canary_watch.heard()
-            done.set()
+            done.set_result(None)
 
         self.batcher.on_owner_thread(swap)
-        if not done.wait(30.0):
-            raise SightfixError("the model did not come to rest for 30 s", code="internal_error")
+        with contextlib.suppress(TimeoutError):
+            done.result(_SWAP_WAIT_S)
+        # Called off for good: what was reported as refused must not be served when the model comes to rest at last.
+        if done.cancel():
+            _leave_device(place_index)
+            raise SightfixError(
+                f"the model did not come to rest for {_SWAP_WAIT_S:g} s",
+                remedy="Activate the version again when the server is less busy",
+                code="internal_error",
+            )
+        done.result()
         self.tracks.swapped(place_index)
         _leave_device(serving.place_index)
         _log.info(
@@ -389,6 +405,6 @@ class LiveLocalizer:
         self.still_loading(reason)
 
 
-def _leave_device(place_index: PlaceIndex) -> None:
-    if isinstance(place_index.vectors, GpuVectors):
+def _leave_device(place_index: SearchablePlaceIndex) -> None:
+    if isinstance(place_index, PlaceIndex) and isinstance(place_index.vectors, GpuVectors):
         place_index.vectors.close()

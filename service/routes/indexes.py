@@ -51,6 +51,7 @@ class ActivateBody(BaseModel):
 
 def add_index_routes(app: FastAPI, live: LiveLocalizer) -> None:
     """Add GET /indexes, GET /indexes/{name} and POST /indexes/{name}/activate."""
+    activating = asyncio.Lock()
     errors: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 409, 503)}
 
     @app.get("/indexes", summary="Which place indexes are there?", responses={503: {"model": Problem}})
@@ -74,32 +75,48 @@ def add_index_routes(app: FastAPI, live: LiveLocalizer) -> None:
     async def activate(name: str, body: ActivateBody, request: Request) -> IndexListing:
         live.require()
         folder = find_index(live.settings.indexes, name)
-        expected = request.headers.get("if-match")
-        if expected is not None and expected.strip('"') != current_version(folder):
-            raise RequestError(
-                f"version {current_version(folder)!r} is current, not {expected}",
-                code="version_conflict",
-                remedy="Look at the index again, then decide",
-            )
-        await asyncio.to_thread(_activate, live, folder, body.version)
+        # One at a time: of two at once, the one that fails would take the other's version back.
+        async with activating:
+            await asyncio.to_thread(_activate, live, folder, body.version, request.headers.get("if-match"))
         return await asyncio.to_thread(_listing, live, folder)
 
 
-def _activate(live: LiveLocalizer, folder: Path, version: str) -> None:
-    before = current_version(folder)
+def _activate(live: LiveLocalizer, folder: Path, version: str, expected: str | None) -> None:
+    before = _current(folder)
+    if expected is not None and expected.strip('"') != before:
+        raise RequestError(
+            f"version {before!r} is current, not {expected}",
+            code="version_conflict",
+            remedy="Look at the index again, then decide",
+        )
     activate_version(folder, version)
     if live.require().place_index.name != folder.name or live.watch is None:
         return
     live.watch.look()
     if live.require().place_index.version != version:
         refused = live.watch.last_swap
-        activate_version(folder, before)
-        live.watch.look()
+        if _current(folder) != version:  # a job has published its own meanwhile, which is none of ours to take back
+            raise RequestError(
+                f"version {version!r} was current for a moment only: {_current(folder)!r} was published meanwhile",
+                code="version_conflict",
+                remedy="Look at the index again, then decide",
+            )
+        if before is not None:
+            activate_version(folder, before)
+            live.watch.look()
         raise RequestError(
-            f"version {version!r} cannot be served: {refused.reason if refused else 'it was changed meanwhile'}",
+            f"version {version!r} cannot be served: {refused.reason if refused else 'the log says why'}",
             code="version_conflict",
-            remedy=f"Version {before!r} is current again",
+            remedy="Activate another version" if before is None else f"Version {before!r} is current again",
         )
+
+
+def _current(folder: Path) -> str | None:
+    """The version that CURRENT names; None where it names none that is there."""
+    try:
+        return current_version(folder)
+    except SightfixError:
+        return None
 
 
 def _listing(live: LiveLocalizer, folder: Path) -> IndexListing:
@@ -118,13 +135,9 @@ def _listing(live: LiveLocalizer, folder: Path) -> IndexListing:
                 bundle=manifest.bundle.fingerprint,
             )
         )
-    try:
-        current: str | None = current_version(folder)
-    except SightfixError:
-        current = None
     return IndexListing(
         name=folder.name,
-        current=current,
+        current=_current(folder),
         served=served.version if served.name == folder.name else None,
         versions=versions,
     )
