@@ -28,6 +28,7 @@ from retrieval.vectors.gpu import GpuVectors
 from service.batching import Lane, MicroBatcher
 from service.canary import Canary, CanaryReport, choose_canary, sing
 from service.canary_watch import CanaryWatch
+from service.heap_keeper import HeapKeeper
 from service.index_watch import IndexWatch
 from service.observing.live_state import LiveState
 from service.observing.observer import Observer
@@ -84,6 +85,7 @@ class LiveLocalizer:
         if self.observer.metrics is not None:
             self.observer.metrics.registry.register(LiveState(self))
         self.tracks = OpenTracks(settings.max_tracks, settings.track_place_m, self.observer.track_step)
+        self._heap = HeapKeeper()
         self._loader: threading.Thread | None = None
         self.watch: IndexWatch | None = None
 
@@ -260,6 +262,7 @@ class LiveLocalizer:
         if self.watch is not None:
             self.watch.stop()
         self.canary_watch.stop()
+        self._heap.stop()
         self.batcher.stop()
         self.tracks.stop()
         for pool in (self._decoders, self._thumbnailer):
@@ -318,6 +321,7 @@ class LiveLocalizer:
         self._localizer = localizer
         self.batcher.start()
         self.canary_watch.start()
+        self._heap.start()
         if self._readiness.state == "loading":
             self._readiness = Readiness("ready")
         self.watch = IndexWatch(
