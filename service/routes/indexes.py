@@ -20,6 +20,7 @@ from retrieval.index_folder import (
 )
 from retrieval.place_index_manifest import PlaceIndexManifest
 from service.live_localizer import LiveLocalizer
+from service.localize_request import parse_json
 from service.problems import RequestError
 
 
@@ -52,7 +53,7 @@ class ActivateBody(BaseModel):
 def add_index_routes(app: FastAPI, live: LiveLocalizer) -> None:
     """Add GET /indexes, GET /indexes/{name} and POST /indexes/{name}/activate."""
     activating = asyncio.Lock()
-    errors: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 409, 503)}
+    errors: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 409, 413, 422, 503)}
 
     @app.get("/indexes", summary="Which place indexes are there?", responses={503: {"model": Problem}})
     async def list_indexes() -> list[IndexListing]:
@@ -71,9 +72,17 @@ def add_index_routes(app: FastAPI, live: LiveLocalizer) -> None:
         summary="Make a published version the current one: an upgrade, or a rollback",
         description="The answer comes when the version is served. `If-Match` names the version that must be current.",
         responses=errors,
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": ActivateBody.model_json_schema()}},
+            }
+        },
     )
-    async def activate(name: str, body: ActivateBody, request: Request) -> IndexListing:
+    async def activate(name: str, request: Request) -> IndexListing:
         live.require()
+        raw = await request.body()
+        body = await live.in_decoder(lambda: parse_json(ActivateBody, raw))
         folder = find_index(live.settings.indexes, name)
         # One at a time: of two at once, the one that fails would take the other's version back.
         async with activating:
