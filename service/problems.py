@@ -48,6 +48,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "unsupported_media_type": 415,
     "empty_body": 422,
     "image_undecodable": 422,
+    "not_localized": 422,
     "validation_error": 422,
     "source_not_allowed": 422,
     "source_not_found": 422,
