@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,23 @@ def test_activation_mends_a_current_that_names_nothing(
     response = TestClient(create_app(live)).post("/indexes/places/activate", json={"version": second})
     assert response.status_code == 200, response.text
     assert response.json()["served"] == second
+
+
+def test_every_id_has_a_thumbnail(places: Places, tmp_path: Path, describer: Describer) -> None:
+    """A table beside the folder of photos names them ``../photos/a.jpg``; clients resolve dots before they ask."""
+    ids = ["../a.jpg", "/abs/b.jpg", "c//d.jpg", "./e.jpg", "f..g/h?i#j.jpg", "k.jpg"]
+    places.rows = [replace(row, id=name) for row, name in zip(places.rows, ids, strict=True)]
+    build_index(places, describer, tmp_path / "indexes", "places")
+    live = LiveLocalizer(ServerSettings(indexes=tmp_path / "indexes", threads=1))
+    with TestClient(create_app(live)) as client:
+        live.wait_until_loaded(60)
+        for row in places.rows:
+            answer = client.post("/localize", content=row.path.read_bytes(), headers=JPEG).json()
+            assert answer["matches"][0]["reference_id"] == row.id
+            image = client.get(answer["matches"][0]["thumbnail"])
+            assert (image.status_code, image.headers["content-type"]) == (200, "image/jpeg"), row.id
+        missing = client.get("/references/image", params={"id": "../../etc/passwd"})
+        assert (missing.status_code, missing.json()["code"]) == (404, "reference_not_found")
 
 
 def test_the_watch_finds_a_new_version_by_itself(places: Places, tmp_path: Path, describer: Describer) -> None:
