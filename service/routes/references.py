@@ -12,7 +12,7 @@ from service.thumbnails import THUMBNAIL_SIDE, make_thumbnail
 
 
 def add_reference_routes(app: FastAPI, live: LiveLocalizer) -> None:
-    """Add GET /references/{id}/image, and /references/image?id=… for ids that no path can hold, such as ``../a.jpg``."""
+    """Add GET /references/{id}/image, and /references/image?id=… for ids that no path can hold, as ``../a.jpg``."""
     described: dict[str, Any] = {
         "response_class": Response,
         "responses": {200: {"content": {"image/jpeg": {}}}, 404: {"model": Problem}, 503: {"model": Problem}},
