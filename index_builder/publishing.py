@@ -5,6 +5,7 @@ Killed at any point, the last published version stays whole and current; leftove
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -15,16 +16,19 @@ from pathlib import Path
 from typing import Final
 
 from retrieval.artefact import rename_into_place, replace_file, storage_errors
-from retrieval.errors import IndexNotFoundError, StorageError
+from retrieval.errors import IndexNotFoundError, SightfixError, StorageError
 from retrieval.index_folder import (
     CURRENT_NAME,
     TEMPORARY_PREFIX,
     VERSIONS_NAME,
     check_index_name,
     current_version,
+    prune,
     published_versions,
 )
 from retrieval.place_index import PlaceIndex
+
+_log = logging.getLogger("sightfix.index")
 
 DEFAULT_KEEP: Final = 3
 
@@ -123,6 +127,15 @@ def finish_publishing(indexes: Path, name: str, version: str, *, base: str | Non
         PlaceIndex.open(index_folder / VERSIONS_NAME / version)
         replace_file(index_folder / CURRENT_NAME, f"{version}\n".encode())
     return True
+
+
+def prune_after_publishing(index_folder: Path, keep: int) -> None:
+    """Remove the oldest versions but `keep`. When that fails the new version is published all the same, and the next
+    publication tries again: whoever published must not be told that it failed."""
+    try:
+        prune(index_folder, keep)
+    except (OSError, SightfixError) as error:
+        _log.warning("old versions of %s could not be removed: %s", index_folder.name, error)
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:

@@ -19,7 +19,14 @@ from index_builder.describing import DescribeSettings
 from index_builder.gate import GateReport, GateSettings, check_version
 from index_builder.known_content import KnownContent, describing_record, known_content
 from index_builder.part_describing import Engine, PartSettings, describe_in_parts, plan_parts
-from index_builder.publishing import DEFAULT_KEEP, WORK_NAME, Draft, check_free_space, draft_version
+from index_builder.publishing import (
+    DEFAULT_KEEP,
+    WORK_NAME,
+    Draft,
+    check_free_space,
+    draft_version,
+    prune_after_publishing,
+)
 from index_builder.update_plan import (
     UpdatePlan,
     list_source,
@@ -36,7 +43,7 @@ from index_builder.version_writer import VersionContent, write_version
 from retrieval.artefact import MANIFEST_NAME, storage_errors, verify_files
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import IndexNotFoundError, PlaceIndexError, ReferenceDataError
-from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version, prune
+from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version
 from retrieval.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.place_index_manifest import DescribingRecord
 from retrieval.reference_table import REFERENCE_SCHEMA
@@ -247,7 +254,7 @@ class IndexUpdater:
         if draft.activate:
             draft.make_current()
             self.watch.reached("current")
-            prune(draft.index_folder, self.settings.keep)
+            prune_after_publishing(draft.index_folder, self.settings.keep)
 
 
 def _current(index_folder: Path) -> str | None:

@@ -48,15 +48,11 @@ def current_version(index_folder: Path) -> str:
         IndexNotFoundError: nothing was published there, or CURRENT names a version that does not exist.
     """
     current = index_folder / CURRENT_NAME
-    try:
-        version = current.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        raise IndexNotFoundError(
-            "there is no published place index",
-            where=str(index_folder),
-            remedy=f"Publish one: sightfix index SPEC --name {index_folder.name}",
-        ) from None
-    if not _NAME_PATTERN.fullmatch(version) or not (index_folder / VERSIONS_NAME / version).is_dir():
+    version = _named(index_folder)
+    # A version may be pruned between the two looks; then CURRENT names another one by now.
+    while _is_missing(index_folder, version) and (now := _named(index_folder)) != version:
+        version = now
+    if _is_missing(index_folder, version):
         available = published_versions(index_folder)
         raise IndexNotFoundError(
             f"CURRENT names version {version!r}, which does not exist",
@@ -67,6 +63,22 @@ def current_version(index_folder: Path) -> str:
             code="version_not_found",
         )
     return version
+
+
+def _named(index_folder: Path) -> str:
+    """What CURRENT says."""
+    try:
+        return (index_folder / CURRENT_NAME).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise IndexNotFoundError(
+            "there is no published place index",
+            where=str(index_folder),
+            remedy=f"Publish one: sightfix index SPEC --name {index_folder.name}",
+        ) from None
+
+
+def _is_missing(index_folder: Path, version: str) -> bool:
+    return not _NAME_PATTERN.fullmatch(version) or not (index_folder / VERSIONS_NAME / version).is_dir()
 
 
 def activate_version(index_folder: Path, version: str) -> None:

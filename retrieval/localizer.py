@@ -281,8 +281,16 @@ def _match_answer(rank: int, reference: Reference, score: float) -> MatchAnswer:
         heading=reference.heading_deg,
         captured_at=reference.captured_at,
         session=reference.session,
-        thumbnail=f"/references/{quote(reference.id, safe='/')}/image",
+        thumbnail=_thumbnail(reference.id),
     )
+
+
+def _thumbnail(reference_id: str) -> str:
+    """Where the server has a small version of a reference photo."""
+    # Browsers and proxies resolve dots and drop empty parts in a path, escaped or not.
+    if any(part in ("", ".", "..") for part in reference_id.split("/")):
+        return f"/references/image?id={quote(reference_id, safe='')}"
+    return f"/references/{quote(reference_id, safe='/')}/image"
 
 
 def _fix_answer(fix: Fix) -> FixAnswer:

@@ -144,8 +144,9 @@ class KeyRing:
     path: Path
 
     def __post_init__(self) -> None:
-        self._keys = read_keys(self.path)
+        # The stamp first: a file replaced between the two is then read again, not taken for the one that was read.
         self._stamp = self._file_stamp()
+        self._keys = read_keys(self.path)
         self._looked = time.monotonic()
         self._lock = threading.Lock()
 

@@ -65,7 +65,12 @@ def create_app(live: LiveLocalizer, jobs: JobService | None = None) -> FastAPI:
         # FastAPI's own would tell whole URLs, geo priors included; ours are in service.observing.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    app.add_middleware(BodyLimit, max_bytes=live.settings.max_body_bytes, timeout_s=live.settings.body_timeout_s)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=live.settings.max_body_bytes,
+        timeout_s=live.settings.body_timeout_s,
+        max_held_bytes=live.settings.max_held_bytes,
+    )
     if live.settings.api_keys is not None:
         app.add_middleware(KeyGuard, keys=KeyRing(live.settings.api_keys))
     # Around all others, so last: it also counts what they refuse.

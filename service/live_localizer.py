@@ -1,14 +1,15 @@
 """The one localizer of a server process: loaded in the background, owned by one thread, swapped while it serves."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from retrieval.vectors.gpu import GpuVectors
 from service.batching import Lane, MicroBatcher
 from service.canary import Canary, CanaryReport, choose_canary, sing
 from service.canary_watch import CanaryWatch
+from service.heap_keeper import HeapKeeper
 from service.index_watch import IndexWatch
 from service.observing.live_state import LiveState
 from service.observing.observer import Observer
@@ -40,6 +42,9 @@ from service.works import DescribeWork, FrameWork, Outcome, SearchWork, Work, do
 _log = logging.getLogger("sightfix.service")
 
 Value = TypeVar("Value")
+
+# For the batch in hand; the largest on a slow processor takes half as long.
+_SWAP_WAIT_S: Final = 30.0
 
 
 class LiveLocalizer:
@@ -87,6 +92,7 @@ class LiveLocalizer:
         if self.observer.metrics is not None:
             self.observer.metrics.registry.register(LiveState(self))
         self.tracks = OpenTracks(settings.max_tracks, settings.track_place_m, self.observer.track_step)
+        self._heap = HeapKeeper()
         self._loader: threading.Thread | None = None
         self.watch: IndexWatch | None = None
 
@@ -263,6 +269,7 @@ class LiveLocalizer:
         if self.watch is not None:
             self.watch.stop()
         self.canary_watch.stop()
+        self._heap.stop()
         self.batcher.stop()
         self.tracks.stop()
         for pool in (self._decoders, self._thumbnailer):
@@ -321,6 +328,7 @@ class LiveLocalizer:
         self._localizer = localizer
         self.batcher.start()
         self.canary_watch.start()
+        self._heap.start()
         if self._readiness.state == "loading":
             self._readiness = Readiness("ready")
         self.watch = IndexWatch(
@@ -363,16 +371,27 @@ class LiveLocalizer:
             _leave_device(place_index)
             raise
         self.tracks.prepare(place_index)
-        done = threading.Event()
+        done: Future[None] = Future()
 
         def swap() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
             self._localizer, self._chosen, self.canary = localizer, chosen, report
             self.canary_watch.heard()
-            done.set()
+            done.set_result(None)
 
         self.batcher.on_owner_thread(swap)
-        if not done.wait(30.0):
-            raise SightfixError("the model did not come to rest for 30 s", code="internal_error")
+        with contextlib.suppress(TimeoutError):
+            done.result(_SWAP_WAIT_S)
+        # Called off for good: what was reported as refused must not be served when the model comes to rest at last.
+        if done.cancel():
+            _leave_device(place_index)
+            raise SightfixError(
+                f"the model did not come to rest for {_SWAP_WAIT_S:g} s",
+                remedy="Activate the version again when the server is less busy",
+                code="internal_error",
+            )
+        done.result()
         self.tracks.swapped(place_index)
         _leave_device(serving.place_index)
         _log.info(

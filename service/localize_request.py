@@ -20,6 +20,9 @@ from retrieval.images import MEDIA_TYPES, ImageLimits, check_byte_count
 from retrieval.localizer import MAX_TOP_K, LocalizeOptions
 from service.problems import RequestError, validation_problem
 
+# In one JSON body; the longest descriptors have some tens of thousands.
+_MAX_VALUES: Final = 100_000
+
 IMAGE_MEDIA_TYPES: Final = tuple(name for names in MEDIA_TYPES.values() for name in names)
 
 
@@ -131,15 +134,22 @@ def parse_json(model: type[Body], body: bytes) -> Body:
     """Parse a JSON body.
 
     Raises:
-        RequestError: it is not JSON (400), or a field is wrong (422).
+        RequestError: it is not JSON (400), has too many values (413), or a field is wrong (422).
     """
+    # No photo in base64 holds a comma. What is no photo, no descriptor and no odometry would cost a thousand times its
+    # size: a note of each value that is wrong.
+    if body.count(b",") > _MAX_VALUES:
+        raise RequestError(
+            f"the JSON has more than {_MAX_VALUES} values", code="body_too_large", remedy="Send fewer at once"
+        )
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            reason = first["ctx"]["error"]
-            raise RequestError(f"the body is not JSON ({reason})", remedy="Check the request body") from error
+        if error.error_count() == 1:  # what is no JSON at all is one error
+            first = error.errors(include_url=False, include_input=False)[0]
+            if first["type"] == "json_invalid":
+                reason = first["ctx"]["error"]
+                raise RequestError(f"the body is not JSON ({reason})", remedy="Check the request body") from error
         raise validation_problem(error) from error
 
 

@@ -48,6 +48,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "unsupported_media_type": 415,
     "empty_body": 422,
     "image_undecodable": 422,
+    "not_localized": 422,
     "validation_error": 422,
     "source_not_allowed": 422,
     "source_not_found": 422,
@@ -66,6 +67,8 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "deadline_exceeded": 504,
     "storage": 507,
 }
+
+MAX_NAMED_ERRORS: Final = 100
 
 _RETRY_AFTER_S: Final[Mapping[int, int]] = {429: 1, 503: 2}
 
@@ -110,7 +113,15 @@ def plain_request_id(given: str) -> str:
 
 
 def validation_problem(error: ValidationError) -> RequestError:
-    """A pydantic error as a request error that names each wrong field by JSON pointer."""
+    """A pydantic error as a request error that names each wrong field by JSON pointer, unless there are too many."""
+    count = error.error_count()
+    if count > MAX_NAMED_ERRORS:
+        # Each takes a tenth of a millisecond to be put into words.
+        return RequestError(
+            f"{count} fields are wrong",
+            code="validation_error",
+            remedy="Look the request up in the description at /docs",
+        )
     return _fields_problem(
         [(item["loc"], item["msg"]) for item in error.errors(include_url=False, include_input=False)]
     )

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from retrieval.errors import ServerError
+from retrieval.heap import limit_arenas
 from service.app import create_app
 from service.bounded_http import bounded_http
+from service.heap_keeper import ARENAS
 from service.jobs.job_service import JobService
 from service.live_localizer import LiveLocalizer
 from service.observing.metrics_server import metrics_served
@@ -89,6 +91,7 @@ def serve(settings: ServerSettings) -> None:
         ServerError: the address cannot be listened on.
         SightfixError: the bundle or the index cannot be loaded.
     """
+    limit_arenas(ARENAS)  # before there are threads that could have theirs
     settings.check_exposure()
     tls = settings.tls
     if tls is not None:

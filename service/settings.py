@@ -148,6 +148,14 @@ class ServerSettings(BaseSettings):
         return self.max_image_bytes * 4 // 3 + 64 * 1024
 
     @property
+    def max_held_bytes(self) -> int:
+        """All request bodies together: those of as many photos as may be inside, at 4 MiB each, or four of the largest.
+
+        Whoever is refused a place has sent nothing yet, but many may find the same place free while they send.
+        """
+        return max(self.max_waiting * 4 * 1024 * 1024, 4 * self.max_body_bytes)
+
+    @property
     def jobs(self) -> JobSettings:
         """What the job service needs to know."""
         return JobSettings(

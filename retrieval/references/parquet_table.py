@@ -64,8 +64,21 @@ def _is_plain(kind: Any) -> bool:
 def _values(column: Any) -> list[object]:
     if pa.types.is_timestamp(column.type):  # Python's datetime ends at microseconds
         column = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
-    values: list[object] = column.to_pylist()
+    try:
+        values: list[object] = column.to_pylist()
+    except (OverflowError, ValueError):  # one of them is none that Python has
+        return [_value(scalar) for scalar in column]
     return values
+
+
+def _value(scalar: Any) -> object:
+    """A value; one that Python does not have (a date in the year 30,000, text that is not UTF-8) as the text of it."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return scalar.as_buffer().to_pybytes().decode("utf-8", "backslashreplace")
+    except (OverflowError, ValueError):
+        return f"{scalar.value} ({scalar.type})"
 
 
 def _damaged(location: Path, error: Exception) -> ReferenceDataError:

@@ -1,6 +1,8 @@
 """The photos below a folder, in an order that does not change."""
 
+import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -43,20 +45,23 @@ def walk_photos(root: Path, skipped: list[SkippedPhoto] | None = None) -> Iterat
             if name.startswith(".") or suffix not in _PHOTO_SUFFIXES:
                 continue
             path = Path(folder, name)
-            reason = _refusal(name, suffix)
+            reason = _refusal(path, suffix)
             if reason is None:
                 yield path
             else:
                 out.append(SkippedPhoto(path, reason))
 
 
-def _refusal(name: str, suffix: str) -> str | None:
+def _refusal(path: Path, suffix: str) -> str | None:
     if suffix in FOREIGN_SUFFIXES:
         return f"{suffix} photos are not read; convert it to JPEG, PNG, WebP or HEIC"
     try:
-        name.encode()
+        path.name.encode()
     except UnicodeEncodeError:
         return "its name is not UTF-8"
+    with contextlib.suppress(OSError):  # a link that leads nowhere is told when the photo is read
+        if not stat.S_ISREG(path.stat().st_mode):  # whoever reads a pipe may wait for its writer for ever
+            return "it is no file, but a pipe, a socket or a device"
     return None
 
 

@@ -65,6 +65,8 @@ class GeolocationReading(_Sent):
         lat, lon, accuracy = known(self.latitude), known(self.longitude), known(self.accuracy)
         if lat is None or lon is None or accuracy is None or accuracy <= 0.0:
             return None
+        if lat == 0.0 and lon == 0.0:  # never set, whatever the accuracy says: that is a place in the Atlantic
+            return None
         radius_m = max(_PRIOR_ACCURACIES * accuracy, _MIN_PRIOR_M)
         if not (-90.0 <= lat <= 90.0 and -180.0 <= lon < 360.0) or radius_m > GeoPrior.MAX_RADIUS_M:
             return None
@@ -106,14 +108,14 @@ class GeoPoseRequest(_Sent):
                 readings["geolocationReadings"].append({**item, **reading})
         return readings
 
-    def cameras(self) -> list[CameraReading]:
-        """The readings that are photos.
+    def cameras(self) -> list[tuple[int, CameraReading]]:
+        """The readings that are photos, each with its place among the camera readings.
 
         Raises:
             RequestError: none, or more than we answer for at once (``validation_error``).
         """
         readings = self.sensor_readings.camera_readings or []
-        photos = [camera for camera in readings if (camera.image_format or "").upper() != "DEPTH"]
+        photos = [one for one in enumerate(readings) if (one[1].image_format or "").upper() != "DEPTH"]
         if not photos:
             raise RequestError(
                 "/sensorReadings has no photo", code="validation_error", remedy="Send at least one camera reading"
@@ -134,12 +136,8 @@ class GeoPoseRequest(_Sent):
     def timestamp_ms(self) -> int:
         """When the request was made, Unix milliseconds; now, if it does not say so sensibly."""
         stated = self.timestamp
-        if isinstance(stated, str):  # early clients send ISO 8601
-            try:
-                moment = datetime.fromisoformat(stated)
-                stated = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1e3
-            except ValueError:
-                stated = None
+        if isinstance(stated, str):
+            stated = _milliseconds(stated)
         if stated is None or not math.isfinite(stated) or not 0 < stated < _MAX_TIMESTAMP_MS:
             return int(time.time() * 1e3)
         return int(stated)
@@ -184,6 +182,21 @@ class GeoPoseResponse(BaseModel):
     type: Literal["geopose"] = "geopose"
     accuracy: GeoPoseAccuracy
     geopose: GeoPose
+
+
+def _milliseconds(text: str) -> float | None:
+    """A time in words: a number, or ISO 8601 as early clients send it."""
+    for read in (float, _iso_milliseconds):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _iso_milliseconds(text: str) -> float:
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1e3
 
 
 def known(number: float | None) -> float | None:

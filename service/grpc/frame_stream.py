@@ -141,9 +141,7 @@ class FrameStream:
                 yield outcome.response
                 self._room.release()
             if reading.cancelled():
-                raise RequestError(
-                    "the server is shutting down", code="draining", remedy="Open the stream again, at another server"
-                )
+                raise draining()
             reading.result()
         finally:
             for task in (waiting_for_stop, reading, *self._running):
@@ -234,6 +232,13 @@ def stream_deadline(left_s: float | None) -> float | None:
         left_s: seconds left, as gRPC says; None without a deadline.
     """
     return None if left_s is None else time.monotonic() + left_s
+
+
+def draining() -> RequestError:
+    """What ends a stream of a server that stops."""
+    return RequestError(
+        "the server is shutting down", code="draining", remedy="Open the stream again, at another server"
+    )
 
 
 def _superseded() -> RequestError:

@@ -5,10 +5,8 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from service.grpc.answers import answer_message, info_message, model_message
-from service.grpc.frame_stream import MAX_IN_FLIGHT, FrameStream, StreamRules, stream_deadline
+from service.grpc.frame_stream import MAX_IN_FLIGHT, FrameStream, StreamRules, draining, stream_deadline
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceServicer
 from service.grpc.requests import deadline_of, lane_of, options_of
@@ -49,7 +47,7 @@ class LocalizationServicer(LocalizationServiceServicer):
     ) -> AsyncGenerator[pb.LocalizeStreamResponse, None]:
         """The frames of a camera."""
         messages = aiter(request_iterator)
-        first = await anext(messages, None)
+        first = await self._first_of(messages)
         if first is None:
             return
         settings = first.settings if first.WhichOneof("message") == "settings" else None
@@ -69,6 +67,23 @@ class LocalizationServicer(LocalizationServiceServicer):
             if track is not None:
                 track.close()
 
+    async def _first_of(self, messages: AsyncIterator[pb.LocalizeStreamRequest]) -> pb.LocalizeStreamRequest | None:
+        """The first message of a stream, or None when there is none.
+
+        Raises:
+            RequestError: streams come to an end (``draining``); one that was opened and says nothing holds nobody up.
+        """
+        reading = asyncio.ensure_future(anext(messages, None))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise draining()
+            return reading.result()
+        finally:
+            reading.cancel()
+            stopping.cancel()
+
     async def Describe(self, request: pb.DescribeRequest, context: "Context") -> pb.DescribeResponse:  # noqa: N802
         """One photo's descriptor."""
         lane = lane_of(request.lane, "lane")
@@ -86,8 +101,8 @@ class LocalizationServicer(LocalizationServiceServicer):
         options = options_of(request.options, "options")
         lane = lane_of(request.lane, "lane")
         dim = self._live.require().describer.bundle.descriptor_dim
-        numbers = np.fromiter(request.descriptor_values, np.float64)
-        descriptor = checked_descriptor(numbers, dim, "descriptor_values")
+        # Its length first: a message may hold eight million numbers, and this is the event loop.
+        descriptor = checked_descriptor(request.descriptor_values, dim, "descriptor_values")
         answer = await self._live.search(
             descriptor, options, _request_id(), lane=lane, deadline=deadline_of(context, self._live)
         )

@@ -74,12 +74,15 @@ class AppendJobRequest(_Describing):
     )
 
 
+_Ids = Annotated[list[str], Field(min_length=1, max_length=MAX_REFERENCE_IDS, fail_fast=True)]
+
+
 class RemoveJobRequest(_Request):
     """Drop references."""
 
     kind: Literal["remove"]
-    reference_ids: Annotated[list[str], Field(min_length=1, max_length=MAX_REFERENCE_IDS)] | None = Field(
-        default=None, description="Which", examples=[["2026/05.jpg"]]
+    reference_ids: Annotated[list[str], Field(min_length=1, max_length=MAX_REFERENCE_IDS, fail_fast=True)] | None = (
+        Field(default=None, description="Which", examples=[["2026/05.jpg"]])
     )
     remove_missing: bool = Field(default=False, description="Those whose photos are no longer where they were indexed")
 

@@ -15,7 +15,7 @@ from service.jobs.model import (
     JobState,
     RemoveJobRequest,
 )
-from service.problems import RequestError
+from service.problems import MAX_NAMED_ERRORS, RequestError, validation_problem
 
 _MAX_KEY: Final = 255
 _MAX_ERRORS: Final = 20
@@ -104,6 +104,8 @@ def page_number(token: str | None) -> int | None:
 
 
 def _problem_of(error: ValidationError) -> RequestError:
+    if error.error_count() > MAX_NAMED_ERRORS:
+        return validation_problem(error)
     items = error.errors(include_url=False, include_input=False)
     if items[0]["type"] == "json_invalid":
         return RequestError(f"the body is not JSON ({items[0]['msg']})", remedy="Check the request body")

@@ -1,6 +1,7 @@
 """Jobs over HTTP."""
 
 import asyncio
+from collections import Counter
 from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
@@ -134,8 +135,8 @@ def _answer(model: BaseModel, status: int = 200, headers: dict[str, str] | None 
 
 
 def _parameters(model: type[_ParametersT], request: Request) -> _ParametersT:
-    names = [name for name, _ in request.query_params.multi_items()]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
         raise RequestError(f"the parameter {twice!r} is given twice", code="validation_error")
     try:

@@ -32,7 +32,8 @@ class DescribeAnswer(BaseModel):
 class SearchBody(LocalizeParameters):
     """A descriptor to search for."""
 
-    descriptor: list[float] = Field(description="Of the model that /info names, unit length")
+    # The first wrong number is enough: there may be a hundred thousand.
+    descriptor: list[float] = Field(description="Of the model that /info names, unit length", fail_fast=True)
 
 
 def add_descriptor_routes(app: FastAPI, live: LiveLocalizer) -> None:

@@ -17,14 +17,12 @@ from service.geopose.schema import REQUEST_SCHEMA
 from service.live_localizer import LiveLocalizer
 from service.localize_request import parse_json
 from service.presence import while_present
-from service.problems import MEDIA_TYPE as PROBLEM_TYPE
-from service.problems import RequestError, problem_of, request_id_of
+from service.problems import RequestError, problem_response, request_id_of
 from service.routes.localize import problem_responses, server_timing
 from service.urgency import URGENCY_PARAMETERS, Urgency, urgency_of
 
 # Where the protocol's clients look for it: as it says itself, and where its JavaScript client goes by default.
 PATHS: Final = ("/geopose", "/v1/geopose", "/scrs/geopose")
-_NOT_LOCALIZED: Final = "not_localized"
 _PRIORS: Final = ("geolocation", "off")
 
 
@@ -68,7 +66,7 @@ def add_geopose_routes(app: FastAPI, live: LiveLocalizer) -> None:
             methods=["POST"],
             summary="Localize by the OSCP GeoPose protocol, version 1 or 2",
             response_model=GeoPoseResponse,
-            responses=problem_responses(),
+            responses={200: {"content": {MEDIA_TYPE: {}}}, **problem_responses()},
             openapi_extra=_geopose_openapi(),
             include_in_schema=first,
         )
@@ -96,7 +94,7 @@ def _check_content_type(request: Request) -> None:
 
 def _read(body: bytes, live: LiveLocalizer) -> "tuple[GeoPoseRequest, list[bytes | SightfixError]]":
     asked = parse_json(GeoPoseRequest, body)
-    return asked, [photo_of(camera, number, live.limits) for number, camera in enumerate(asked.cameras())]
+    return asked, [photo_of(camera, number, live.limits) for number, camera in asked.cameras()]
 
 
 async def _best_of(
@@ -140,12 +138,9 @@ def _not_localized(request: Request, answer: LocalizeAnswer, options: LocalizeOp
         remedy = "Leave the reading's accuracy at 0 if it is not known, or call with ?prior=off"
     else:
         what, remedy = "no reference matches the photo", "Send another photo"
-    error = SightfixError(what, remedy=remedy, code=_NOT_LOCALIZED)
-    problem = problem_of(error, request_id_of(request)).model_copy(
-        update={"status": 422, "title": "Unprocessable Content"}
-    )
-    headers = {"X-Request-Id": answer.request_id, "Server-Timing": server_timing(answer.timings_ms)}
-    return Response(problem.model_dump_json(exclude_none=True), 422, headers, PROBLEM_TYPE)
+    response = problem_response(request, RequestError(what, remedy=remedy, code="not_localized"))
+    response.headers["Server-Timing"] = server_timing(answer.timings_ms)
+    return response
 
 
 def _geopose_openapi() -> dict[str, Any]:
@@ -159,5 +154,8 @@ def _geopose_openapi() -> dict[str, Any]:
             },
             *URGENCY_PARAMETERS,
         ],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": REQUEST_SCHEMA}}},
+        "requestBody": {
+            "required": True,
+            "content": {name: {"schema": REQUEST_SCHEMA} for name in ("application/json", MEDIA_TYPE)},
+        },
     }

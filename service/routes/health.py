@@ -15,6 +15,7 @@ from service.readiness import State
 
 # Probes of both kinds; one route each, or they would share an id in the description.
 _METHODS: Final = ("GET", "HEAD")
+_RETRY_AFTER: Final = "2"
 
 
 class LivenessAnswer(BaseModel):
@@ -79,13 +80,14 @@ def add_health_routes(app: FastAPI, live: LiveLocalizer) -> None:
         if hung is None:
             return LivenessAnswer()
         response.status_code = 503
+        response.headers["Retry-After"] = _RETRY_AFTER
         return LivenessAnswer(status="hung", reason=hung)
 
     async def ready(response: Response) -> ReadinessAnswer:
         readiness = live.readiness
         if readiness.state != "ready":
             response.status_code = 503
-            response.headers["Retry-After"] = "2"
+            response.headers["Retry-After"] = _RETRY_AFTER
         return ReadinessAnswer(state=readiness.state, reason=readiness.reason)
 
     async def info() -> InfoAnswer:

@@ -8,8 +8,9 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from retrieval.answer import Problem
-from retrieval.errors import SightfixError
+from retrieval.errors import IndexNotFoundError, SightfixError
 from service.live_localizer import LiveLocalizer
+from service.localize_request import parse_json
 from service.problems import RequestError
 
 
@@ -41,7 +42,8 @@ class ActivateBody(BaseModel):
 
 def add_index_routes(app: FastAPI, live: LiveLocalizer) -> None:
     """Add GET /indexes, GET /indexes/{name} and POST /indexes/{name}/activate."""
-    errors: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 409, 503)}
+    activating = asyncio.Lock()
+    errors: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 409, 413, 422, 503)}
 
     @app.get("/indexes", summary="Which place indexes are there?", responses={503: {"model": Problem}})
     async def list_indexes() -> list[IndexListing]:
@@ -59,16 +61,26 @@ def add_index_routes(app: FastAPI, live: LiveLocalizer) -> None:
         summary="Make a published version the current one: an upgrade, or a rollback",
         description="The answer comes when the version is served. `If-Match` names the version that must be current.",
         responses=errors,
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": ActivateBody.model_json_schema()}},
+            }
+        },
     )
-    async def activate(name: str, body: ActivateBody, request: Request) -> IndexListing:
+    async def activate(name: str, request: Request) -> IndexListing:
         live.require()
+        raw = await request.body()
+        body = await live.in_decoder(lambda: parse_json(ActivateBody, raw))
         index = await asyncio.to_thread(live.store.find, name)
-        await asyncio.to_thread(_activate, live, index, body.version, request.headers.get("if-match"))
+        # One at a time: of two at once, the one that fails would take the other's version back.
+        async with activating:
+            await asyncio.to_thread(_activate, live, index, body.version, request.headers.get("if-match"))
         return await asyncio.to_thread(_listing, live, index)
 
 
 def _activate(live: LiveLocalizer, name: str, version: str, expected: str | None) -> None:
-    before = live.store.current(name)
+    before = _current(live, name)
     if expected is not None and expected.strip('"') != before:
         raise RequestError(
             f"version {before!r} is current, not {expected}",
@@ -81,13 +93,28 @@ def _activate(live: LiveLocalizer, name: str, version: str, expected: str | None
     live.watch.look()
     if live.require().place_index.version != version:
         refused = live.watch.last_swap
-        live.store.activate(name, before)
-        live.watch.look()
+        if _current(live, name) != version:  # a job has published its own meanwhile, which is none of ours to take back
+            raise RequestError(
+                f"version {version!r} was current for a moment only: {_current(live, name)!r} was published meanwhile",
+                code="version_conflict",
+                remedy="Look at the index again, then decide",
+            )
+        if before is not None:
+            live.store.activate(name, before)
+            live.watch.look()
         raise RequestError(
-            f"version {version!r} cannot be served: {refused.reason if refused else 'it was changed meanwhile'}",
+            f"version {version!r} cannot be served: {refused.reason if refused else 'the log says why'}",
             code="version_conflict",
-            remedy=f"Version {before!r} is current again",
+            remedy="Activate another version" if before is None else f"Version {before!r} is current again",
         )
+
+
+def _current(live: LiveLocalizer, name: str) -> str | None:
+    """The version that is in force; None where none is that is there."""
+    try:
+        return live.store.current(name)
+    except IndexNotFoundError:
+        return None
 
 
 def _listing(live: LiveLocalizer, name: str) -> IndexListing:
@@ -106,13 +133,9 @@ def _listing(live: LiveLocalizer, name: str) -> IndexListing:
                 bundle=manifest.bundle.fingerprint,
             )
         )
-    try:
-        current: str | None = live.store.current(name)
-    except SightfixError:
-        current = None
     return IndexListing(
         name=name,
-        current=current,
+        current=_current(live, name),
         served=served.version if served.name == name else None,
         versions=versions,
     )

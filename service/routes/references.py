@@ -1,5 +1,7 @@
 """Thumbnails of indexed references; nothing else on the disk can be asked for."""
 
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
@@ -10,14 +12,17 @@ from service.thumbnails import THUMBNAIL_SIDE, make_thumbnail
 
 
 def add_reference_routes(app: FastAPI, live: LiveLocalizer) -> None:
-    """Add GET /references/{id}/image."""
+    """Add GET /references/{id}/image, and /references/image?id=… for ids that no path can hold, as ``../a.jpg``."""
+    described: dict[str, Any] = {
+        "response_class": Response,
+        "responses": {200: {"content": {"image/jpeg": {}}}, 404: {"model": Problem}, 503: {"model": Problem}},
+    }
 
-    @app.get(
-        "/references/{reference_id:path}/image",
-        summary="A small version of a reference photo",
-        response_class=Response,
-        responses={200: {"content": {"image/jpeg": {}}}, 404: {"model": Problem}, 503: {"model": Problem}},
-    )
+    @app.get("/references/image", summary="A small version of a reference photo, whatever its id", **described)
+    async def image_of(id: str, request: Request) -> Response:  # noqa: A002 - the parameter's name
+        return await reference_image(id, request)
+
+    @app.get("/references/{reference_id:path}/image", summary="A small version of a reference photo", **described)
     async def reference_image(reference_id: str, request: Request) -> Response:
         index = live.require().place_index
         path = index.references([index.row_of(reference_id)])[0].path

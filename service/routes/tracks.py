@@ -35,7 +35,8 @@ def add_track_routes(app: FastAPI, live: LiveLocalizer) -> None:
     tracks = HttpTracks(live.tracks, live.settings.track_idle_s)
 
     async def open_track(request: Request) -> Response:
-        parameters = parse_json(TrackParameters, await request.body() or b"{}")
+        raw = await request.body() or b"{}"
+        parameters = await live.in_decoder(lambda: parse_json(TrackParameters, raw))
         opened = await tracks.open(parameters, lambda: live.require().place_index, _owner(request))
         body = OpenedTrack(id=opened.id, idle_s=tracks.idle_s)
         headers = {"X-Request-Id": request_id_of(request), "Location": f"{request.url.path}/{opened.id}"}

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import httpx
 import numpy as np
@@ -16,6 +16,9 @@ from retrieval.geo import GeoPrior
 from sightfix.client.answers import BatchAnswer, BatchItem, DescribedAnswer, Description, ServerInfo
 from sightfix.client.errors import ProblemError
 from sightfix.client.photos import EncodedPhoto
+
+# Servers take no longer one; whoever is more patient than that waits for the answer all the same.
+_LONGEST_DEADLINE_MS: Final = 600_000.0
 
 Lane = Literal["robot", "bulk"]
 Answer = TypeVar("Answer")
@@ -96,7 +99,7 @@ class Call(Generic[Answer]):
         if lane is not None:
             headers["X-Lane"] = lane
         if left_s is not None:
-            headers["X-Deadline-Ms"] = f"{left_s * 1e3:.0f}" if left_s >= 1e-3 else "1"
+            headers["X-Deadline-Ms"] = f"{min(max(left_s * 1e3, 1.0), _LONGEST_DEADLINE_MS):.0f}"
         timeout = {} if self.timeout_s is None else {"timeout": self.timeout_s}
         return {**self.arguments, **timeout, "method": self.method, "url": self.path, "headers": headers}
 

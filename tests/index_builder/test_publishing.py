@@ -203,3 +203,25 @@ def test_a_version_in_force_is_never_removed_though_nothing_can_be_opened(tmp_pa
         [sys.executable, "-c", OUT_OF_FILES, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+def test_old_versions_that_cannot_be_removed_do_not_fail_a_publication(
+    tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    places = make_places(tmp_path, 3)
+    build_index(places, describer, tmp_path / "indexes", "town", BuildSettings(keep=1))
+    town = tmp_path / "indexes" / "town"
+    first = current_version(town)
+    rename = Path.rename
+
+    def refused_for_old_ones(path: Path, target: Path) -> Path:
+        if "pruned" in Path(target).name:
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused_for_old_ones)
+    build_index(places, describer, tmp_path / "indexes", "town", BuildSettings(keep=1))
+    second = current_version(town)
+    assert second != first
+    assert published_versions(town) == [first, second]
+    assert "old versions of town could not be removed" in caplog.text

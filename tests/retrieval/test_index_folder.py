@@ -117,3 +117,15 @@ def test_an_unknown_name_is_refused_with_the_choices(tmp_path: Path) -> None:
     text = f"{tmp_path}: there is no place index 'town'. Choose among campus, harbour."
     with refused(IndexNotFoundError, text, "index_not_found"):
         find_index(tmp_path, "town")
+
+
+def test_a_version_pruned_between_two_looks_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = lay_out(tmp_path, "town", ["2026-02"], "2026-01")
+    is_dir = Path.is_dir
+
+    def published_meanwhile(path: Path) -> bool:
+        (folder / "CURRENT").write_text("2026-02\n")
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", published_meanwhile)
+    assert current_version(folder) == "2026-02"

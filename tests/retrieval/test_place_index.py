@@ -396,3 +396,25 @@ def test_an_index_of_format_version_1_is_still_read(version: Path) -> None:
     assert index.manifest.format_version == 1
     assert index.references([0])[0].id == index.references(np.array([0]))[0].id
     assert index.search(index.descriptors(np.array([3])), 1).rows.tolist() == [[3]]
+
+
+def test_a_version_pruned_while_it_is_opened_gives_way_to_the_next(
+    published: PublishedPlaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "places"
+    shutil.copytree(published.indexes / "places", index)
+    first = (index / "CURRENT").read_text().strip()
+    read = PlaceIndexManifest.read
+
+    def published_and_pruned(folder: Path, error_type: type[PlaceIndexError]) -> PlaceIndexManifest:
+        monkeypatch.setattr(PlaceIndexManifest, "read", read)
+        shutil.copytree(index / "versions" / first, index / "versions" / "next")
+        (index / "CURRENT").write_text("next\n")
+        shutil.rmtree(index / "versions" / first)
+        return read(folder, error_type)
+
+    monkeypatch.setattr(PlaceIndexManifest, "read", published_and_pruned)
+    assert PlaceIndex.open(index).folder == index / "versions" / "next"
+    (index / "versions" / "next" / "vectors.faiss").unlink()
+    with pytest.raises(PlaceIndexError, match="cannot be read"):
+        PlaceIndex.open(index)

@@ -97,6 +97,23 @@ def test_keys_come_and_go_without_a_restart(tmp_path: Path, monkeypatch: pytest.
     assert ring.find(first) is not None
 
 
+def test_a_file_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_keys, "_LOOK_EVERY_S", 0.0)
+    file = tmp_path / "keys.toml"
+    make_key(file, "first", ("localize",))
+    late = []
+
+    def read_then_replaced(path: Path) -> list[api_keys.ApiKey]:
+        monkeypatch.setattr(api_keys, "read_keys", read_keys)
+        keys = read_keys(path)
+        late.append(make_key(path, "second", ("localize",)))
+        return keys
+
+    monkeypatch.setattr(api_keys, "read_keys", read_then_replaced)
+    ring = KeyRing(file)
+    assert ring.find(late[0]) is not None
+
+
 @pytest.mark.parametrize(
     ("path", "scope"),
     [
@@ -107,6 +124,8 @@ def test_keys_come_and_go_without_a_restart(tmp_path: Path, monkeypatch: pytest.
         ("/v2/models/x/ready", "localize"), ("/livez/../localize", "localize"), ("/nowhere", "localize"),
         ("/indexes/places/activate", "admin"), ("/v1/indexes/places/activate", "admin"), ("/jobs", "admin"),
         ("/v1/jobs/7", "admin"), ("/jobs/7/cancel", "admin"), ("/jobs:7", "admin"),
+        ("/jobs\n", "admin"), ("/v1/jobs/7/cancel\n", "admin"), ("/jobs/7\n8", "admin"),
+        ("/indexes/places/activate\n", "admin"), ("/indexes/a\nb/activate", "admin"), ("/livez\nx", "localize"),
     ],
 )  # fmt: skip
 def test_what_a_path_needs(path: str, scope: str | None) -> None:
@@ -150,6 +169,11 @@ def test_a_server_with_keys(published: PublishedPlaces, tmp_path: Path) -> None:
         )
         assert (forbidden.status_code, forbidden.json()["code"]) == (403, "forbidden")
         assert "the API key 'robot' may not be used for admin" in forbidden.json()["detail"]
+        # Routes let a line feed at the end of a path pass; the guard must not take such a path for another one.
+        sneaked = client.post(
+            "/indexes/places/activate%0A", json={"version": "x"}, headers={"Authorization": f"Bearer {robot}"}
+        )
+        assert (sneaked.status_code, sneaked.json()["code"]) == (403, "forbidden")
         allowed = client.post(
             "/indexes/places/activate", json={"version": "x"}, headers={"Authorization": f"Bearer {operator}"}
         )

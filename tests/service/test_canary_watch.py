@@ -133,6 +133,7 @@ def test_a_hung_model_over_http(live: LiveLocalizer) -> None:
     wait_until(lambda: client.get("/livez").status_code == 503)
     begun = time.monotonic()
     assert "has not come to rest" in client.get("/livez").json()["reason"]
+    assert client.get("/livez").headers["retry-after"] == "2"
     assert time.monotonic() - begun < 1, "liveness never waits for the model"
     gate.set()
     wait_until(lambda: client.get("/readyz").status_code == 200 and client.get("/livez").status_code == 200)

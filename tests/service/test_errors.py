@@ -238,6 +238,37 @@ def test_all_wrong_parameters_are_named_at_once(http: TestClient) -> None:
     assert [error["pointer"] for error in problem["errors"]] == ["/top_k", "/geo_prior/lat", "/geo_prior/radius_m"]
 
 
+UNKNOWN_KEYS = b"{" + b",".join(b'"%d":0' % number for number in range(90_000)) + b"}"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "named"),
+    [
+        ("/search", b'{"descriptor":[' + b",".join([b'""'] * 90_000) + b"]}", 422, 1),
+        ("/search", UNKNOWN_KEYS, 422, None),
+        ("/search", b'{"descriptor":[' + b",".join([b"0"] * 100_002) + b"]}", 413, None),
+        (
+            "/indexes/places/activate",
+            b"{" + b",".join(b'"%d":0' % number for number in range(90_000)) + b"}",
+            422,
+            None,
+        ),
+        ("/tracks", UNKNOWN_KEYS, 422, None),
+    ],
+    ids=["wrong numbers", "unknown keys", "too many values", "activation", "track"],
+)
+def test_a_body_of_nothing_but_mistakes_costs_little(
+    http: TestClient, path: str, body: bytes, status: int, named: int | None
+) -> None:
+    """Each wrong value would be put into words: a body of 2 MB took a minute and a gigabyte."""
+    response = http.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == status
+    problem = response.json()
+    assert problem["code"] == ("body_too_large" if status == 413 else "validation_error")
+    assert problem.get("errors") is None if named is None else len(problem["errors"]) == named
+    assert len(response.content) < 1000
+
+
 def test_unknown_paths_and_methods_are_problems_too(http: TestClient) -> None:
     missing, wrong = http.get("/nowhere"), http.get("/localize")
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")

@@ -332,6 +332,18 @@ def test_what_a_client_never_set_bounds_nothing(
     localized(published, http.post("/geopose", content=text, headers={"Content-Type": "application/json"}), 7)
 
 
+def test_a_position_that_was_never_set_bounds_nothing(http: TestClient, published: PublishedPlaces) -> None:
+    request = version_1(b64(photo(published, 7)), latitude=0, longitude=0, accuracy=10)
+    localized(published, http.post("/geopose", json=request), 7)
+
+
+def test_a_photo_is_named_by_its_place_among_all_readings(http: TestClient) -> None:
+    request = version_2(b64(b"0" * 16), "***")
+    request["sensorReadings"]["cameraReadings"][0]["imageFormat"] = "DEPTH"
+    problem = http.post("/geopose", json=request).json()
+    assert "/sensorReadings/cameraReadings/1/imageBytes" in problem["detail"]
+
+
 def test_a_geolocation_with_an_accuracy_bounds_the_answer(http: TestClient, published: PublishedPlaces) -> None:
     far = version_1(b64(photo(published, 7)), accuracy=10)
     refused = http.post("/geopose", json=far)
@@ -418,7 +430,16 @@ def test_a_timestamp_is_always_answered_with_a_number(
     assert response.json()["timestamp"] == expected
 
 
+@pytest.mark.parametrize("timestamp", ["1700000000000", "1.7e12", 1700000000000])
+def test_milliseconds_may_be_text(http: TestClient, published: PublishedPlaces, timestamp: Any) -> None:
+    response = http.post("/geopose", json={**version_2(b64(photo(published, 7))), "timestamp": timestamp})
+    assert response.json()["timestamp"] == 1700000000000
+
+
 def test_the_description_knows_it(http: TestClient) -> None:
     paths = http.get("/openapi.json").json()["paths"]
+    post = paths["/geopose"]["post"]
+    assert set(post["requestBody"]["content"]) == {"application/json", "application/vnd.oscp+json"}
+    assert "application/vnd.oscp+json" in post["responses"]["200"]["content"]
     assert set(paths["/geopose"]) == {"get", "post"}
     assert "/scrs/geopose" not in paths

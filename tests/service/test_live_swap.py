@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from index_builder.building import build_index
 from retrieval.describer import Describer
 from retrieval.index_folder import activate_version, current_version
 from retrieval.localizer import LocalizeOptions
+from service import live_localizer
 from service.app import create_app
 from service.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
@@ -155,6 +157,73 @@ def test_a_version_that_cannot_be_served_is_not_activated(
     assert f"Version '{first}' is current again" in response.json()["detail"]
     assert current_version(tmp_path / "indexes" / "places") == first
     assert live.require().place_index.version == first
+
+
+def test_a_swap_that_was_called_off_never_happens(
+    live: LiveLocalizer, tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is busy for too long: the version is refused, and must not serve once the model is at rest."""
+    monkeypatch.setattr(live_localizer, "_SWAP_WAIT_S", 0.05)
+    first = live.require().place_index.version
+    publish(tmp_path, describer, 7)
+    busy, at_rest = threading.Event(), threading.Event()
+    live.batcher.on_owner_thread(lambda: busy.wait(30.0) and None)
+    look(live)
+    assert live.watch is not None
+    assert live.watch.last_swap is not None
+    assert live.watch.last_swap.result == "refused"
+    busy.set()
+    live.batcher.on_owner_thread(at_rest.set)
+    assert at_rest.wait(30.0)
+    assert live.require().place_index.version == first
+
+
+def test_a_failed_activation_leaves_alone_what_a_job_published_meanwhile(
+    live: LiveLocalizer, tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = live.require().place_index.version
+    second, third = publish(tmp_path, describer, 7), publish(tmp_path, describer, 8)
+    index = tmp_path / "indexes" / "places"
+    activate_version(index, first)
+    assert live.watch is not None
+    seen = live.watch.look
+
+    def published_by_a_job() -> None:
+        activate_version(index, third)
+        seen()
+
+    monkeypatch.setattr(live.watch, "look", published_by_a_job)
+    response = TestClient(create_app(live)).post("/indexes/places/activate", json={"version": second})
+    assert (response.status_code, response.json()["code"]) == (409, "version_conflict")
+    assert "published meanwhile" in response.json()["detail"]
+    assert current_version(index) == third == live.require().place_index.version
+
+
+def test_activation_mends_a_current_that_names_nothing(
+    live: LiveLocalizer, tmp_path: Path, describer: Describer
+) -> None:
+    second = publish(tmp_path, describer, 7)
+    (tmp_path / "indexes" / "places" / "CURRENT").write_text("gone")
+    response = TestClient(create_app(live)).post("/indexes/places/activate", json={"version": second})
+    assert response.status_code == 200, response.text
+    assert response.json()["served"] == second
+
+
+def test_every_id_has_a_thumbnail(places: Places, tmp_path: Path, describer: Describer) -> None:
+    """A table beside the folder of photos names them ``../photos/a.jpg``; clients resolve dots before they ask."""
+    ids = ["../a.jpg", "/abs/b.jpg", "c//d.jpg", "./e.jpg", "f..g/h?i#j.jpg", "k.jpg"]
+    places.rows = [replace(row, id=name) for row, name in zip(places.rows, ids, strict=True)]
+    build_index(places, describer, tmp_path / "indexes", "places")
+    live = LiveLocalizer(ServerSettings(indexes=tmp_path / "indexes", threads=1))
+    with TestClient(create_app(live)) as client:
+        live.wait_until_loaded(60)
+        for row in places.rows:
+            answer = client.post("/localize", content=row.path.read_bytes(), headers=JPEG).json()
+            assert answer["matches"][0]["reference_id"] == row.id
+            image = client.get(answer["matches"][0]["thumbnail"])
+            assert (image.status_code, image.headers["content-type"]) == (200, "image/jpeg"), row.id
+        missing = client.get("/references/image", params={"id": "../../etc/passwd"})
+        assert (missing.status_code, missing.json()["code"]) == (404, "reference_not_found")
 
 
 def test_the_watch_finds_a_new_version_by_itself(places: Places, tmp_path: Path, describer: Describer) -> None:

@@ -46,6 +46,31 @@ def test_a_client_that_sends_too_slowly_is_told_and_cut_off(impatient: RunningSe
     assert b"did not arrive within 0.5 s" in answer
 
 
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [(b"0\r\n", b"X-A: " + b"a" * 1000 + b"\r\n"), (b"0\r\nX-A: ", b"a" * 1000), (b"1;a=", b"a" * 1000)],
+    ids=["trailers", "one long trailer", "chunk extension"],
+)
+def test_what_surrounds_the_chunks_of_a_body_has_a_limit_too(
+    impatient: RunningServer, begin: bytes, piece: bytes
+) -> None:
+    """It was kept without one, and for as long as the client liked."""
+    with connect(impatient) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + begin)
+        with pytest.raises(ConnectionError):
+            connection.sendall(piece * 20_000)
+
+
+def test_small_chunks_and_a_trailer_are_no_fault(impatient: RunningServer, published: PublishedPlaces) -> None:
+    photo = published.places.rows[2].path.read_bytes()
+    body = b"".join(b"1\r\n%c\r\n" % byte for byte in photo) + b"0\r\nX-Checksum: 1\r\n\r\n"
+    head = b"POST /localize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connect(impatient) as connection:
+        connection.sendall(head + body + b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answers = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answers.count(b"HTTP/1.1 200") == 2, "the connection goes on"
+
+
 def test_stalled_uploads_do_not_keep_others_out(impatient: RunningServer, published: PublishedPlaces) -> None:
     stalled = [connect(impatient) for _ in range(20)]
     try:

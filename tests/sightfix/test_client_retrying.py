@@ -25,6 +25,7 @@ from sightfix.client import (
     operating,
     tracking,
 )
+from sightfix.client.calls import info_call
 from sightfix.client.errors import network_error, retry_after_s
 from sightfix.client.photos import EncodedPhoto
 from sightfix.client.retrying import Attempts
@@ -462,3 +463,8 @@ def test_waiting_for_a_server_ends(scripted: Any) -> None:
             client.wait_until_ready(0.5)
     with SightfixClient("http://127.0.0.1:9") as nobody, pytest.raises(ServerError):
         nobody.wait_until_ready(0.3)
+
+
+@pytest.mark.parametrize(("left_s", "told"), [(3600.0, "600000"), (600.0, "600000"), (1.5, "1500"), (1e-6, "1")])
+def test_a_deadline_is_told_as_the_server_takes_it(left_s: float, told: str) -> None:
+    assert info_call().request(None, left_s)["headers"] == {"X-Deadline-Ms": told}

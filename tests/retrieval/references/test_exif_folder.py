@@ -196,3 +196,18 @@ def test_real_phone_photos(photos_root: Path, name: str, count: int) -> None:
     assert (metres_off(references, expected) < 1.0).sum() == count
     assert all(reference.altitude_m is not None for reference in references)
     assert source.skipped == []
+
+
+def test_a_pipe_with_the_name_of_a_photo_is_left_out(tmp_path: Path) -> None:
+    """Whoever reads it waits for as long as somebody holds its other end and writes nothing."""
+    write_photo(tmp_path / "a.jpg", HERE)
+    os.mkfifo(tmp_path / "b.jpg")
+    writer = os.open(tmp_path / "b.jpg", os.O_RDWR)
+    try:
+        folder = ExifFolder(tmp_path)
+        assert [reference.id for reference in folder] == ["a.jpg"]
+        assert [(one.path.name, one.reason) for one in folder.skipped] == [
+            ("b.jpg", "it is no file, but a pipe, a socket or a device")
+        ]
+    finally:
+        os.close(writer)

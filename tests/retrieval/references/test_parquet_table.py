@@ -153,3 +153,31 @@ def test_csv_and_parquet_agree(tmp_path: Path) -> None:
     )
     as_csv = list(open_references(f"{csv_path}?missing=ignore"))
     assert as_csv == list(open_references(f"{parquet_path}?missing=ignore"))
+
+
+FAR: dict[str, Any] = {
+    "date": pa.array([10**7, 2], pa.date32()),
+    "timestamp": pa.array([2**62, 2], pa.timestamp("us")),
+    "duration": pa.array([2**62, 2], pa.duration("s")),
+    "not UTF-8": pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff2")]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(FAR))
+def test_values_that_python_does_not_have_are_text_or_named(tmp_path: Path, kind: str) -> None:
+    columns = {"path": ["1.jpg", "2.jpg"], "lat": [48.5, 1.0], "lon": [11.0, 2.0]}
+    first, second = read(table(tmp_path, **columns, note=FAR[kind]))
+    assert (
+        first.metadata["note"]
+        == {
+            "date": "10000000 (date32[day])",
+            "timestamp": f"{2**62} (timestamp[us])",
+            "duration": f"{2**62} (duration[s])",
+            "not UTF-8": "\\xff",
+        }[kind]
+    )
+    assert second.position == Position(1.0, 2.0)
+    with pytest.raises(ReferenceDataError, match=r"row 1, column captured_at: .* is not a time"):
+        read(table(tmp_path, **columns, captured_at=FAR[kind]))

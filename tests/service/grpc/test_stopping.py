@@ -71,6 +71,25 @@ def test_sigterm_drains_answers_what_is_in_flight_and_ends_with_zero(
     assert time.monotonic() - begun < 12
 
 
+def test_a_stream_that_says_nothing_holds_nobody_up(published: PublishedPlaces, tmp_path: Path) -> None:
+    arguments = ["--indexes", str(published.indexes), "--grpc-port", "0"]
+    with running_server(tmp_path / "log", arguments, {"SIGHTFIX_STOP_TIMEOUT_S": "60"}) as running:
+        running.wait_until_ready()
+        with grpc.insecure_channel(grpc_address(running)) as channel:
+            grpc.channel_ready_future(channel).result(10)
+            sending = Sending()
+            responses = LocalizationServiceStub(channel).LocalizeStream(iter(sending))
+            # Behind it on the same connection, so the server has both.
+            LocalizationServiceStub(channel).GetServerInfo(pb.GetServerInfoRequest())
+            running.process.send_signal(signal.SIGTERM)
+            with pytest.raises(grpc.RpcError) as ended:
+                next(responses)
+            assert running.process.wait(timeout=30) == 0
+            sending.end()
+    assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert "shutting down" in ended.value.details()
+
+
 def test_a_port_that_is_taken(published: PublishedPlaces) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

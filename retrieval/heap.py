@@ -1,0 +1,43 @@
+"""The C library's heap: into how many parts it is cut, and when what was freed goes back to the system.
+
+Only glibc is asked. It gives threads arenas of their own, eight for each core, and keeps in each what was freed there:
+with photos of many sizes decoded on many threads, that is a heap which grows for hours and never shrinks.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+_M_ARENA_MAX: Final = -8  # malloc.h
+_OPERATORS: Final = ("MALLOC_ARENA_MAX", "glibc.malloc.arena_max")
+
+
+def limit_arenas(count: int, environment: Mapping[str, str] | None = None) -> bool:
+    """Let the heap be cut into no more than so many arenas; those that there are already stay.
+
+    Args:
+        count: at least 1.
+        environment: variables, those of this process by default; an operator's own choice in them is left alone.
+
+    Returns:
+        whether that was done.
+    """
+    given = os.environ if environment is None else environment
+    if _OPERATORS[0] in given or _OPERATORS[1] in given.get("GLIBC_TUNABLES", ""):
+        return False
+    mallopt = _of_glibc("mallopt")
+    return mallopt is not None and bool(mallopt(_M_ARENA_MAX, count))
+
+
+def give_back_free_pages() -> None:
+    """Return the pages in which nothing lives to the system. Takes the locks of the heap's arenas for a moment each."""
+    malloc_trim = _of_glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    """A function of glibc's; None where the C library is another one."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
