@@ -19,7 +19,7 @@ from index_builder.describing import DescribeSettings
 from index_builder.gate import GateReport, GateSettings, check_version
 from index_builder.known_content import KnownContent, describing_record, known_content
 from index_builder.part_describing import Engine, PartSettings, describe_in_parts, plan_parts
-from index_builder.publishing import DEFAULT_KEEP, WORK_NAME, Draft, check_free_space, draft_version
+from index_builder.publishing import DEFAULT_KEEP, WORK_NAME, Draft, check_free_space, draft_version, remove_old_versions
 from index_builder.update_plan import (
     UpdatePlan,
     list_source,
@@ -36,7 +36,7 @@ from index_builder.version_writer import VersionContent, write_version
 from retrieval.artefact import MANIFEST_NAME, storage_errors, verify_files
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import IndexNotFoundError, PlaceIndexError, ReferenceDataError
-from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version, prune
+from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version
 from retrieval.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.place_index_manifest import DescribingRecord
 from retrieval.reference_table import REFERENCE_SCHEMA
@@ -247,7 +247,9 @@ class IndexUpdater:
         if draft.activate:
             draft.make_current()
             self.watch.reached("current")
-            prune(draft.index_folder, self.settings.keep)
+            problem = remove_old_versions(draft.index_folder, self.settings.keep)
+            if problem is not None:
+                self.watch.not_pruned(problem)
 
 
 def _current(index_folder: Path) -> str | None:

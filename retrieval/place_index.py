@@ -64,8 +64,19 @@ class PlaceIndex(SearchablePlaceIndex):
             IndexNotFoundError: nothing is published there, or CURRENT names a missing version.
             PlaceIndexError: another format version, a missing or damaged file, parts that do not fit together.
         """
-        if (folder / CURRENT_NAME).exists() or (folder / VERSIONS_NAME).is_dir() or not folder.is_dir():
-            folder = folder / VERSIONS_NAME / current_version(folder)
+        if not ((folder / CURRENT_NAME).exists() or (folder / VERSIONS_NAME).is_dir() or not folder.is_dir()):
+            return cls._open_version(folder, memory_map)
+        while True:
+            version = current_version(folder)
+            try:
+                return cls._open_version(folder / VERSIONS_NAME / version, memory_map)
+            except PlaceIndexError:
+                # Another version became current since, and this one was pruned while it was being read.
+                if current_version(folder) == version:
+                    raise
+
+    @classmethod
+    def _open_version(cls, folder: Path, memory_map: bool) -> Self:
         manifest = PlaceIndexManifest.read(folder, PlaceIndexError)
         for name in file_names(manifest):
             if name not in manifest.files:

@@ -11,12 +11,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from index_builder.publishing import DEFAULT_KEEP, draft_version
+from index_builder.publishing import DEFAULT_KEEP, draft_version, remove_old_versions
 from index_builder.vectors.design import IndexDesign
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import Bundle
 from retrieval.errors import ModelIndexMismatchError, ParameterError, ReferenceDataError
-from retrieval.index_folder import prune
 from retrieval.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.place_index_manifest import BundleIdentity, PlaceIndexManifest, Source
 from retrieval.reference_table import REFERENCE_SCHEMA, read_references
@@ -138,7 +137,7 @@ def import_index(
         raw.unlink()
         draft.name_version()
         draft.make_current()
-        prune(draft.index_folder, keep)
+        remove_old_versions(draft.index_folder, keep)
     return written.manifest
 
 
