@@ -19,7 +19,14 @@ from index_builder.describing import DescribeSettings
 from index_builder.gate import GateReport, GateSettings, check_version
 from index_builder.known_content import KnownContent, describing_record, known_content
 from index_builder.part_describing import Engine, PartSettings, describe_in_parts, plan_parts
-from index_builder.publishing import DEFAULT_KEEP, WORK_NAME, Draft, check_free_space, draft_version, remove_old_versions
+from index_builder.publishing import (
+    DEFAULT_KEEP,
+    WORK_NAME,
+    Draft,
+    check_free_space,
+    draft_version,
+    remove_old_versions,
+)
 from index_builder.update_plan import (
     UpdatePlan,
     list_source,

@@ -126,7 +126,7 @@ class PlaceIndex(SearchablePlaceIndex):
             if prior is not None:
                 inside = self.blocks.rows_within(prior)
                 rows[query, :k_found], scores[query, :k_found] = self.vectors.search_rows(
-                    descriptors[query], k_found, inside
+                    descriptors[query], k_found, inside, effort=effort
                 )
         return SearchResult(rows, scores)
 
