@@ -5,7 +5,7 @@ one pass over the descriptors, however many sessions there are.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 import numpy as np
@@ -23,6 +23,9 @@ HeldOut = Literal["sessions", "time blocks"]
 
 # References taken further apart than this were taken on another occasion.
 PAUSE_S: Final = 1800.0
+
+# A photo that was described twice differs in the last digits of its descriptor only.
+_COPY: Final = 1e-5
 
 _BLOCK: Final = 8192
 _UNKNOWN: Final = -1
@@ -61,10 +64,13 @@ class Occasions:
     Attributes:
         label: (N,) int64, which session or block of time; -1 where nothing is known.
         kind: what a label is.
+        copies: (M, 2) int64, a row and another label that it belongs to as well, ascending in rows: a photo that was
+            taken at the same instant and place as one of that session is the same photo, or of the same rig.
     """
 
     label: Int64Array
     kind: HeldOut
+    copies: Int64Array = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     @property
     def count(self) -> int:
@@ -74,15 +80,35 @@ class Occasions:
 
 def occasions_of(index: ReferenceIndex) -> list[Occasions]:
     """What can be held out: the sessions by name, and blocks of time between pauses of half an hour."""
-    sessions: list[str | None] = []
-    seconds: list[float] = []
-    for begin in range(0, index.count, _BLOCK):
-        for reference in index.references(np.arange(begin, min(begin + _BLOCK, index.count))):
-            sessions.append(reference.session)
-            seconds.append(reference.captured_at.timestamp() if reference.captured_at else np.nan)
-    number = {name: place for place, name in enumerate(sorted({name for name in sessions if name}))}
-    named = np.array([number[name] if name else _UNKNOWN for name in sessions], np.int64)
-    return [Occasions(named, "sessions"), Occasions(_time_blocks(np.array(seconds)), "time blocks")]
+    named = np.full(index.count, _UNKNOWN, np.int64)
+    seconds = np.full(index.count, np.nan)
+    number: dict[str, int] = {}
+    for rows in _blocks(index.count):
+        for row, reference in zip(rows, index.references(rows), strict=True):
+            if reference.session:
+                named[row] = number.setdefault(reference.session, len(number))
+            if reference.captured_at is not None:
+                seconds[row] = reference.captured_at.timestamp()
+    copies = _copies(named, seconds, index.lat, index.lon)
+    return [Occasions(named, "sessions", copies), Occasions(_time_blocks(seconds), "time blocks")]
+
+
+def _copies(label: Int64Array, seconds: Float64Array, lat: Float64Array, lon: Float64Array) -> Int64Array:
+    """Rows of one instant and place under several labels, each with all the labels that are not its own."""
+    order = np.lexsort((lon, lat, seconds))
+    order = order[np.isfinite(seconds[order]) & (label[order] != _UNKNOWN)]
+    told = np.stack([seconds[order], lat[order], lon[order]], axis=1)
+    groups = np.split(order, np.flatnonzero((told[1:] != told[:-1]).any(axis=1)) + 1)
+    pairs = [
+        (row, other)
+        for rows in groups
+        if len(rows) > 1
+        for row in rows
+        for other in np.unique(label[rows])
+        if other != label[row]
+    ]
+    found = np.array(pairs, np.int64).reshape(-1, 2)
+    return found[np.lexsort((found[:, 1], found[:, 0]))]
 
 
 def _time_blocks(seconds: Float64Array) -> Int64Array:
@@ -146,12 +172,13 @@ def search_held_out(
 
     Args:
         index: where.
-        occasions: whatever shares the query's is left out, and so is whatever has none.
+        occasions: whatever shares the query's is left out, and so are copies of the query and whatever has none.
         queries: (Q,) rows.
         k: matches for each.
         away_m: leave out everything within these metres of the query, too.
     """
     wanted = index.descriptors(queries)
+    own = np.einsum("qd,qd->q", wanted, wanted)
     near = None if away_m is None else _Near.of(index, queries, away_m)
 
     def allowed(rows: Int64Array) -> Mask:
@@ -165,8 +192,11 @@ def search_held_out(
     remained = np.zeros(len(queries), np.int64)
     for rows in _blocks(index.count):
         mask = allowed(rows)
+        scores = wanted @ index.descriptors(rows).T
+        # What is the query itself but for its name, a copy in another folder, is no photo of another occasion.
+        mask &= scores < own[:, None] - _COPY
         remained += mask.sum(axis=1)
-        scores = np.where(mask, wanted @ index.descriptors(rows).T, -np.inf)
+        scores = np.where(mask, scores, -np.inf)
         best, found = _merged(best, found, scores.astype(np.float64), rows, k)
     found[~np.isfinite(best)] = -1
     # The mean of what is left, as it would be had the rest never been indexed.
@@ -204,9 +234,15 @@ def _blocks(count: int) -> list[Int64Array]:
 
 
 def _others(occasions: Occasions, queries: Int64Array, rows: Int64Array) -> Mask:
-    """(Q, R): which rows are known to be of another occasion."""
+    """(Q, R): which of some ascending rows are known to be of another occasion."""
     own, theirs = occasions.label[queries][:, None], occasions.label[rows][None]
-    return np.asarray((own != theirs) & (own != _UNKNOWN) & (theirs != _UNKNOWN))
+    mask = np.asarray((own != theirs) & (own != _UNKNOWN) & (theirs != _UNKNOWN))
+    begin, end = np.searchsorted(occasions.copies[:, 0], [rows[0], rows[-1] + 1])
+    for row, label in occasions.copies[begin:end]:
+        column = int(np.searchsorted(rows, row))
+        if rows[column] == row:
+            mask[own[:, 0] == label, column] = False
+    return mask
 
 
 @dataclass(frozen=True, slots=True)
