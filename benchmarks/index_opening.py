@@ -2,8 +2,8 @@
 
     python -m benchmarks.index_opening --rows 1000000 --dim 512
 
-A version of synthetic descriptors and rows is written; then fresh processes open it, with and without memory mapping,
-and ask it one query. Without, every file is read and compared with its hash first.
+A version of synthetic descriptors and rows is written, exact and ivf; then fresh processes open it, with and without
+memory mapping, and ask it two queries. Without, every file is read and compared with its hash first.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import open_bundle
 from retrieval.place_index_manifest import Source
 from retrieval.reference_table import REFERENCE_SCHEMA
+from retrieval.vectors.index_types import INDEX_TYPES
 
 _OPENER = """
 import json, resource, sys, time
@@ -36,9 +37,9 @@ library.faiss_module()
 folder, mapped, dim = Path(sys.argv[1]), sys.argv[2] == "mapped", int(sys.argv[3])
 query = np.random.default_rng(0).standard_normal((1, dim)).astype(np.float32)
 query /= np.linalg.norm(query)
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
-before, started = resident(), time.perf_counter()
+def resident(which=1):  # all of it; with 2 the pages of files, which the kernel takes back when it needs them
+    return int(open("/proc/self/statm").read().split()[which]) * resource.getpagesize() / 1e6
+before, files, started = resident(), resident(2), time.perf_counter()
 index = PlaceIndex.open(folder, memory_map=mapped)
 opened, memory = time.perf_counter() - started, resident() - before
 found = index.search(query, 10)
@@ -48,7 +49,7 @@ started = time.perf_counter()
 index.references(index.search(query, 10).rows[0])
 again = time.perf_counter() - started
 print(json.dumps({"opened_s": opened, "answered_s": answered, "again_s": again, "memory_mb": memory,
-                  "memory_after_mb": resident() - before, "first": first[0].id}))
+                  "memory_after_mb": resident() - before, "files_mb": resident(2) - files, "first": first[0].id}))
 """
 
 
@@ -81,37 +82,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--type", default="exact")
+    parser.add_argument("--types", nargs="*", choices=INDEX_TYPES, default=["exact", "ivf"])
     parser.add_argument("--storage", default="fp32")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     print(describe_machine())
-    descriptors = clustered(arguments.rows, arguments.dim)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        content = VersionContent(
-            name="large",
-            version="1",
-            bundle=open_bundle(),
-            source=Source(spec="synthetic", root="/photos"),
-            table=table_of(arguments.rows),
-            described=lambda rows: descriptors[rows],
-        )
-        design = IndexDesign(storage=arguments.storage, type=arguments.type, calibrate=False)
-        started = time.perf_counter()
-        write_version(folder, content, design)
-        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
-        print(f"{arguments.rows} × {arguments.dim}, {arguments.type} {arguments.storage}: {size:.2f} GB, written in")
-        print(f"{time.perf_counter() - started:.0f} s; files are in the page cache when they are opened")
-        for mapped in (True, False):
-            runs = [opened(folder, mapped, arguments.dim) for _ in range(arguments.rounds)]
-            best = min(runs, key=lambda run: float(run["answered_s"]))
-            print(
-                f"{'memory-mapped' if mapped else 'read and hashed'}: opened after {best['opened_s']:.3f} s, first "
-                f"answer after {best['answered_s']:.3f} s (the next takes {best['again_s']:.3f} s); resident memory "
-                f"+{best['memory_mb']:.0f} MB opened, +{best['memory_after_mb']:.0f} MB after two answers",
-                flush=True,
+    descriptors, table = clustered(arguments.rows, arguments.dim), table_of(arguments.rows)
+    print(
+        f"{arguments.rows} × {arguments.dim} stored as {arguments.storage}; files in the page cache; least of "
+        f"{arguments.rounds} fresh processes\n\n"
+        "| type | GB | written s | opened | seconds open | to first answer | the next | resident MB: open | "
+        "after two answers, of them files |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for type_ in arguments.types:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            content = VersionContent(
+                name="large",
+                version="1",
+                bundle=open_bundle(),
+                source=Source(spec="synthetic", root="/photos"),
+                table=table,
+                described=lambda rows: descriptors[rows],
             )
+            design = IndexDesign(storage=arguments.storage, type=type_, calibrate=False)
+            started = time.perf_counter()
+            write_version(folder, content, design)
+            seconds = time.perf_counter() - started
+            size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+            for mapped in (True, False):
+                runs = [opened(folder, mapped, arguments.dim) for _ in range(arguments.rounds)]
+                best = min(runs, key=lambda run: float(run["answered_s"]))
+                print(
+                    f"| {type_} | {size:.2f} | {seconds:.0f} | {'memory-mapped' if mapped else 'read and hashed'} | "
+                    f"{best['opened_s']:.3f} | {best['answered_s']:.3f} | {best['again_s']:.4f} | "
+                    f"{best['memory_mb']:.0f} | {best['memory_after_mb']:.0f}, {best['files_mb']:.0f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -163,3 +163,6 @@ class _Ears(UpdateWatch):
 
     def publishing(self, update: Update) -> None:
         self._watch.publishing(update)
+
+    def not_pruned(self, problem: str) -> None:
+        self._watch.not_pruned(problem)

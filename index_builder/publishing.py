@@ -5,7 +5,6 @@ Killed at any point, the last published version stays whole and current; leftove
 
 import contextlib
 import fcntl
-import logging
 import os
 import secrets
 import shutil
@@ -27,8 +26,6 @@ from retrieval.index_folder import (
     published_versions,
 )
 from retrieval.place_index import PlaceIndex
-
-_log = logging.getLogger("sightfix.index")
 
 DEFAULT_KEEP: Final = 3
 
@@ -80,19 +77,18 @@ def draft_version(indexes: Path, name: str, *, activate: bool = True) -> Iterato
     """
     index_folder = indexes / check_index_name(name)
     versions = index_folder / VERSIONS_NAME
-    with storage_errors(index_folder):
-        versions.mkdir(parents=True, exist_ok=True)
-        with _exclusive(index_folder):
-            _remove_leftovers(index_folder)
-            version = _new_version_name()
-            folder = versions / f"{TEMPORARY_PREFIX}{version}"
-            folder.mkdir()
-            draft = Draft(index_folder, version, folder, activate)
-            try:
-                yield draft
-            finally:
-                _remove_unpublished(draft)
-                _remove_if_nothing_published(index_folder)
+    with storage_errors(index_folder), _exclusive(index_folder):
+        versions.mkdir(exist_ok=True)
+        _remove_leftovers(index_folder)
+        version = _new_version_name()
+        folder = versions / f"{TEMPORARY_PREFIX}{version}"
+        folder.mkdir()
+        draft = Draft(index_folder, version, folder, activate)
+        try:
+            yield draft
+        finally:
+            _remove_unpublished(draft)
+            _remove_if_nothing_published(index_folder)
 
 
 def finish_publishing(indexes: Path, name: str, version: str, *, base: str | None, activate: bool) -> bool:
@@ -129,13 +125,17 @@ def finish_publishing(indexes: Path, name: str, version: str, *, base: str | Non
     return True
 
 
-def prune_after_publishing(index_folder: Path, keep: int) -> None:
-    """Remove the oldest versions but `keep`. When that fails the new version is published all the same, and the next
-    publication tries again: whoever published must not be told that it failed."""
+def remove_old_versions(index_folder: Path, keep: int) -> str | None:
+    """Prune after a version became current, which it is whatever becomes of the old ones.
+
+    Returns:
+        Why they could not be removed, or None. The next build tries again.
+    """
     try:
         prune(index_folder, keep)
     except (OSError, SightfixError) as error:
-        _log.warning("old versions of %s could not be removed: %s", index_folder.name, error)
+        return str(error)
+    return None
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
@@ -153,20 +153,40 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
 @contextlib.contextmanager
 def _exclusive(index_folder: Path) -> Iterator[None]:
     """Hold the index's build lock. The kernel releases it with the process, however that ends."""
-    descriptor = os.open(index_folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = None
+    while descriptor is None:
+        descriptor = _try_lock(index_folder)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(
-                "another process is building this index",
-                where=str(index_folder),
-                remedy="Wait for it, or stop it",
-                code="build_in_progress",
-            ) from None
         yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(index_folder: Path) -> int | None:
+    """The build lock; None where a first build that failed removed its folder at this moment."""
+    path = index_folder / _LOCK_NAME
+    try:
+        (index_folder / VERSIONS_NAME).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Locked may be a file that has no name any more: the next build would lock another.
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    except FileNotFoundError:
+        pass
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StorageError(
+            "another process is building this index",
+            where=str(index_folder),
+            remedy="Wait for it, or stop it",
+            code="build_in_progress",
+        ) from None
+    os.close(descriptor)
+    return None
 
 
 def _remove_leftovers(index_folder: Path) -> None:
@@ -203,9 +223,11 @@ def _remove_if_nothing_published(index_folder: Path) -> None:
             return
         if (index_folder / WORK_NAME).exists():  # a build that is to go on: an index with nothing in it yet
             return
+        # Nothing that the lock guards is touched once it is gone: another build may hold the next one.
+        with contextlib.suppress(OSError):
+            (index_folder / VERSIONS_NAME).rmdir()
         (index_folder / _LOCK_NAME).unlink(missing_ok=True)
-        for folder in (index_folder / VERSIONS_NAME, index_folder):
-            folder.rmdir()
+        index_folder.rmdir()
 
 
 def _new_version_name() -> str:

@@ -95,3 +95,6 @@ class UpdateWatch:
 
     def publishing(self, update: Update) -> None:
         """Called once before the version gets its name: the last moment to refuse."""
+
+    def not_pruned(self, problem: str) -> None:
+        """Old versions could not be removed. The new one is current all the same, and the next update tries again."""

@@ -25,7 +25,7 @@ from index_builder.publishing import (
     Draft,
     check_free_space,
     draft_version,
-    prune_after_publishing,
+    remove_old_versions,
 )
 from index_builder.update_plan import (
     UpdatePlan,
@@ -254,7 +254,9 @@ class IndexUpdater:
         if draft.activate:
             draft.make_current()
             self.watch.reached("current")
-            prune_after_publishing(draft.index_folder, self.settings.keep)
+            problem = remove_old_versions(draft.index_folder, self.settings.keep)
+            if problem is not None:
+                self.watch.not_pruned(problem)
 
 
 def _current(index_folder: Path) -> str | None:

@@ -13,7 +13,7 @@ from index_builder.calibrating import fit_calibration
 from index_builder.reference_rows import bounds_of, spatial_order
 from index_builder.vectors.choosing import Choice, choose_parameters
 from index_builder.vectors.design import IndexDesign
-from index_builder.vectors.recall import hold_out, tune
+from index_builder.vectors.recall import hold_out_twice, tune
 from index_builder.vectors.training import build_candidates, sample_of
 from retrieval.artefact import record_files
 from retrieval.bundle import Bundle
@@ -239,7 +239,8 @@ def _write_candidates(
     if parameters is None:
         return None, None, choices
     candidates = build_candidates(exact, parameters)
-    tuned, recall = tune(StoredVectors(exact, candidates), hold_out(exact), recall_wanted)
+    held_out, others = hold_out_twice(exact)
+    tuned, recall = tune(StoredVectors(exact, candidates), held_out, recall_wanted, others)
     if recall.at_10 < recall_wanted:
         raise PlaceIndexError(
             f"an index of type {tuned.type} returns {recall.at_10:.1%} of what exact search finds, "

@@ -95,21 +95,47 @@ def activate_version(index_folder: Path, version: str) -> None:
             remedy=f"Choose among {', '.join(available)}" if available else "Publish one first",
             code="version_not_found",
         )
+    current = index_folder / CURRENT_NAME
     with storage_errors(index_folder):
-        replace_file(index_folder / CURRENT_NAME, f"{version}\n".encode())
+        before = current.read_bytes() if current.exists() else None
+        replace_file(current, f"{version}\n".encode())
+        if (index_folder / VERSIONS_NAME / version).is_dir():
+            return
+        # `prune` was quicker, and had looked at CURRENT before.
+        if before is not None:
+            replace_file(current, before)
+    raise IndexNotFoundError(
+        f"the version {version!r} of the index {index_folder.name} was removed at this moment",
+        remedy="Choose another; what was current stays so",
+        code="version_not_found",
+    )
 
 
 def prune(index_folder: Path, keep: int) -> list[str]:
-    """Remove the oldest versions until `keep` remain; the current one is never removed. Returns their names."""
-    current = current_version(index_folder)
-    removable = [version for version in published_versions(index_folder) if version != current]
-    removed = removable[: max(0, len(removable) - max(0, keep - 1))]
-    for version in removed:
-        # Renamed first: a reader finds the version whole or not at all.
-        doomed = index_folder / VERSIONS_NAME / f"{TEMPORARY_PREFIX}pruned-{version}"
-        (index_folder / VERSIONS_NAME / version).rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-    return removed
+    """Remove the oldest versions until `keep` remain. Returns their names.
+
+    Neither the current nor the newest version is ever removed: the newest may be about to become current.
+    """
+    current, published = current_version(index_folder), published_versions(index_folder)
+    removable = [version for version in published if version != current]
+    oldest = removable[: max(0, len(removable) - max(0, keep - 1))]
+    return [version for version in oldest if version != published[-1] and _remove_version(index_folder, version)]
+
+
+def _remove_version(index_folder: Path, version: str) -> bool:
+    """Whether it was removed by this call: not when it became current meanwhile, or when somebody else did it."""
+    folder = index_folder / VERSIONS_NAME / version
+    # Renamed first: a reader finds the version whole or not at all.
+    doomed = folder.with_name(f"{TEMPORARY_PREFIX}pruned-{version}")
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return False
+    if (index_folder / CURRENT_NAME).read_bytes().strip() == version.encode():
+        doomed.rename(folder)
+        return False
+    shutil.rmtree(doomed, ignore_errors=True)
+    return True
 
 
 def find_index(indexes: Path, name: str | None) -> Path:

@@ -71,7 +71,7 @@ class PlaceIndex(SearchablePlaceIndex):
             try:
                 return cls._open_version(folder / VERSIONS_NAME / version, memory_map)
             except PlaceIndexError:
-                # Pruned while it was opened? Then another version has become current before.
+                # Another version became current since, and this one was pruned while it was being read.
                 if current_version(folder) == version:
                     raise
 
@@ -131,7 +131,7 @@ class PlaceIndex(SearchablePlaceIndex):
             if prior is not None:
                 inside = self.blocks.rows_within(prior)
                 rows[query, :k_found], scores[query, :k_found] = self.vectors.search_rows(
-                    descriptors[query], k_found, inside
+                    descriptors[query], k_found, inside, effort=effort
                 )
         return SearchResult(rows, scores)
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -37,7 +38,10 @@ _OLDER_SCHEMA: Final = pa.schema([field for field in REFERENCE_SCHEMA if field.n
 _POSITION: Final = ("lat", "lon")
 
 # Rows that are read at once: a large table's first answer must not wait for all of it.
-ROW_GROUP_ROWS: Final = 8_192
+ROW_GROUP_ROWS: Final = 2_048
+
+# So many of them stay in memory, those asked for last: a million rows, some 200 MB.
+_GROUPS_KEPT: Final = 512
 
 
 class ReferenceTable:
@@ -61,11 +65,11 @@ class ReferenceTable:
             positions = self._file.read(columns=["lat", "lon"])
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
-        self.lat: NDArray[np.float64] = positions["lat"].to_numpy()
-        self.lon: NDArray[np.float64] = positions["lon"].to_numpy()
+        self.lat = _numbers(positions["lat"])
+        self.lon = _numbers(positions["lon"])
         sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
         self._starts = np.cumsum([0, *sizes])
-        self._groups: dict[int, pa.Table] = {}
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
 
     @property
     def count(self) -> int:
@@ -84,10 +88,12 @@ class ReferenceTable:
         """
         records: list[Reference | None] = [None] * len(rows)
         groups = np.searchsorted(self._starts, rows, side="right") - 1
-        for group in np.unique(groups):
+        for group in sorted(set(groups.tolist())):
             places = np.flatnonzero(groups == group)
-            some = self._group(int(group)).take(pa.array(rows[places] - self._starts[group]))
-            for place, record in zip(places, some.to_pylist(), strict=True):
+            table = self._group(group)
+            for place in places:
+                # Not `take`, whose list of rows would have pyarrow import pandas: for seconds, where there is one.
+                (record,) = table.slice(int(rows[place] - self._starts[group]), 1).to_pylist()
                 records[place] = reference_of(record, root)
         return [record for record in records if record is not None]
 
@@ -103,9 +109,12 @@ class ReferenceTable:
         with self._lock:
             if group not in self._groups:
                 try:
-                    self._groups[group] = self._file.read_row_group(group).combine_chunks()
+                    self._groups[group] = self._file.read_row_group(group, use_threads=False).combine_chunks()
                 except (pa.ArrowException, OSError) as error:
                     raise self._unreadable(error) from error
+                if len(self._groups) > _GROUPS_KEPT:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(group)
             return self._groups[group]
 
     def _unreadable(self, error: Exception) -> PlaceIndexError:
@@ -153,6 +162,12 @@ def write_reference_table(table: pa.Table, order: Sequence[int] | NDArray[np.int
         use_dictionary=[name for name in table.column_names if name not in _POSITION],
         row_group_size=ROW_GROUP_ROWS,
     )
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A column of float64 without nulls. Not `to_numpy`, which imports pandas where there is one."""
+    chunks = [np.frombuffer(chunk.buffers()[1], np.float64, len(chunk), chunk.offset * 8) for chunk in column.chunks]
+    return np.concatenate([np.empty(0), *chunks])
 
 
 def reference_of(record: dict[str, Any], root: Path) -> Reference:

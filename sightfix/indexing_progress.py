@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from index_builder.update_watch import UpdateStep, UpdateWatch
@@ -85,3 +86,7 @@ class IndexingProgress(UpdateWatch):
                 f"described {done} of {self._total} photos, {rate:.1f} photos/s, {left} left{unreadable}",
                 soft_wrap=True,
             )
+
+    def not_pruned(self, problem: str) -> None:
+        """The new version is there; the old ones are still there too."""
+        self._errors.print(f"[yellow]old versions stay:[/] {escape(problem)}", soft_wrap=True)

@@ -192,9 +192,12 @@ def _misplaced(
     score_here = _best_around(index, row, settings.outlier_m)
     if score_here is None or score_there - score_here < settings.outlier_lead:
         return None
-    lat, lon = float(np.median(index.lat[near[there]])), float(np.median(index.lon[near[there]]))
-    far = float(haversine_m(index.lat[row], index.lon[row], lat, lon))
-    return Misplaced(row, far, lat, lon, len(there), score_there, score_here)
+    centre = Position(float(index.lat[near[best]]), float(index.lon[near[best]]))
+    # In metres: longitudes on both sides of the antimeridian have no middle.
+    east, north = np.median(to_local_metres(centre, index.lat[near[there]], index.lon[near[there]]), axis=0)
+    place = from_local_metres(centre, float(east), float(north))
+    far = float(haversine_m(index.lat[row], index.lon[row], place.lat, place.lon))
+    return Misplaced(row, far, place.lat, place.lon, len(there), score_there, score_here)
 
 
 def _best_around(index: PlaceIndex, row: int, radius_m: float) -> float | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from index_builder.publishing import DEFAULT_KEEP, draft_version, prune_after_publishing
+from index_builder.publishing import DEFAULT_KEEP, draft_version, remove_old_versions
 from index_builder.vectors.design import IndexDesign
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import Bundle
@@ -19,8 +20,12 @@ from retrieval.errors import ModelIndexMismatchError, ParameterError, ReferenceD
 from retrieval.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.place_index_manifest import BundleIdentity, PlaceIndexManifest, Source
 from retrieval.reference_table import REFERENCE_SCHEMA, read_references
+from retrieval.vectors.exact import Storage
 
 DESCRIPTOR: Final = "descriptor"
+# Of a file that does not say how its vectors were stored.
+DEFAULT_STORAGE: Final[Storage] = "fp16"
+
 _META: Final = b"sightfix"
 _ROWS: Final = 4096
 _UNIT: Final = 1e-2
@@ -36,6 +41,7 @@ class ExportedIndex(BaseModel):
     bundle: BundleIdentity
     descriptor_dim: int
     source: Source
+    storage: Storage | None = None
 
 
 def export_index(index: PlaceIndex, path: Path) -> int:
@@ -65,6 +71,7 @@ def export_index(index: PlaceIndex, path: Path) -> int:
         bundle=manifest.bundle,
         descriptor_dim=manifest.descriptor_dim,
         source=manifest.source,
+        storage=manifest.storage,
     )
     descriptor = pa.field(DESCRIPTOR, pa.list_(pa.float32(), manifest.descriptor_dim), nullable=False)
     schema = pa.schema([*REFERENCE_SCHEMA, descriptor], {_META: exported.model_dump_json().encode()})
@@ -101,7 +108,7 @@ def import_index(
         bundle: that described the references, and will describe queries.
         indexes: the folder of all indexes.
         name: of this index.
-        design: of the index.
+        design: of the index; None for exact search, stored as it was when the file was written.
         keep: how many versions remain.
         root: where the photos lie now; where they lay when the file was written if left out.
 
@@ -118,8 +125,8 @@ def import_index(
             where=str(path),
             remedy="Give the bundle they were made with (--bundle)",
         )
-    table = file.read(columns=REFERENCE_SCHEMA.names).replace_schema_metadata().cast(REFERENCE_SCHEMA)
-    _check_rows(table, path)
+    table = _read_rows(file, path)
+    design = design or IndexDesign(storage=told.storage or DEFAULT_STORAGE)
     with draft_version(indexes, name) as draft:
         raw = draft.folder / "descriptors.raw"
         _copy_descriptors(file, raw, bundle.descriptor_dim, path)
@@ -133,12 +140,21 @@ def import_index(
             table=table,
             described=lambda rows: np.asarray(described[rows]),
         )
-        written = write_version(draft.folder, content, design or IndexDesign())
+        written = write_version(draft.folder, content, design)
         raw.unlink()
         draft.name_version()
         draft.make_current()
-        prune_after_publishing(draft.index_folder, keep)
+        remove_old_versions(draft.index_folder, keep)
     return written.manifest
+
+
+def stored_as(path: Path) -> Storage:
+    """How the vectors of an exported index were stored, so that they come back bit by bit if they are stored so again.
+
+    Raises:
+        ReferenceDataError: not such a file.
+    """
+    return _open(path)[1].storage or DEFAULT_STORAGE
 
 
 def _open(path: Path) -> tuple[pq.ParquetFile, ExportedIndex]:
@@ -164,6 +180,28 @@ def _open(path: Path) -> tuple[pq.ParquetFile, ExportedIndex]:
     return file, told
 
 
+def _read_rows(file: pq.ParquetFile, path: Path) -> pa.Table:
+    """All columns but the descriptors, checked; longitudes in [-180, 180]."""
+    try:
+        table = file.read(columns=REFERENCE_SCHEMA.names).replace_schema_metadata()
+    except (OSError, pa.ArrowException) as error:
+        raise ReferenceDataError(f"the file cannot be read ({error})", where=str(path)) from error
+    for column in REFERENCE_SCHEMA:
+        if not column.nullable and table[column.name].null_count:
+            row = table[column.name].is_null().index(True).as_py()
+            raise ReferenceDataError(f"row {row}: it has no {column.name}", where=str(path))
+    try:
+        table = table.cast(REFERENCE_SCHEMA)
+    except pa.ArrowException as error:
+        raise ReferenceDataError(
+            f"a column has another type ({error})", where=str(path), remedy="Write it with: sightfix index export"
+        ) from error
+    _check_rows(table, path)
+    lon = table["lon"].to_numpy()
+    place = REFERENCE_SCHEMA.get_field_index("lon")
+    return table.set_column(place, REFERENCE_SCHEMA.field("lon"), pa.array(np.where(lon > 180.0, lon - 360.0, lon)))
+
+
 def _check_rows(table: pa.Table, path: Path) -> None:
     ids = table["id"].to_pylist()
     if not ids:
@@ -174,7 +212,7 @@ def _check_rows(table: pa.Table, path: Path) -> None:
             raise ReferenceDataError(f"row {row}: the id {name!r} stands there twice", where=str(path))
         seen.add(name)
     lat, lon = table["lat"].to_numpy(), table["lon"].to_numpy()
-    wrong = np.flatnonzero(~((np.abs(lat) <= 90) & (np.abs(lon) <= 360)))
+    wrong = np.flatnonzero(~((np.abs(lat) <= 90) & (lon >= -180) & (lon < 360)))
     if len(wrong):
         row = int(wrong[0])
         raise ReferenceDataError(
@@ -187,6 +225,13 @@ def _check_rows(table: pa.Table, path: Path) -> None:
             fine = False
         if not fine:
             raise ReferenceDataError(f"row {row} ({ids[row]}): metadata is no JSON object", where=str(path))
+    for row, text in enumerate(table["captured_at"].to_pylist()):
+        try:
+            datetime.fromisoformat(text or "2000-01-01")
+        except ValueError:
+            raise ReferenceDataError(
+                f"row {row} ({ids[row]}): captured_at {text!r} is no time of ISO 8601", where=str(path)
+            ) from None
 
 
 def _copy_descriptors(file: pq.ParquetFile, raw: Path, dim: int, path: Path) -> None:

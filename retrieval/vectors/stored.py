@@ -52,26 +52,33 @@ class StoredVectors:
         return self._candidates(self.candidates, queries, k, effort, None)
 
     def search_rows(
-        self, query: Descriptors, k: int, rows: NDArray[np.int64]
+        self, query: Descriptors, k: int, rows: NDArray[np.int64], *, effort: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best of some rows for one query.
 
         Exact, unless the rows are more than `EXACT_PRIOR_ROWS` and the index is approximate: then candidates are taken
-        among them, each is checked to be one of them, and where fewer than k remain all rows are scanned after all.
+        among them, each is checked to be one of them, and where fewer than k remain all rows are scanned after all. The
+        effort grows as the share of the rows shrinks, so that as many of them are seen as without a prior; where that
+        would cost more than scanning them, they are scanned.
 
         Args:
             query: (D,) float32.
             k: at least 1.
             rows: (R,) int64, rising.
+            effort: of the candidates, instead of what the index was tuned to.
 
         Returns:
             rows (k,) int64, scores (k,) float32, filled with -1 and -inf.
         """
         if self.candidates is None or len(rows) <= EXACT_PRIOR_ROWS:
             return self.exact.search_rows(query, k, rows)
+        parameters = self.candidates.parameters
+        wider = -(-(effort or parameters.effort) * self.exact.count // len(rows))
+        if wider >= (parameters.lists or len(rows) // (parameters.neighbours or 1)):
+            return self.exact.search_rows(query, k, rows)
         among = np.zeros(self.exact.count, bool)
         among[rows] = True
-        found, scores = (one[0] for one in self._candidates(self.candidates, query[None], k, None, among))
+        found, scores = (one[0] for one in self._candidates(self.candidates, query[None], k, wider, among))
         inside = (found >= 0) & among[found]
         if inside.sum() < min(k, len(rows)):
             return self.exact.search_rows(query, k, rows)

@@ -74,6 +74,10 @@ class JobWatch(UpdateWatch):
             if self._queue.is_cancelled(self._job):
                 raise JobCancelledError
 
+    def not_pruned(self, problem: str) -> None:
+        """The job succeeded; the operator should know all the same."""
+        _log.warning("old versions stay: %s", problem)
+
     def reached(self, step: UpdateStep) -> None:
         """Keep the state in step."""
         if step == "part written":

@@ -210,7 +210,7 @@ def import_(
     keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
 ) -> None:
     """Publish a Parquet file as the new version of an index."""
-    from index_builder.maintenance.parquet import import_index
+    from index_builder.maintenance.parquet import import_index, stored_as
     from index_builder.vectors.design import IndexDesign
     from retrieval.bundle import open_bundle
     from retrieval.errors import ParameterError
@@ -219,7 +219,7 @@ def import_(
 
     if type_ not in (*INDEX_TYPES, "auto"):
         raise ParameterError(f"there is no index type {type_!r}", remedy=f"Choose among {', '.join(INDEX_TYPES)}, auto")
-    design = IndexDesign(type=type_)  # type: ignore[arg-type]
+    design = IndexDesign(type=type_, storage=stored_as(file))  # type: ignore[arg-type]
     manifest = import_index(file, open_bundle(bundle), indexes, name, design, keep, root=root)
     console.print(f"[green]published[/] {manifest.count} references as [bold]{name}[/], version {manifest.version}")
 

@@ -19,6 +19,7 @@ class RecordingWatch(UpdateWatch):
         self.totals: list[int] = []
         self.progress: list[tuple[int, int]] = []
         self.update: Update | None = None
+        self.not_pruned_for: list[str] = []
         self._on_step = on_step
 
     def reached(self, step: UpdateStep) -> None:
@@ -39,6 +40,9 @@ class RecordingWatch(UpdateWatch):
 
     def publishing(self, update: Update) -> None:
         self.update = update
+
+    def not_pruned(self, problem: str) -> None:
+        self.not_pruned_for.append(problem)
 
 
 def stop_at(step: UpdateStep, count: int = 1) -> Callable[[UpdateStep], None]:

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from index_builder import held_out
+from index_builder.described_index import DescribedIndex
 from index_builder.held_out import Occasions, coverage_of, occasions_of, search_held_out
 from retrieval.geo import haversine_m
 from tests.index_builder.surveyed import survey
@@ -74,3 +77,31 @@ def test_occasions_are_sessions_by_name_and_blocks_between_pauses() -> None:
     assert (unnamed.label == -1).all()
     assert (timeless.label == -1).all()
     assert (unnamed.count, sessions.count) == (0, 3)
+
+
+def with_backup(index: DescribedIndex, of: int, photos: int, *, named: str = "backup") -> DescribedIndex:
+    """Another folder holds the same files of one session again."""
+    rows = np.arange(of * photos, (of + 1) * photos)
+    copies = [replace(one, id=f"copy/{one.id}", session=named) for one in index.references(rows)]
+    every = index.descriptors(np.arange(index.count))
+    return DescribedIndex([*index.references(np.arange(index.count)), *copies], np.concatenate([every, every[rows]]))
+
+
+def test_copies_in_another_folder_are_held_out_with_the_photos_that_they_are_of() -> None:
+    """Neither the query's own copy nor those of its burst are another day's photos."""
+    index = with_backup(survey(3, 40), of=1, photos=40)
+    occasions = occasions_of(index)[0]
+    queries = np.array([45, 60, 130])
+    found = search_held_out(index, occasions, queries, 20)
+    assert not ((found.rows >= 40) & (found.rows < 80)).any()
+    assert not (found.rows >= 120).any()
+    np.testing.assert_array_equal(found.remained, [80, 80, 80])
+    # Of other sessions the copies are references as any.
+    assert search_held_out(index, occasions, np.array([3]), 20).remained.tolist() == [120]
+
+
+def test_a_copy_without_a_time_is_known_by_its_descriptor() -> None:
+    index = with_backup(survey(2, 30, times=False), of=0, photos=30)
+    found = search_held_out(index, occasions_of(index)[0], np.array([7]), 5)
+    assert 67 not in found.rows
+    assert found.remained.tolist() == [59]

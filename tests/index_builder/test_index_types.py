@@ -37,6 +37,7 @@ def test_an_index_of_every_type_answers(tmp_path: Path, describer: Describer, ty
     assert (manifest.recall is None) == (manifest.candidates is None) == (type_ == "exact")
     if manifest.recall is not None:
         assert manifest.recall.at_10 >= 0.9
+        assert manifest.recall.queries == ROWS[type_] // 2  # the other half was tuned with
     queries = describer.describe([read_image(row.path, describer.bundle.preprocessing) for row in places.rows[:8]])
     found = index.search(queries, 3)
     ids = [index.references(rows[:1])[0].id for rows in found.rows]

@@ -1,4 +1,5 @@
 import contextlib
+import fcntl
 import itertools
 import subprocess
 import sys
@@ -8,10 +9,12 @@ import pytest
 
 from index_builder.building import BuildSettings, build_index
 from index_builder.publishing import draft_version
+from retrieval.artefact import replace_file
 from retrieval.describer import Describer
-from retrieval.errors import StorageError
-from retrieval.index_folder import current_version, prune, published_versions
+from retrieval.errors import IndexNotFoundError, StorageError
+from retrieval.index_folder import activate_version, current_version, prune, published_versions
 from retrieval.place_index import PlaceIndex
+from tests.index_builder.recording_watch import RecordingWatch
 from tests.places import make_places
 from tests.retrieval.refusal import refused
 
@@ -205,23 +208,111 @@ def test_a_version_in_force_is_never_removed_though_nothing_can_be_opened(tmp_pa
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
 
-def test_old_versions_that_cannot_be_removed_do_not_fail_a_publication(
-    tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_prune_leaves_a_version_that_becomes_current_at_this_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = make_places(tmp_path, 3)
-    build_index(places, describer, tmp_path / "indexes", "town", BuildSettings(keep=1))
-    town = tmp_path / "indexes" / "town"
-    first = current_version(town)
+    """A rollback between the look at CURRENT and the removal: the version comes back."""
+    oldest, *_ = (publish(tmp_path), publish(tmp_path), publish(tmp_path))
+    town = tmp_path / "town"
     rename = Path.rename
 
-    def refused_for_old_ones(path: Path, target: Path) -> Path:
-        if "pruned" in Path(target).name:
-            raise PermissionError(13, "Permission denied")
-        return rename(path, target)
+    def after_a_rollback(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        activate_version(town, oldest)
+        return path.rename(target)
 
-    monkeypatch.setattr(Path, "rename", refused_for_old_ones)
-    build_index(places, describer, tmp_path / "indexes", "town", BuildSettings(keep=1))
-    second = current_version(town)
-    assert second != first
-    assert published_versions(town) == [first, second]
-    assert "old versions of town could not be removed" in caplog.text
+    monkeypatch.setattr(Path, "rename", after_a_rollback)
+    removed = prune(town, 1)
+    assert oldest not in removed
+    assert current_version(town) == oldest
+
+
+def test_a_version_that_is_pruned_at_this_moment_does_not_become_current(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oldest, newest = publish(tmp_path), publish(tmp_path)
+    town = tmp_path / "town"
+
+    def first_prune(path: Path, data: bytes) -> None:
+        monkeypatch.setattr("retrieval.index_folder.replace_file", replace_file)
+        assert prune(town, 1) == [oldest]
+        replace_file(path, data)
+
+    monkeypatch.setattr("retrieval.index_folder.replace_file", first_prune)
+    with pytest.raises(IndexNotFoundError, match="was removed at this moment"):
+        activate_version(town, oldest)
+    assert current_version(town) == newest
+
+
+def test_prune_leaves_a_version_that_is_about_to_become_current(tmp_path: Path) -> None:
+    first = publish(tmp_path)
+    with draft_version(tmp_path, "town") as draft:
+        (draft.folder / "file").write_bytes(b"x")
+        draft.name_version()
+        assert prune(tmp_path / "town", 1) == []
+        draft.make_current()
+    assert current_version(tmp_path / "town") == draft.version
+    assert published_versions(tmp_path / "town") == [first, draft.version]
+
+
+def test_what_another_process_pruned_already_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = [publish(tmp_path) for _ in range(3)]
+    town = tmp_path / "town"
+    (town / "CURRENT").write_text(f"{max(versions)}\n")
+    listed = published_versions(town)
+    assert prune(town, 1) == listed[:2]
+    monkeypatch.setattr("retrieval.index_folder.published_versions", lambda _: listed)
+    assert prune(town, 1) == []
+
+
+def test_versions_that_cannot_be_pruned_do_not_make_a_published_one_fail(
+    tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, indexes = make_places(tmp_path, 1), tmp_path / "indexes"
+    build_index(places, describer, indexes, "town")
+
+    def refuses(folder: Path, keep: int) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("index_builder.publishing.prune", refuses)
+    watch = RecordingWatch()
+    built = build_index(places, describer, indexes, "town", BuildSettings(keep=1), watch=watch)
+    assert current_version(indexes / "town") == built.folder.name
+    assert "Permission denied" in watch.not_pruned_for[0]
+
+
+def test_two_first_builds_never_hold_the_lock_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first build fails and removes its lock between the second's opening of it and locking it."""
+    flock = fcntl.flock
+    first = contextlib.ExitStack()
+    first.enter_context(draft_version(tmp_path, "town"))
+
+    def after_the_first_failed(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.close()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_the_first_failed)
+    with draft_version(tmp_path, "town") as draft:
+        assert draft.folder.is_dir()
+        with pytest.raises(StorageError, match="another process"), draft_version(tmp_path, "town"):
+            pytest.fail("two builds of one index")
+    assert not (tmp_path / "town").exists()
+
+
+def test_opening_goes_on_to_the_next_version_when_its_own_is_pruned(
+    tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, indexes = make_places(tmp_path, 1), tmp_path / "indexes"
+    build_index(places, describer, indexes, "town")
+    named = current_version
+
+    def and_then_another_is_published(folder: Path) -> str:
+        monkeypatch.setattr("retrieval.place_index.current_version", named)
+        version = named(folder)
+        build_index(places, describer, indexes, "town", BuildSettings(keep=1))
+        return version
+
+    monkeypatch.setattr("retrieval.place_index.current_version", and_then_another_is_published)
+    opened = PlaceIndex.open(indexes / "town")
+    assert [opened.version] == published_versions(indexes / "town")

@@ -24,13 +24,13 @@ ORIGIN = Position(48.0, 11.0)
 STEP_M = 5.0
 
 
-def street(count: int) -> tuple[list[Reference], list[float]]:
+def street(count: int, origin: Position = ORIGIN) -> tuple[list[Reference], list[float]]:
     """Two sessions along the same street, a photo every five metres, three seconds apart; and where each was taken."""
     rows, places = [], []
     for session in range(2):
         for step in range(count):
             at = datetime(2026, 5, 4 + session, tzinfo=UTC) + timedelta(seconds=3 * step)
-            position = from_local_metres(ORIGIN, STEP_M * step, 2.0 * session)
+            position = from_local_metres(origin, STEP_M * step, 2.0 * session)
             name = f"{session}/{step:03d}.jpg"
             rows.append(Reference(name, Path(name), position, captured_at=at, session=f"drive-{session}"))
             places.append(STEP_M * step)
@@ -94,6 +94,16 @@ def test_a_photo_without_time_is_contradicted_by_its_look_alikes(tmp_path: Path,
     one = found.misplaced[0]
     assert one.metres == pytest.approx(200.0, abs=15.0)
     assert one.score_there > one.score_here + 0.05
+
+
+def test_look_alikes_on_both_sides_of_the_antimeridian_have_a_middle(tmp_path: Path, bundle: Bundle) -> None:
+    origin = from_local_metres(Position(-16.8, 180.0), -50.0, 0.0)
+    rows, places = street(60, origin)
+    rows[10] = replace(rows[10], position=from_local_metres(origin, 250.0, 1.0), captured_at=None, session=None)
+    index = index_of(tmp_path / "v", bundle, rows, descriptors_of(places, bundle.descriptor_dim))
+    (one,) = diagnose(index).misplaced
+    assert one.metres == pytest.approx(200.0, abs=15.0)
+    assert abs(one.lon) > 179.99
 
 
 def test_copies_are_grouped(tmp_path: Path, bundle: Bundle) -> None:

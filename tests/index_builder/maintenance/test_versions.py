@@ -8,7 +8,7 @@ import pytest
 
 from index_builder.building import BuildSettings, build_index
 from index_builder.maintenance.comparing import as_table, compare_versions
-from index_builder.maintenance.parquet import export_index, import_index
+from index_builder.maintenance.parquet import export_index, import_index, stored_as
 from index_builder.maintenance.versions import find_version, list_versions, verify_version
 from index_builder.vectors.design import IndexDesign
 from retrieval.bundle import Bundle
@@ -113,9 +113,20 @@ def test_a_photo_that_was_edited_was_described_again(
     assert found.changes[0].similarity < 0.999
 
 
+def test_a_photo_stored_again_in_other_steps_is_unchanged(tmp_path: Path, describer: Describer) -> None:
+    """The steps of int8 are those of the version's own descriptors."""
+    places = make_places(tmp_path / "photos", 8)
+    settings = BuildSettings(design=IndexDesign(storage="int8"))
+    first = build_index(places, describer, tmp_path / "indexes", "town", settings).folder
+    second = build_index(Places(places.root, places.rows[:5]), describer, tmp_path / "indexes", "town", settings).folder
+    found = compare_versions(first, second)
+    assert (found.unchanged, found.count("removed"), found.count("described again")) == (5, 3, 0)
+
+
+@pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("storage", ["fp16", "fp32"])
 def test_an_exported_index_is_imported_bit_by_bit(
-    tmp_path: Path, describer: Describer, bundle: Bundle, storage: str
+    tmp_path: Path, describer: Describer, bundle: Bundle, storage: str, told: bool
 ) -> None:
     design = IndexDesign(storage=storage)  # type: ignore[arg-type]
     built = build_index(
@@ -123,7 +134,8 @@ def test_an_exported_index_is_imported_bit_by_bit(
     )
     index = PlaceIndex.open(built.folder)
     assert export_index(index, tmp_path / "town.parquet") == 7
-    manifest = import_index(tmp_path / "town.parquet", bundle, tmp_path / "other", "copy", design)
+    assert stored_as(tmp_path / "town.parquet") == storage
+    manifest = import_index(tmp_path / "town.parquet", bundle, tmp_path / "other", "copy", design if told else None)
     again = PlaceIndex.open(tmp_path / "other" / "copy")
     assert again.manifest == manifest
     every = np.arange(7)
@@ -150,7 +162,9 @@ def _changed(path: Path, **columns: object) -> None:
         values[1] = change(values) if callable(change) else change
         import pyarrow as pa
 
-        table = table.set_column(place, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+        table = table.set_column(
+            place, table.schema.field(name).with_nullable(True), pa.array(values, table.schema.field(name).type)
+        )
     pq.write_table(table, path)
 
 
@@ -159,6 +173,11 @@ def _changed(path: Path, **columns: object) -> None:
     [
         ("id", lambda values: values[0], "row 1: the id 'place-00.jpg' stands there twice"),
         ("lat", 91.0, r"row 1 \(.*\): latitude 91, longitude .* are no position"),
+        ("lon", -181.0, r"row 1 \(.*\): latitude .*, longitude -181 are no position"),
+        ("lon", 360.0, r"row 1 \(.*\): latitude .*, longitude 360 are no position"),
+        ("captured_at", "yesterday", r"row 1 \(.*\): captured_at 'yesterday' is no time of ISO 8601"),
+        ("id", None, "row 1: it has no id"),
+        ("lat", None, "row 1: it has no lat"),
         ("metadata", "[1]", r"row 1 \(.*\): metadata is no JSON object"),
         ("descriptor", lambda values: [2 * v for v in values[1]], r"row 1: the descriptor has length 2[.\d]*, not 1"),
         ("descriptor", lambda values: [float("nan")] * len(values[1]), "row 1: the descriptor has length nan, not 1"),
@@ -175,6 +194,17 @@ def test_rows_that_no_index_can_hold_are_named(
     with pytest.raises(ReferenceDataError, match=text):
         import_index(path, bundle, tmp_path / "other", "copy")
     assert not (tmp_path / "other" / "copy" / "CURRENT").exists()
+
+
+def test_longitudes_beyond_180_are_those_of_the_west(tmp_path: Path, describer: Describer, bundle: Bundle) -> None:
+    folder = build_index(make_places(tmp_path / "photos", 3), describer, tmp_path / "indexes", "town").folder
+    path = tmp_path / "town.parquet"
+    export_index(PlaceIndex.open(folder), path)
+    _changed(path, lon=190.0)
+    import_index(path, bundle, tmp_path / "other", "copy")
+    index = PlaceIndex.open(tmp_path / "other" / "copy")
+    assert -170.0 in index.lon.tolist()
+    assert index.manifest.bounds.lon_max == -170.0
 
 
 def test_files_of_others_are_refused(tmp_path: Path, describer: Describer, bundle: Bundle) -> None:

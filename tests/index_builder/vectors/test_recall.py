@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from index_builder.vectors.design import parameters_for
-from index_builder.vectors.recall import hold_out, measure, tune
+from index_builder.vectors.recall import HeldOut, hold_out, hold_out_twice, measure, tune
 from index_builder.vectors.training import build_candidates
 from retrieval.vectors.exact import ExactVectors
 from retrieval.vectors.index_types import INDEX_TYPES
@@ -78,3 +78,33 @@ def test_tuning_reaches_the_target_with_little(exact: ExactVectors, type_: str) 
     assert modest_report.wanted == 0.6
     again = measure(StoredVectors(exact, vectors.candidates.with_parameters(strict)), held_out)  # type: ignore[union-attr]
     assert again.at_10 == pytest.approx(strict_report.at_10)
+
+
+def test_queries_to_tune_with_and_to_report_are_different_ones(exact: ExactVectors) -> None:
+    ours, theirs = hold_out_twice(exact, 50)
+    assert (len(ours.rows), len(theirs.rows), len(np.intersect1d(ours.rows, theirs.rows))) == (50, 50, 0)
+    few = ExactVectors.from_descriptors([spread(3)], DIM, "fp16")
+    ours, theirs = hold_out_twice(few)
+    assert sorted([*ours.rows, *theirs.rows]) == [0, 1, 2]
+    assert measure(StoredVectors(few), theirs).at_10 == 1.0
+
+
+def test_the_recall_that_is_told_is_that_of_queries_which_tuning_did_not_see() -> None:
+    """Half of the rows stand apart in pairs and are found in one list; for the others many must be looked at."""
+    easy = np.repeat(spread(1000, seed=5), 12, axis=0)
+    rows = np.concatenate([easy, spread(12_000)])
+    exact = ExactVectors.from_descriptors([rows], DIM, "fp16")
+    vectors = StoredVectors(exact, build_candidates(exact, parameters_for("ivf", exact.count, DIM)))
+    every = hold_out(exact, 600)
+    some, others = (
+        HeldOut(every.rows[which], every.descriptors[which], every.best[which])
+        for which in (every.rows < len(easy), every.rows >= len(easy))
+    )
+    alone, flattering = tune(vectors, some, 0.9)
+    both, report = tune(vectors, some, 0.9, others)
+    assert both.effort > alone.effort
+    assert vectors.candidates is not None
+    confirmed = measure(StoredVectors(exact, vectors.candidates.with_parameters(both)), others)
+    assert report.at_10 == pytest.approx(confirmed.at_10)
+    assert report.at_10 >= 0.9
+    assert report.queries == len(others.rows) != flattering.queries

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -100,11 +101,62 @@ def test_many_rows_inside_a_prior_are_searched_by_candidates_and_checked(
     type_: str, exact: ExactVectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_module, "EXACT_PRIOR_ROWS", 100)
-    vectors = StoredVectors(exact, widest(build_candidates(exact, parameters_for(type_, ROWS, DIM))))
-    inside, query = np.arange(500, 2500), clustered(1, seed=1)[0]
-    rows, scores = vectors.search_rows(query, 10, inside)
-    true = exact.descriptors(np.arange(ROWS)).astype(np.float64) @ query
-    assert_k_best(rows, scores, true, inside, 10)
+    candidates = build_candidates(exact, parameters_for(type_, ROWS, DIM))
+    vectors = StoredVectors(exact, candidates.with_parameters(candidates.parameters.model_copy(update={"rerank": 20})))
+    monkeypatch.setattr(exact, "search_rows", _only_few(exact))
+    inside, queries = np.arange(500, 2500), clustered(20, seed=1)
+    best = exact.descriptors(inside) @ queries.T
+    least = np.sort(best, axis=0)[-10]
+    right = 0
+    for query, enough in zip(queries, least, strict=True):
+        rows, scores = vectors.search_rows(query, 10, inside)
+        assert ((rows >= 500) & (rows < 2500)).all()
+        np.testing.assert_allclose(scores, exact.descriptors(rows) @ query, atol=1e-3)
+        right += int((scores >= enough - 1e-3).sum())
+    assert right >= 160
+
+
+def _only_few(exact: ExactVectors) -> Any:
+    """Exact search among rows, of candidates only: scanning all that are inside would hide what candidates find."""
+    search_rows = exact.search_rows
+
+    def search(query: np.ndarray, k: int, rows: np.ndarray) -> Any:
+        assert len(rows) < 2000
+        return search_rows(query, k, rows)
+
+    return search
+
+
+@pytest.mark.parametrize(("inside", "effort", "wider"), [(2000, None, 12), (1500, None, 16), (2000, 10, 15)])
+def test_the_fewer_rows_a_prior_holds_the_more_lists_are_looked_at(
+    inside: int, effort: int | None, wider: int, exact: ExactVectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index of which a half is inside shows in twice as many lists as many rows inside as without a prior."""
+    monkeypatch.setattr(stored_module, "EXACT_PRIOR_ROWS", 100)
+    vectors = StoredVectors(exact, build_candidates(exact, parameters_for("ivf", ROWS, DIM)))
+    efforts: list[int | None] = []
+    search = Candidates.search
+
+    def told(self: Candidates, queries: Any, k: int, *, effort: int | None = None, among: Any = None) -> Any:
+        efforts.append(effort)
+        return search(self, queries, k, effort=effort, among=among)
+
+    monkeypatch.setattr(Candidates, "search", told)
+    vectors.search_rows(clustered(1, seed=1)[0], 10, np.arange(inside), effort=effort)
+    assert efforts == [wider]
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_rows_inside_are_scanned_where_candidates_would_cost_more(
+    type_: str, exact: ExactVectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_module, "EXACT_PRIOR_ROWS", 10)
+    vectors = StoredVectors(exact, build_candidates(exact, parameters_for(type_, ROWS, DIM)))
+    inside = np.arange(0, ROWS, 50)
+    true = exact.descriptors(np.arange(ROWS)).astype(np.float64)
+    for query in clustered(20, seed=1):
+        rows, scores = vectors.search_rows(query, 10, inside)
+        assert_k_best(rows, scores, true @ query, inside, 10)
 
 
 def test_candidates_that_ignore_a_prior_are_not_believed(
