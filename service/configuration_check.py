@@ -7,6 +7,7 @@ from retrieval.bundle import Bundle, open_bundle
 from retrieval.errors import SightfixError
 from retrieval.index_folder import find_index
 from retrieval.place_index import PlaceIndex
+from retrieval.reranking.reranker import Reranker, require_features
 from service.api_keys import read_keys
 from service.settings import ServerSettings
 
@@ -85,4 +86,7 @@ def _index(settings: ServerSettings, bundle: Bundle | None) -> str:
     index = PlaceIndex.open(find_index(settings.indexes, settings.index))
     if bundle is not None:
         index.check_bundle(bundle)
-    return f"{index.name}, version {index.version}, {index.count} references"
+    if settings.reranking is not None:
+        Reranker(require_features(index.local_features, index.where), settings.reranking)
+    reranked = f", the best {settings.rerank} matches re-ranked" if settings.rerank else ""
+    return f"{index.name}, version {index.version}, {index.count} references{reranked}"
