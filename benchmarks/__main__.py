@@ -20,6 +20,7 @@ MODULES = (
     "serving.swaps",
     "campus_recall",
     "fix_methods",
+    "reranking",
     "calibration",
     "default_bundle_size",
     "geopair_million",

@@ -10,7 +10,17 @@ from retrieval.machine import available_cores
 
 def describe_machine() -> str:
     """One line: date, processor, cores, Python and the versions that matter."""
-    names = ("onnxruntime", "onnxruntime-gpu", "faiss-cpu", "faiss-gpu", "numpy", "pillow", "fastapi", "uvicorn")
+    names = (
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "faiss-cpu",
+        "faiss-gpu",
+        "numpy",
+        "pillow",
+        "opencv-python-headless",
+        "fastapi",
+        "uvicorn",
+    )
     versions = ", ".join(f"{name} {found}" for name in names if (found := _version(name)) is not None)
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {available_cores()} cores, "

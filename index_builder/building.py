@@ -58,12 +58,14 @@ class BuiltIndex:
         manifest: of it.
         unreadable: the photos that are not in it because they could not be decoded.
         update: what it changed of the version before.
+        without_features: the photos in it that have no local features, though it holds those of the others.
     """
 
     folder: Path
     manifest: PlaceIndexManifest
     unreadable: list[LeftOut]
     update: Update
+    without_features: list[LeftOut]
 
 
 def build_index(
@@ -97,7 +99,7 @@ def build_index(
         ReferenceDataError: no rows, a row without a position, two rows of one id, or too many unreadable photos.
         StorageError: the disk is full or refuses, or another build of this index is running; nothing is published.
         PlaceIndexError: the written version does not answer as it should; nothing is published.
-        MissingExtraError: the engine is not installed.
+        MissingExtraError: the engine is not installed, or OpenCV where local features are wanted.
     """
     settings = settings or BuildSettings()
     update_settings = UpdateSettings(
@@ -122,7 +124,7 @@ def build_index(
         raise too_many_unreadable(named, len(ears.left_out), settings.describe.max_unreadable) from None
     folder = indexes / name / VERSIONS_NAME / update.version
     manifest = PlaceIndexManifest.read(folder, PlaceIndexError)
-    return BuiltIndex(folder, manifest, ears.left_out, update)
+    return BuiltIndex(folder, manifest, ears.left_out, update, ears.without_features)
 
 
 class _Ears(UpdateWatch):
@@ -132,6 +134,7 @@ class _Ears(UpdateWatch):
         self, watch: UpdateWatch, on_progress: Callable[[int], None] | None, on_step: Callable[[Step], None] | None
     ) -> None:
         self.left_out: list[LeftOut] = []
+        self.without_features: list[LeftOut] = []
         self._watch = watch
         self._on_progress = on_progress
         self._on_step = on_step
@@ -160,6 +163,10 @@ class _Ears(UpdateWatch):
     def unreadable(self, photos: Sequence[LeftOut]) -> None:
         self.left_out.extend(photos)
         self._watch.unreadable(photos)
+
+    def local_features(self, done: int, total: int, without: Sequence[LeftOut]) -> None:
+        self.without_features.extend(without)
+        self._watch.local_features(done, total, without)
 
     def publishing(self, update: Update) -> None:
         self._watch.publishing(update)

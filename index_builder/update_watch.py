@@ -93,6 +93,9 @@ class UpdateWatch:
     def unreadable(self, photos: Sequence[LeftOut]) -> None:
         """These could not be decoded. May be told again after a restart."""
 
+    def local_features(self, done: int, total: int, without: Sequence[LeftOut]) -> None:
+        """So many references have their local features; these photos since then have none. Told anew each run."""
+
     def publishing(self, update: Update) -> None:
         """Called once before the version gets its name: the last moment to refuse."""
 

@@ -18,6 +18,7 @@ from index_builder.described_parts import DEFAULT_PART_PHOTOS, DescribedParts, w
 from index_builder.describing import DescribeSettings
 from index_builder.gate import GateReport, GateSettings, check_version
 from index_builder.known_content import KnownContent, describing_record, known_content
+from index_builder.local_features import FeaturesPlan
 from index_builder.part_describing import Engine, PartSettings, describe_in_parts, plan_parts
 from index_builder.publishing import (
     DEFAULT_KEEP,
@@ -36,7 +37,7 @@ from index_builder.update_plan import (
     plan_remove,
     read_rows,
 )
-from index_builder.update_watch import Update, UpdateWatch
+from index_builder.update_watch import LeftOut, Update, UpdateWatch
 from index_builder.vectors.choosing import Choice
 from index_builder.vectors.design import IndexDesign
 from index_builder.version_writer import VersionContent, write_version
@@ -48,6 +49,8 @@ from retrieval.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.place_index_manifest import DescribingRecord
 from retrieval.reference_table import REFERENCE_SCHEMA
 from retrieval.references.reference import ReferenceSource
+from retrieval.reranking.local_features import FeatureSettings
+from retrieval.reranking.opencv_library import opencv_module
 from retrieval.vectors.exact import Storage
 
 _BYTES_OF_A_ROW: Final = 512
@@ -148,10 +151,12 @@ class IndexUpdater:
                 plan = make_plan()
                 if plan.base is not None and plan.changes_nothing:
                     return _unchanged(plan.base, plan.skipped, 0)
-                parts = self._describe(plan, work, None if describe_again else self._described_before(plan, draft))
+                base = self._described_before(plan, draft)
+                features = self._features(plan, base, describe_again=describe_again)
+                parts = self._describe(plan, work, None if describe_again else base, features)
             if plan.base is not None and len(plan.kept) == plan.base.count and not len(parts.rows):
                 return _unchanged(plan.base, plan.skipped, parts.unreadable)
-            update = self._write(draft, plan, parts, before)
+            update = self._write(draft, plan, parts, before, features)
             if plan.base is not None:
                 _check_still_current(draft, before)
             self._publish(draft, update)
@@ -177,7 +182,21 @@ class IndexUpdater:
             return None
         return base
 
-    def _describe(self, plan: UpdatePlan, work: Path, before: PlaceIndex | None) -> DescribedParts:
+    def _features(self, plan: UpdatePlan, before: PlaceIndex | None, *, describe_again: bool) -> FeaturesPlan | None:
+        """How local features are made, or None for none. What has some keeps them, unless it is told otherwise."""
+        stored = before.manifest.local_features if before is not None else None
+        wanted = self.settings.design.local_features
+        if plan.base is not None or wanted is None:
+            wanted = stored is not None
+        if not wanted:
+            return None
+        opencv_module()  # before anything is described, where it is missing
+        settings = stored.settings if stored is not None and plan.base is not None else FeatureSettings()
+        return FeaturesPlan(settings, None if describe_again else before, self.settings.describe.limits)
+
+    def _describe(
+        self, plan: UpdatePlan, work: Path, before: PlaceIndex | None, features: FeaturesPlan | None
+    ) -> DescribedParts:
         total = plan.to_describe.num_rows
         self.watch.planned(total)
         settings = self.settings
@@ -188,6 +207,7 @@ class IndexUpdater:
         parts = plan_parts(plan.to_describe, self.describer, how)
         dim = self.describer.bundle.descriptor_dim
         stored = dim * _STORED_BYTES[_storage(plan, settings.design)] + _BYTES_OF_A_ROW
+        stored += features.settings.max_bytes if features is not None else 0
         _check_room(work, parts.photos_to_do * dim * 4, self.indexes, (len(plan.kept) + total) * stored)
         self.watch.reached("planned")
         described = describe_in_parts(parts, self.describer, how, self.watch, before)
@@ -199,7 +219,14 @@ class IndexUpdater:
         storage = _storage(plan, self.settings.design)
         return known_content(before, self.describer, self.settings.describe.limits, storage, whitened=whitened)
 
-    def _write(self, draft: Draft, plan: UpdatePlan, parts: DescribedParts, before: str | None) -> Update:
+    def _write(
+        self,
+        draft: Draft,
+        plan: UpdatePlan,
+        parts: DescribedParts,
+        before: str | None,
+        features: FeaturesPlan | None,
+    ) -> Update:
         """Write the files of the draft, and have them pass the gate."""
         table = _new_table(plan, parts)
         if not table.num_rows:
@@ -213,6 +240,10 @@ class IndexUpdater:
             self.watch.go_on()
             return parts.take(rows)
 
+        def tell(done: int, without: Sequence[LeftOut]) -> None:
+            self.watch.go_on()
+            self.watch.local_features(done, table.num_rows, without)
+
         content = VersionContent(
             name=self.name,
             version=draft.version,
@@ -223,6 +254,7 @@ class IndexUpdater:
             base=plan.base,
             kept=plan.kept,
             describing=self._describing(plan, parts),
+            local_features=None if features is None else replace(features, tell=tell),
         )
         try:
             written = write_version(draft.folder, content, self.settings.design, self.watch.reached)

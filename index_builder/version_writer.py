@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index_builder.calibrating import fit_calibration
+from index_builder.local_features import FeaturesPlan, write_local_features
 from index_builder.reference_rows import bounds_of, spatial_order
 from index_builder.vectors.choosing import Choice, choose_parameters
 from index_builder.vectors.design import IndexDesign
@@ -19,7 +20,15 @@ from retrieval.artefact import record_files
 from retrieval.bundle import Bundle
 from retrieval.describer import Descriptors
 from retrieval.errors import PlaceIndexError
-from retrieval.place_index import CANDIDATES_NAME, REFERENCES_NAME, VECTORS_NAME, WHITENING_NAME, PlaceIndex, file_names
+from retrieval.place_index import (
+    CANDIDATES_NAME,
+    LOCAL_FEATURES_NAME,
+    REFERENCES_NAME,
+    VECTORS_NAME,
+    WHITENING_NAME,
+    PlaceIndex,
+    file_names,
+)
 from retrieval.place_index_manifest import (
     BundleIdentity,
     DescribingRecord,
@@ -56,6 +65,7 @@ class VersionContent:
         base: the version that rows are kept of, or None for an index made anew.
         kept: (K,) int64, which rows of the base.
         describing: how all of them were described, or None where not all were described alike.
+        local_features: how local features are made, or None for an index without.
     """
 
     name: str
@@ -67,6 +77,7 @@ class VersionContent:
     base: PlaceIndex | None = None
     kept: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     describing: DescribingRecord | None = None
+    local_features: FeaturesPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,11 @@ def write_version(
     reached("vectors written")
     write_reference_table(content.table, order, folder / REFERENCES_NAME)
     reached("references written")
+    features = None
+    if content.local_features is not None:
+        rows_in_order = content.table.take(pa.array(order))
+        root = Path(content.source.root)
+        features = write_local_features(folder / LOCAL_FEATURES_NAME, rows_in_order, root, content.local_features)
     manifest = PlaceIndexManifest(
         name=content.name,
         version=content.version,
@@ -122,6 +138,7 @@ def write_version(
         recall=recall,
         whitening=_whitening_record(content, whitening),
         describing=content.describing,
+        local_features=features,
         count=len(order),
         bounds=bounds_of(content.table),
         source=content.source,

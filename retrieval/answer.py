@@ -7,6 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from retrieval.fix import FixMethod, FixStatus
 
 
+# Told by a server that re-ranks, and by no other.
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class AnswerPart(BaseModel):
     """Base of the answer's parts: immutable, and an unknown key is an error."""
 
@@ -46,6 +51,13 @@ class MatchAnswer(AnswerPart):
     captured_at: datetime | None = None
     session: str | None = None
     thumbnail: str | None = Field(default=None, description="Path of a small version of the photo on this server")
+    inliers: int | None = Field(
+        default=None,
+        ge=0,
+        description="Only where matches are re-ranked: how many points of the photo are found on this reference in one "
+        "geometry. Matches of enough of them come first, the others by score",
+        exclude_if=_is_none,
+    )
 
 
 class ModelAnswer(AnswerPart):
@@ -75,6 +87,7 @@ class TimingsAnswer(AnswerPart):
     queue: float = 0.0
     describe: float
     search: float
+    rerank: float | None = Field(default=None, exclude_if=_is_none)
     fix: float
     total: float
 

@@ -20,6 +20,7 @@ from retrieval.fix import Fix, FixSettings, FixStatus, make_fix
 from retrieval.geo import GeoPrior
 from retrieval.images import DEFAULT_LIMITS, ImageLimits, RgbImage, decode_image, read_image_bytes
 from retrieval.references.reference import Reference
+from retrieval.reranking.reranker import QueryFeatures, Reranker, RerankSettings, require_features
 from retrieval.searchable_index import SearchablePlaceIndex
 
 MAX_TOP_K: Final = 100
@@ -51,12 +52,13 @@ class LocalizeOptions:
 
 @dataclass(frozen=True, slots=True)
 class DecodedQuery:
-    """A photo ready to be described, what is asked of it, and how long decoding took."""
+    """A photo ready to be described, what is asked of it, how long decoding took, and features to re-rank by."""
 
     image: RgbImage
     options: LocalizeOptions = field(default_factory=LocalizeOptions)
     decode_ms: float = 0.0
     request_id: str = field(default_factory=lambda: new_request_id())
+    features: QueryFeatures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Located:
 
     Attributes:
         answer: for one photo.
-        rows: (K,) int64, rows of the matches in the place index, best first; at least as many as were told.
+        rows: (K,) int64, rows of the matches in the place index, by cosine; at least as many as were told.
         scores: (K,) float64, their cosines.
         place_index: that they are rows of.
     """
@@ -84,6 +86,7 @@ class _Asked:
     request_id: str
     decode_ms: float = 0.0
     describe_ms: float = 0.0
+    features: QueryFeatures | None = None
 
 
 class Localizer:
@@ -95,8 +98,11 @@ class Localizer:
         fix_settings: how the fix is made from the matches.
         limits: of encoded images.
         calibration: how far to trust fixes; the index's own if left out.
+        rerank: how photos' matches are re-ranked; not at all if left out, nor where only a descriptor is given.
 
     Raises:
+        PlaceIndexError: re-ranking is wanted, and the index holds no local features (``no_local_features``).
+        MissingExtraError: re-ranking is wanted, and OpenCV is not installed.
         ModelIndexMismatchError: the index was described with another bundle.
     """
 
@@ -107,8 +113,12 @@ class Localizer:
         fix_settings: FixSettings | None = None,
         limits: ImageLimits = DEFAULT_LIMITS,
         calibration: Calibration | None = None,
+        rerank: RerankSettings | None = None,
     ) -> None:
         place_index.check_bundle(describer.bundle)
+        self.reranker = (
+            Reranker(require_features(place_index.local_features, place_index.where), rerank) if rerank else None
+        )
         self.describer = describer
         self.place_index = place_index
         self.fix_settings = fix_settings or FixSettings()
@@ -143,7 +153,10 @@ class Localizer:
         """
         started = time.perf_counter()
         image = decode_image(data, self.describer.bundle.preprocessing, self.limits, where=where)
-        return DecodedQuery(image, options or LocalizeOptions(), _ms_since(started), request_id or new_request_id())
+        features = self.reranker.decode(data, self.limits, where=where) if self.reranker else None
+        return DecodedQuery(
+            image, options or LocalizeOptions(), _ms_since(started), request_id or new_request_id(), features
+        )
 
     def localize(self, queries: Sequence[DecodedQuery]) -> list[LocalizeAnswer]:
         """Answer a batch of photos, in order."""
@@ -161,7 +174,9 @@ class Localizer:
         started = time.perf_counter()
         descriptors = self.describer.describe([query.image for query in queries])
         describe_ms = _ms_since(started)
-        asked = [_Asked(query.options, query.request_id, query.decode_ms, describe_ms) for query in queries]
+        asked = [
+            _Asked(query.options, query.request_id, query.decode_ms, describe_ms, query.features) for query in queries
+        ]
         return self._locate(descriptors, asked, at_least)
 
     def locate(
@@ -184,6 +199,7 @@ class Localizer:
         searched = time.perf_counter()
         # The fix always sees enough matches, however few the client wants to be told.
         k = max(self.fix_settings.matches_needed, at_least, *(one.options.top_k for one in asked))
+        k = max(k, self.reranker.settings.top) if self.reranker else k
         found = self.place_index.search(descriptors, k, [one.options.geo_prior for one in asked])
         search_ms = _ms_since(searched)
         centred = self._centred(descriptors, found.rows)
@@ -191,6 +207,13 @@ class Localizer:
             self._answer(one, found.rows[place], found.scores[place], centred[place], search_ms)
             for place, one in enumerate(asked)
         ]
+
+    def _compared(self, asked: "_Asked", rows: NDArray[np.int64]) -> tuple[NDArray[np.int64] | None, float | None]:
+        """Inliers of the best matches of a photo, and how many milliseconds that took; None and None without."""
+        if self.reranker is None or asked.features is None:
+            return None, None
+        started = time.perf_counter()
+        return self.reranker.inliers(asked.features, rows), _ms_since(started)
 
     def _centred(self, descriptors: Descriptors, rows: NDArray[np.int64]) -> list[NDArray[np.float64] | None]:
         """Centred cosines of the best matches of each photo; None where nothing needs them."""
@@ -216,24 +239,20 @@ class Localizer:
         centred: NDArray[np.float64] | None,
         search_ms: float,
     ) -> Located:
-        started = time.perf_counter()
         found = rows >= 0
+        inliers, rerank_ms = self._compared(asked, rows[found])
+        started = time.perf_counter()
         rows, cosines = rows[found], np.clip(scores[found].astype(np.float64), -1.0, 1.0)
         minimum = asked.options.min_score
         kept = cosines >= (-np.inf if minimum is None else minimum)
         if kept.any():
             # All matches speak for the fix or against it, told or not: that is how its confidence was measured.
-            status, fix = self._fix(rows, cosines, centred)
+            status, fix = self._fix(self._rows_of_fix(rows, inliers), cosines, centred)
         else:
             status, fix = FixStatus.NO_MATCH, None
         rows, cosines = rows[kept], cosines[kept]
         index = self.place_index
-        top_k = asked.options.top_k
-        references = index.references(rows[:top_k])
-        matches = [
-            _match_answer(rank, reference, float(score))
-            for rank, (reference, score) in enumerate(zip(references, cosines[:top_k], strict=True), start=1)
-        ]
+        matches = self._matches(rows, cosines, asked.options.top_k, inliers)
         fix_ms = _ms_since(started)
         answer = LocalizeAnswer(
             request_id=asked.request_id,
@@ -246,11 +265,41 @@ class Localizer:
                 decode=asked.decode_ms,
                 describe=asked.describe_ms,
                 search=search_ms,
+                rerank=rerank_ms,
                 fix=fix_ms,
-                total=asked.decode_ms + asked.describe_ms + search_ms + fix_ms,
+                total=asked.decode_ms + asked.describe_ms + search_ms + (rerank_ms or 0.0) + fix_ms,
             ),
         )
         return Located(answer, rows, cosines, index)
+
+    def _matches(
+        self,
+        rows: NDArray[np.int64],
+        cosines: NDArray[np.float64],
+        top_k: int,
+        inliers: NDArray[np.int64] | None,
+    ) -> list[MatchAnswer]:
+        """What is told of the matches: by cosine, or by inliers and then by cosine where these were counted."""
+        counted = [] if inliers is None else inliers[: len(rows)].tolist()
+        order = np.arange(len(rows))
+        if self.reranker is not None and inliers is not None:
+            order = self.reranker.order(inliers[: len(rows)], len(rows))
+        order = order[:top_k]
+        references = self.place_index.references(rows[order])
+        return [
+            _match_answer(rank, reference, float(cosines[place]), counted[place] if place < len(counted) else None)
+            for rank, (reference, place) in enumerate(zip(references, order, strict=True), start=1)
+        ]
+
+    def _rows_of_fix(self, rows: NDArray[np.int64], inliers: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """The matches in the order in which they weigh in the fix: the first takes the best cosine's weight.
+
+        A calibration was measured on fixes of matches by cosine; as long as there is one, so are these. Where there is
+        none to lose, the new order makes the better fix.
+        """
+        if self.reranker is None or self.calibration is not None:
+            return rows
+        return rows[self.reranker.order(inliers, len(rows))]
 
     def _fix(
         self, rows: NDArray[np.int64], cosines: NDArray[np.float64], centred: NDArray[np.float64] | None
@@ -270,7 +319,7 @@ def new_request_id() -> str:
     return secrets.token_hex(16)
 
 
-def _match_answer(rank: int, reference: Reference, score: float) -> MatchAnswer:
+def _match_answer(rank: int, reference: Reference, score: float, inliers: int | None) -> MatchAnswer:
     assert reference.position is not None, "a place index holds positions only"
     return MatchAnswer(
         rank=rank,
@@ -282,6 +331,7 @@ def _match_answer(rank: int, reference: Reference, score: float) -> MatchAnswer:
         captured_at=reference.captured_at,
         session=reference.session,
         thumbnail=_thumbnail(reference.id),
+        inliers=inliers,
     )
 
 

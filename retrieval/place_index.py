@@ -16,6 +16,7 @@ from retrieval.index_folder import CURRENT_NAME, VERSIONS_NAME, current_version
 from retrieval.place_index_manifest import PlaceIndexManifest
 from retrieval.reference_table import ReferenceTable
 from retrieval.references.reference import Reference
+from retrieval.reranking.features_file import StoredFeatures
 from retrieval.search_result import SearchResult
 from retrieval.searchable_index import SearchablePlaceIndex
 from retrieval.spatial_blocks import SpatialBlocks
@@ -28,6 +29,7 @@ VECTORS_NAME: Final = "vectors.faiss"
 CANDIDATES_NAME: Final = "candidates.faiss"
 WHITENING_NAME: Final = "whitening.npz"
 REFERENCES_NAME: Final = "references.parquet"
+LOCAL_FEATURES_NAME: Final = "local_features.arrow"
 
 
 class PlaceIndex(SearchablePlaceIndex):
@@ -43,11 +45,13 @@ class PlaceIndex(SearchablePlaceIndex):
         vectors: StoredVectors,
         table: ReferenceTable,
         whitening: Whitening | None = None,
+        local_features: StoredFeatures | None = None,
     ) -> None:
         super().__init__(manifest, whitening, str(folder))
         self.folder = folder
         self.vectors = vectors
         self._table = table
+        self._local_features = local_features
         self.lat: NDArray[np.float64] = table.lat
         self.lon: NDArray[np.float64] = table.lon
 
@@ -90,6 +94,8 @@ class PlaceIndex(SearchablePlaceIndex):
             candidates = Candidates.read(folder / CANDIDATES_NAME, manifest.candidates, memory_map=memory_map)
         whitening = read_whitening(folder / WHITENING_NAME) if manifest.whitening else None
         table = ReferenceTable(folder / REFERENCES_NAME)
+        record = manifest.local_features
+        features = StoredFeatures(folder / LOCAL_FEATURES_NAME, record.settings, manifest.count) if record else None
         found = [(exact.count, exact.dim), (table.count, manifest.descriptor_dim)]
         found += [(candidates.count, candidates.dim)] if candidates else []
         found += [(table.count, whitening.projection.shape[1])] if whitening else []
@@ -102,7 +108,12 @@ class PlaceIndex(SearchablePlaceIndex):
                 where=str(folder),
                 remedy="Build the index again",
             )
-        return cls(folder, manifest, StoredVectors(exact, candidates), table, whitening)
+        return cls(folder, manifest, StoredVectors(exact, candidates), table, whitening, features)
+
+    @property
+    def local_features(self) -> StoredFeatures | None:
+        """As `SearchablePlaceIndex.local_features`, left on the disk."""
+        return self._local_features
 
     @property
     def searches_exactly(self) -> bool:
@@ -183,4 +194,5 @@ def file_names(manifest: PlaceIndexManifest) -> list[str]:
         REFERENCES_NAME,
         *([CANDIDATES_NAME] if manifest.candidates else []),
         *([WHITENING_NAME] if manifest.whitening else []),
+        *([LOCAL_FEATURES_NAME] if manifest.local_features else []),
     ]

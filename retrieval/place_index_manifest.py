@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from retrieval.artefact import Manifest
 from retrieval.calibration import Calibration
+from retrieval.reranking.local_features import FeatureSettings
 from retrieval.vectors.candidates import CandidateParameters
 from retrieval.vectors.exact import Storage
 from retrieval.vectors.index_types import IndexType
@@ -84,6 +85,20 @@ class WhiteningRecord(BaseModel):
     score_stretch: float = Field(default=1.0, gt=0.0)
 
 
+class LocalFeaturesRecord(BaseModel):
+    """The local features that matches can be re-ranked with.
+
+    Attributes:
+        settings: that they were computed with, and a query's are computed with.
+        without: how many references have none, because their photos could not be read when the index was written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: FeatureSettings
+    without: int = Field(ge=0)
+
+
 class DescribingRecord(BaseModel):
     """What the descriptors depend on beside photos and bundle: with the same, unchanged photos need no describing.
 
@@ -116,6 +131,7 @@ class PlaceIndexManifest(Manifest):
     whitening: WhiteningRecord | None = None
     calibration: Calibration | None = None
     describing: DescribingRecord | None = None
+    local_features: LocalFeaturesRecord | None = None
     count: int = Field(ge=1)
     bounds: Bounds
     source: Source

@@ -12,6 +12,7 @@ from retrieval.errors import ModelIndexMismatchError, ParameterError
 from retrieval.geo import Float64Array, GeoPrior
 from retrieval.place_index_manifest import PlaceIndexManifest
 from retrieval.references.reference import Reference
+from retrieval.reranking.reranker import FeatureSource
 from retrieval.search_result import SearchResult
 from retrieval.whitening import Whitening
 
@@ -59,6 +60,11 @@ class SearchablePlaceIndex(ABC):
     def score_stretch(self) -> float:
         """See `WhiteningRecord.score_stretch`; 1 where the index does not whiten."""
         return self.manifest.whitening.score_stretch if self.manifest.whitening else 1.0
+
+    @property
+    def local_features(self) -> FeatureSource | None:
+        """What matches can be re-ranked with, or None where the index holds none."""
+        return None
 
     def check_bundle(self, bundle: Bundle) -> None:
         """Refuse a bundle other than the one that described the references.

@@ -1,13 +1,16 @@
-"""uvicorn's HTTP protocol with limits on what comes before the body: a request's line and headers."""
+"""uvicorn's HTTP protocol with limits on what is not body: the request line, headers, chunks' frames and trailers."""
 
 import asyncio
 import logging
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from retrieval.localizer import new_request_id
 from service.problems import MEDIA_TYPE, RequestError, problem_of
+
+# Of a body in chunks, to the body itself: chunks of a single byte have five more.
+_FRAMING_SHARE: Final = 8
 
 
 def bounded_http(max_header_bytes: int, header_timeout_s: float) -> type[HttpToolsProtocol]:
@@ -34,6 +37,7 @@ class _BoundedHttp(HttpToolsProtocol):
         self.logger.setLevel(logging.ERROR)
         self._header_bytes = 0
         self._in_headers = True
+        self._body_bytes = self._framing_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -51,7 +55,13 @@ class _BoundedHttp(HttpToolsProtocol):
         if self._in_headers:
             self._header_bytes += len(data)
             self._start_timer()
+        else:
+            self._framing_bytes += len(data)  # less what turns out to be of the body
         super().data_received(data)
+        if self._framing_bytes > self.max_header_bytes + _FRAMING_SHARE * self._body_bytes:
+            # Chunk extensions and trailers: nobody reads them, and an answer may be under way already.
+            self.transport.close()
+            return
         # One chunk may hold headers and the beginning of a body: only unfinished headers are judged.
         if self._in_headers and self._header_bytes > self.max_header_bytes:
             self._refuse(
@@ -61,6 +71,17 @@ class _BoundedHttp(HttpToolsProtocol):
                     remedy="Send fewer or shorter headers, and photos in the body",
                 )
             )
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep the headers; those that follow a body in chunks have no limit of their own and are not wanted."""
+        if self._in_headers:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """What is not framing."""
+        self._framing_bytes = max(self._framing_bytes - len(body), 0)
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP gets a problem too, in place of uvicorn's line of text."""
@@ -73,7 +94,7 @@ class _BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The body has its own limits."""
         self._in_headers = False
-        self._header_bytes = 0
+        self._header_bytes = self._body_bytes = self._framing_bytes = 0
         self._stop_timer()
         super().on_headers_complete()
 
@@ -81,6 +102,7 @@ class _BoundedHttp(HttpToolsProtocol):
         """The next request on the connection begins with headers again, whenever it comes."""
         super().on_message_complete()
         self._in_headers = True
+        self._framing_bytes = 0
 
     def _start_timer(self) -> None:
         if self._timer is None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.errors import SightfixError
+from retrieval.reranking.reranker import Reranker, require_features
 from service.api_keys import read_keys
 from service.settings import ServerSettings
 
@@ -85,6 +86,9 @@ def _index(settings: ServerSettings, bundle: Bundle | None) -> str:
         index = store.open(store.find(settings.index))
         if bundle is not None:
             index.check_bundle(bundle)
-        return f"{index.name}, version {index.version}, {index.count} references, {index.type_name}"
+        if settings.reranking is not None:
+            Reranker(require_features(index.local_features, index.where), settings.reranking)
+        reranked = f", the best {settings.rerank} matches re-ranked" if settings.rerank else ""
+        return f"{index.name}, version {index.version}, {index.count} references, {index.type_name}{reranked}"
     finally:
         store.close()

@@ -352,7 +352,8 @@ class LiveLocalizer:
             place_index.vectors = GpuVectors(place_index.vectors)
 
     def _localizer_of(self, describer: Describer, place_index: SearchablePlaceIndex) -> Localizer:
-        return Localizer(describer, place_index, FixSettings(method=self.settings.fix_method), self.limits)
+        fix_settings = FixSettings(method=self.settings.fix_method)
+        return Localizer(describer, place_index, fix_settings, self.limits, rerank=self.settings.reranking)
 
     def _swap(self, version: str) -> None:
         """Open a newly published version beside the one that serves, try it, and let it serve from the next batch on.
@@ -363,8 +364,8 @@ class LiveLocalizer:
         serving = self.require()
         place_index = self.store.open(serving.place_index.name, version)
         self._put_on_device(place_index)
-        localizer = self._localizer_of(serving.describer, place_index)
         try:
+            localizer = self._localizer_of(serving.describer, place_index)
             chosen = choose_canary(localizer, self.limits)
             report = sing(localizer, chosen)
         except BaseException:

@@ -13,6 +13,7 @@ from retrieval.engines.choosing import ProviderChoice
 from retrieval.errors import ParameterError
 from retrieval.fix import FixMethod
 from retrieval.index_folder import DEFAULT_INDEXES
+from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
 from retrieval.stores.contract import PlaceIndexStore
 from retrieval.stores.opening import open_store
 from service.jobs.job_settings import JobSettings
@@ -71,6 +72,8 @@ class ServerSettings(BaseSettings):
         track_idle_s: a track opened over HTTP is closed when no frame has come for so long.
         track_place_m: references in a square of this side are one place to a track, metres.
         fix_method: how the fix is made from the matches.
+        rerank: so many of the best matches are compared with the photo point by point, and told in that order; 0: none.
+            Needs an index with local features.
         tile_url, tile_attribution, tile_max_zoom: of the map on the web page, see `MapTiles`; None: a plain grid.
     """
 
@@ -123,6 +126,7 @@ class ServerSettings(BaseSettings):
     track_idle_s: float = Field(default=300.0, gt=0.0, le=86_400.0)
     track_place_m: float = Field(default=5.0, ge=0.5, le=1000.0)
     fix_method: FixMethod = "weighted_cluster"
+    rerank: int = Field(default=0, ge=0, le=MAX_RERANKED)
     tile_url: str | None = None
     tile_attribution: str | None = None
     tile_max_zoom: int = Field(default=19, ge=1, le=DEEPEST_ZOOM)
@@ -168,6 +172,11 @@ class ServerSettings(BaseSettings):
             max_image_bytes=self.max_image_bytes,
             max_pixels=self.max_pixels,
         )
+
+    @property
+    def reranking(self) -> RerankSettings | None:
+        """How matches are re-ranked, or None for not at all."""
+        return RerankSettings(top=self.rerank) if self.rerank else None
 
     @property
     def tls(self) -> TlsFiles | None:

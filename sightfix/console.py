@@ -64,20 +64,23 @@ def print_answer(answer: LocalizeAnswer, shown: int = 5) -> None:
         )
     if answer.matches:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for heading, justify in (("#", "right"), ("score", "right"), ("lat", "right"), ("lon", "right")):
-            table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        reranked = any(match.inliers is not None for match in answer.matches)
+        for heading in ("#", "score", *(["inliers"] if reranked else []), "lat", "lon"):
+            table.add_column(heading, justify="right")
         table.add_column("reference", overflow="fold")
         for match in answer.matches[:shown]:
             table.add_row(
                 str(match.rank),
                 f"{match.score:.3f}",
+                *(["" if match.inliers is None else str(match.inliers)] if reranked else []),
                 f"{match.lat:.6f}",
                 f"{match.lon:.6f}",
                 escape(match.reference_id),
             )
         console.print(table)
     timings = answer.timings_ms
+    reranking = "" if timings.rerank is None else f", re-rank {timings.rerank:.0f}"
     console.print(
         f"[dim]{answer.index.size} references in {answer.index.name}; {timings.total:.0f} ms: "
-        f"decode {timings.decode:.0f}, describe {timings.describe:.0f}, search {timings.search:.1f}[/]"
+        f"decode {timings.decode:.0f}, describe {timings.describe:.0f}, search {timings.search:.1f}{reranking}[/]"
     )

@@ -2,14 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from index_builder.update_watch import UpdateStep, UpdateWatch
+from index_builder.update_watch import LeftOut, UpdateStep, UpdateWatch
 from sightfix.index_console import duration_text
 
 _LINE_EVERY_S: Final = 30.0
@@ -63,6 +63,12 @@ class IndexingProgress(UpdateWatch):
         """So many photos are to be described."""
         self._total = total
         self.bar.update(self._task, total=total)
+
+    def local_features(self, done: int, total: int, without: Sequence[LeftOut]) -> None:
+        """The local features of so many are written."""
+        if done == 1:
+            self.bar.reset(self._task, total=total, description="Finding local features", rate="", failed="")
+        self.bar.update(self._task, completed=done)
 
     def described(self, done: int, failed: int) -> None:
         """So many are."""

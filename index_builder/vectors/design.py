@@ -38,6 +38,7 @@ class IndexDesign:
         memory_bytes: that the vectors may take in RAM, or None.
         whiten: to how many numbers descriptors are whitened, 0 for not at all.
         calibrate: whether confidence and radius are fitted to the index's own references, where that is possible.
+        local_features: whether photos' local features are stored, for re-ranking; None: as in the version before.
     """
 
     storage: Storage = "fp16"
@@ -47,6 +48,7 @@ class IndexDesign:
     memory_bytes: int | None = None
     whiten: int = 0
     calibrate: bool = True
+    local_features: bool | None = None
 
 
 def parameters_for(type_: ApproximateType, rows: int, dim: int) -> CandidateParameters:

@@ -5,7 +5,7 @@ from retrieval.evaluation.evaluation import Evaluation, evaluate, evaluation_wor
 from retrieval.evaluation.fixes import Fixes, fixes_of_matches
 from retrieval.evaluation.positions import Positions
 from retrieval.evaluation.positives import count_positives
-from retrieval.evaluation.protocol import CONVENTIONS, GROUPINGS, Protocol, Ranked
+from retrieval.evaluation.protocol import CONVENTIONS, GROUPINGS, BeforeReranking, Protocol, Ranked
 from retrieval.evaluation.ranking import exact_ranking
 from retrieval.evaluation.recall import chance_at, first_hits, hits_at
 from retrieval.evaluation.report import Convention, EvaluationReport, Grouping
@@ -14,6 +14,7 @@ from retrieval.evaluation.tables import plain_text, report_tables
 __all__ = [
     "CONVENTIONS",
     "GROUPINGS",
+    "BeforeReranking",
     "Bootstrap",
     "Convention",
     "Evaluation",

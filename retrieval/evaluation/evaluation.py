@@ -28,6 +28,7 @@ from retrieval.evaluation.report import (
     RecallAt,
     StatusReport,
 )
+from retrieval.evaluation.reranking import reranking_report
 from retrieval.geo import Float64Array
 
 
@@ -106,6 +107,7 @@ def evaluate(
         else confidence_report(ranked.fixes, fix_error, groups, protocol.bootstrap),
         statuses=_statuses(ranked, positives[0] > 0),
         no_match_curve=() if ranked.fixes is None else no_match_curve(ranked.fixes, positives[0] > 0, ranked.elsewhere),
+        reranking=reranking_report(ranked, protocol, ground, positives, first_hit, groups),
         intervals=method,
         notes=(*notes, *group_notes, *_recall_notes(curves)),
     )

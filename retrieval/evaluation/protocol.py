@@ -16,6 +16,20 @@ GROUPINGS: tuple[Grouping, ...] = ("session", "place")
 
 
 @dataclass(frozen=True, slots=True)
+class BeforeReranking:
+    """What a ranking was before it was re-ranked.
+
+    Attributes:
+        rows: (Nq, K) int64, by score: the same matches in another order.
+        top, min_inliers: see `RerankSettings`.
+    """
+
+    rows: Int64Array
+    top: int
+    min_inliers: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ranked:
     """What is evaluated: queries, database, and the matches that were found.
 
@@ -26,6 +40,7 @@ class Ranked:
         fixes: one position fix per query, or None.
         sessions: the drive or walk of each query, for the intervals, or None.
         elsewhere: fixes of photos that were taken outside of the database's area, or None. Each one given is wrong.
+        before: what was re-ranked, or None.
     """
 
     database: Positions
@@ -34,6 +49,7 @@ class Ranked:
     fixes: Fixes | None = None
     sessions: Sequence[str | None] | None = None
     elsewhere: Fixes | None = None
+    before: BeforeReranking | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,5 +108,7 @@ def check_ranked(ranked: Ranked, protocol: Protocol) -> None:
             f"recall@{largest} needs {min(largest, size)} matches per query, {rows.shape[1]} were ranked",
             remedy="Rank more matches, or ask for a smaller N",
         )
+    if ranked.before is not None and ranked.before.rows.shape != rows.shape:
+        raise ParameterError(f"{rows.shape} rows were {ranked.before.rows.shape} before they were re-ranked")
     if ranked.sessions is not None and len(ranked.sessions) != count:
         raise ParameterError(f"{len(ranked.sessions)} sessions for {count} queries")

@@ -166,6 +166,37 @@ class NoMatchPoint(_Frozen):
     elsewhere_share: float
 
 
+class RecallChange(_Frozen):
+    """What re-ranking did to recall@N at one radius.
+
+    Attributes:
+        radius_m, n: of the recall.
+        before: recall in the order of the scores; None where no query counts.
+        change: of the same queries, and its interval.
+    """
+
+    radius_m: float
+    n: int
+    before: float | None
+    change: Estimate
+
+
+class RerankingReport(_Frozen):
+    """What re-ranking changed.
+
+    Attributes:
+        top: so many of the best matches were compared with each query.
+        min_inliers: so many points had to fit for a match to move up.
+        moved_share: share of all queries that have another best match now.
+        changes: of every radius and N.
+    """
+
+    top: int
+    min_inliers: int
+    moved_share: float
+    changes: tuple[RecallChange, ...]
+
+
 class IntervalMethod(_Frozen):
     """How the intervals were made: percentile bootstrap over whole groups.
 
@@ -199,6 +230,7 @@ class EvaluationReport(_Frozen):
         confidence: None without fixes that state one.
         statuses: what queries, and photos from elsewhere where there are some, were told; empty without fixes.
         no_match_curve: what other thresholds of NO_MATCH would do; empty without photos from elsewhere.
+        reranking: what it changed; recall, top-1 and figures are those after it. None where matches lie by score.
         intervals: how they were made.
         notes: what a reader must know before trusting the numbers.
     """
@@ -213,5 +245,6 @@ class EvaluationReport(_Frozen):
     confidence: ConfidenceReport | None
     statuses: tuple[StatusReport, ...] = ()
     no_match_curve: tuple[NoMatchPoint, ...] = ()
+    reranking: RerankingReport | None = None
     intervals: IntervalMethod
     notes: tuple[str, ...]

@@ -8,6 +8,7 @@ from retrieval.evaluation.report import (
     EvaluationReport,
     PositionErrorReport,
     RadiusReport,
+    RerankingReport,
     StatusReport,
 )
 
@@ -50,7 +51,10 @@ def field_line(radius: RadiusReport) -> str:
 
 def report_tables(report: EvaluationReport) -> list[ReportTable]:
     """The report as tables: recall, position error, and where there are fixes confidence and statuses."""
-    tables = [_recall_table(report), _error_table(report.position_errors)]
+    tables = [_recall_table(report)]
+    if report.reranking is not None:
+        tables.append(_reranking_table(report.reranking))
+    tables.append(_error_table(report.position_errors))
     if report.confidence is not None:
         tables.append(_confidence_table(report.confidence))
         tables.append(_answered_table(report.confidence))
@@ -82,6 +86,23 @@ def _recall_table(report: EvaluationReport) -> ReportTable:
             rows.append((*lead, str(entry.n), _percent(entry.recall), _chance(entry.chance)))
             lead = ("", "", "")
     return ReportTable("Recall", columns, tuple(rows))
+
+
+def _reranking_table(reranking: RerankingReport) -> ReportTable:
+    title = (
+        f"What re-ranking the best {reranking.top} changed ({reranking.min_inliers} points must fit; "
+        f"{reranking.moved_share:.1%} of the queries have another best match)"
+    )
+    rows = tuple(
+        (
+            f"{change.radius_m:g} m",
+            str(change.n),
+            "–" if change.before is None else f"{change.before * 100:.1f}",
+            _percent(change.change),
+        )
+        for change in reranking.changes
+    )
+    return ReportTable(title, ("radius", "N", "recall before, %", "change, points"), rows)
 
 
 def _error_table(errors: tuple[PositionErrorReport, ...]) -> ReportTable:

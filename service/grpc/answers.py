@@ -131,6 +131,7 @@ def _match(match: MatchAnswer) -> pb.Match:
         captured_at=None if match.captured_at is None else match.captured_at.isoformat(),
         session=match.session,
         thumbnail=match.thumbnail,
+        inliers=match.inliers,
     )
 
 
@@ -142,4 +143,5 @@ def _timings(timings: TimingsAnswer) -> pb.Timings:
         search_ms=timings.search,
         fix_ms=timings.fix,
         total_ms=timings.total,
+        rerank_ms=timings.rerank,
     )

@@ -23,7 +23,7 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _IMAGE_CODES: Final = frozenset(
     {"empty_body", "unsupported_media_type", "image_undecodable", "too_many_pixels", "body_too_large"}
 )
-STAGES: Final = ("decode", "queue", "describe", "search", "fix")
+STAGES: Final = ("decode", "queue", "describe", "search", "rerank", "fix")
 
 Metric = TypeVar("Metric", Counter, Gauge)
 
@@ -116,10 +116,12 @@ class Metrics:
             seconds["describe"].observe(timings.describe * 1e-3)
         seconds["queue"].observe(timings.queue * 1e-3)
         seconds["search"].observe(timings.search * 1e-3)
+        if timings.rerank is not None:
+            seconds["rerank"].observe(timings.rerank * 1e-3)
         seconds["fix"].observe(timings.fix * 1e-3)
         self._fixes.labels(answer.status.value).inc()
         if answer.matches:
-            self._score.observe(answer.matches[0].score)
+            self._score.observe(max(match.score for match in answer.matches))
         if answer.fix is not None:
             self._radius.observe(answer.fix.radius_m)
 

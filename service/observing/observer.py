@@ -57,7 +57,7 @@ class Observer:
         notes.index_version = answer.index.version
         if self.tracing is not None and notes.span is not None:
             times = answer.timings_ms
-            spent = (times.decode, times.queue, times.describe, times.search, times.fix)
+            spent = (times.decode, times.queue, times.describe, times.search, times.rerank or 0.0, times.fix)
             # What did not happen is no span: a search by descriptor decodes and describes nothing.
             stages = [(name, ms * 1e-3) for name, ms in zip(STAGES, spent, strict=True) if ms > 0.0]
             self.tracing.stages(notes.span, queued_at, stages, {"sightfix.request_id": answer.request_id})

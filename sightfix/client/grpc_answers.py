@@ -58,6 +58,7 @@ def localize_answer(message: pb.LocalizeAnswer) -> LocalizeAnswer:
             search=timings.search_ms,
             fix=timings.fix_ms,
             total=timings.total_ms,
+            rerank=timings.rerank_ms if timings.HasField("rerank_ms") else None,
         ),
     )
 
@@ -128,4 +129,5 @@ def _match(match: pb.Match) -> MatchAnswer:
         captured_at=datetime.fromisoformat(match.captured_at) if match.HasField("captured_at") else None,
         session=match.session if match.HasField("session") else None,
         thumbnail=match.thumbnail if match.HasField("thumbnail") else None,
+        inliers=match.inliers if match.HasField("inliers") else None,
     )

@@ -1,7 +1,7 @@
 """`sightfix evaluate`: how often, and how far off, on photos whose position is known."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from retrieval.index_folder import DEFAULT_INDEXES
+from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
 from sightfix.describer_options import (
     CpuFallbackOption,
     PrecisionOption,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from retrieval.evaluation import Evaluation, EvaluationReport, Fixes, Positions, Protocol, Ranked
     from retrieval.evidence import StoredDescriptors
     from retrieval.references import Reference
+    from retrieval.reranking.reranker import Reranker
     from retrieval.stores.contract import PlaceIndexStore
 
 
@@ -55,6 +57,10 @@ def evaluate(
             "--calibrate", help="Fit confidence and NO_MATCH to the database's own sessions, as indexing does"
         ),
     ] = False,
+    rerank: Annotated[
+        int,
+        typer.Option(min=0, max=MAX_RERANKED, help="Compare so many best matches with the query point by point"),
+    ] = 0,
     out_of_area: Annotated[
         str | None, typer.Option(help="Photos of other places: how many are NO_MATCH? A folder, a CSV, or a spec")
     ] = None,
@@ -77,6 +83,11 @@ def evaluate(
 
     if (database is None) == (index is None):
         raise ParameterError("give either --database or --index", remedy="Say where the queries are to be found")
+    if rerank and index is None:
+        raise ParameterError(
+            "--rerank needs the local features of an index",
+            remedy="Index the database with --local-features, and give --index instead of --database",
+        )
     protocol = Protocol(
         radii_m=tuple(radius or [25.0]),
         recall_at=_whole_numbers(recall_at),
@@ -89,7 +100,7 @@ def evaluate(
         matplotlib_figure()
     describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
     settings = DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable)
-    asked = _Asked(queries, out_of_area, calibrate)
+    asked = _Asked(queries, out_of_area, calibrate, RerankSettings(top=rerank) if rerank else None)
     if database is not None:
         found = _search_photos(database, asked, describer, settings, protocol)
     else:
@@ -111,6 +122,7 @@ class _Asked:
     queries: str
     out_of_area: str | None
     calibrate: bool
+    rerank: RerankSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -120,11 +132,19 @@ class _Matches:
     Attributes:
         rows, scores: (Q, K), best first.
         centred: (Q, k) centred cosines of the first of them.
+        order: (Q, K) places in these, best first after re-ranking; None where nothing was re-ranked.
     """
 
     rows: "NDArray[np.int64]"
     scores: "NDArray[np.float32]"
     centred: "NDArray[np.float64]"
+    order: "NDArray[np.int64] | None" = None
+
+    def in_order(self, values: "NDArray[Any]") -> "NDArray[Any]":
+        """Rows or scores as they are told: re-ranked, where that was asked for."""
+        import numpy as np
+
+        return values if self.order is None else np.take_along_axis(values, self.order, axis=1)
 
 
 @dataclass(frozen=True)
@@ -139,17 +159,21 @@ class _Found:
     elsewhere: _Matches | None = None
     calibration: "Calibration | None" = None
     search_notes: tuple[str, ...] = ()
+    rerank: RerankSettings | None = None
 
     def ranked(self) -> "Ranked":
         """The ranking with a fix for every query, where degrees are known."""
-        from retrieval.evaluation import Ranked
+        from retrieval.evaluation import BeforeReranking, Ranked
 
         fixes = None
         if self.query_positions.lat is not None and self.database_positions.lat is not None:
             fixes = self._fixes("Making fixes", self.matches)
         sessions = [query.session for query in self.queries]
         elsewhere = None if self.elsewhere is None or fixes is None else self._fixes("and elsewhere", self.elsewhere)
-        return Ranked(self.database_positions, self.query_positions, self.matches.rows, fixes, sessions, elsewhere)
+        rows, how = self.matches.rows, self.rerank
+        before = None if how is None else BeforeReranking(rows, how.top, how.min_inliers)
+        told = self.matches.in_order(rows)
+        return Ranked(self.database_positions, self.query_positions, told, fixes, sessions, elsewhere, before)
 
     def _fixes(self, what: str, matches: _Matches) -> "Fixes":
         from retrieval.evaluation import fixes_of_matches
@@ -158,7 +182,8 @@ class _Found:
         with progress_bar(what, len(matches.rows), "fixes") as advance:
             return fixes_of_matches(
                 self.database_positions,
-                matches.rows,
+                # As the localizer does: what was calibrated stays by score, what was not follows the new order.
+                matches.rows if self.calibration is not None else matches.in_order(matches.rows),
                 matches.scores,
                 on_progress=advance,
                 centred=matches.centred,
@@ -233,6 +258,7 @@ def _search_index(
     from retrieval.errors import ParameterError
     from retrieval.evaluation import Positions
     from retrieval.place_index import PlaceIndex
+    from retrieval.reranking.reranker import Reranker, require_features
     from sightfix.console import progress_bar
 
     place_index = store.open(store.find(name))
@@ -243,13 +269,18 @@ def _search_index(
             where=store.where,
             remedy="Leave out --calibrate, or give the folder: --indexes",
         )
+    reranker = None
+    if asked.rerank is not None:
+        reranker = Reranker(require_features(place_index.local_features, place_index.where), asked.rerank)
+
+    matches_needed = max(_matches_needed(protocol), asked.rerank.top if asked.rerank else 0)
 
     def search(descriptors: "Descriptors") -> _Matches:
         pieces = []
         with progress_bar("Searching", len(descriptors), "queries") as advance:
             for begin in range(0, len(descriptors), _QUERIES_AT_ONCE):
                 some = descriptors[begin : begin + _QUERIES_AT_ONCE]
-                pieces.append(place_index.search(some, _matches_needed(protocol)))
+                pieces.append(place_index.search(some, matches_needed))
                 advance(len(some))
         rows = np.concatenate([piece.rows for piece in pieces])
         scores = np.concatenate([piece.scores for piece in pieces])
@@ -260,6 +291,11 @@ def _search_index(
     notes: tuple[str, ...] = ()
     if isinstance(place_index, PlaceIndex) and asked.calibrate:
         calibration, notes = _calibrated(place_index)
+    matches = search(queries.descriptors)
+    if reranker is not None:
+        matches = replace(matches, order=_reranked(reranker, queries.references, matches.rows))
+        order = "by score, as the calibration was measured" if calibration is not None else "in their new order"
+        notes = (*notes, f"Fixes are made from the matches {order}")
     if protocol.convention != "solvable":
         stored = place_index.manifest.storage
         notes = (*notes, f"The matches come from the index's own search ({stored} vectors, cosine)")
@@ -268,11 +304,21 @@ def _search_index(
         Positions.from_references(queries.references),
         Positions.from_degrees(*place_index.all_positions()),
         place_index.references,
-        search(queries.descriptors),
+        matches,
         _elsewhere(asked, describer, settings, search),
         calibration,
         notes,
+        asked.rerank,
     )
+
+
+def _reranked(reranker: "Reranker", queries: "Sequence[Reference]", rows: "NDArray[np.int64]") -> "NDArray[np.int64]":
+    """The new order of each query's matches, (Q, K) places."""
+    from retrieval.reranking.reranker import rerank_photos
+    from sightfix.console import progress_bar
+
+    with progress_bar("Re-ranking", len(queries), "queries") as advance:
+        return rerank_photos(reranker, [query.path for query in queries], rows, on_progress=advance)
 
 
 def _elsewhere(
@@ -403,7 +449,7 @@ def _draw(evaluation: "Evaluation", ranked: "Ranked", protocol: "Protocol", foun
     photos = EvaluatedPhotos(
         query=lambda row: found.queries[row].path,
         database=lambda row: found.references(np.array([row]))[0].path,
-        scores=found.matches.scores,
+        scores=found.matches.in_order(found.matches.scores),
     )
     with console.status("Drawing"):
         written = write_figures(evaluation, ranked, protocol, photos, folder)

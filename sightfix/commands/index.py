@@ -50,6 +50,13 @@ def index(
     latency_ms: Annotated[float, typer.Option(min=0.0, help="auto: exact search is taken where it is as quick")] = 20.0,
     memory: Annotated[str | None, typer.Option(help="auto: RAM the vectors may take, such as 16G")] = None,
     whiten: Annotated[int, typer.Option(min=0, help="Numbers to whiten descriptors to; 0: not at all")] = 0,
+    local_features: Annotated[
+        bool | None,
+        typer.Option(
+            "--local-features/--no-local-features",
+            help="Store points of each photo for re-ranking, up to 68 kB a photo; as in the version before if left out",
+        ),
+    ] = None,
     provider: ProviderOption = None,
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
@@ -94,6 +101,7 @@ def index(
         latency_ms=latency_ms,
         memory_bytes=None if memory is None else parse_bytes(memory),
         whiten=whiten,
+        local_features=local_features,
     )
     check_index_name(name)
     push = push_settings(store_type, store_build, store_vectors, recall, keep)
@@ -112,6 +120,8 @@ def index(
     show_choices(built.update.choices)
     for photo in built.unreadable:
         console.print(f"[yellow]left out[/] {escape(f'{photo.path}: {photo.reason}')}")
+    for photo in built.without_features:
+        console.print(f"[yellow]without local features[/] {escape(f'{photo.path}: {photo.reason}')}")
     for reason, count in Counter(skipped.reason for skipped in references.skipped).most_common():
         first = next(skipped.path for skipped in references.skipped if skipped.reason == reason)
         console.print(f"[yellow]left out[/] {count} photos: {reason} (the first: {escape(str(first))})")

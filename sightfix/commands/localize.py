@@ -8,6 +8,7 @@ import typer
 
 from retrieval.geo import GeoPrior
 from retrieval.index_folder import DEFAULT_INDEXES
+from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
 from sightfix.describer_options import (
     CpuFallbackOption,
     PrecisionOption,
@@ -33,6 +34,9 @@ def localize(
     top_k: Annotated[int, typer.Option(help="How many matches, 1 to 100")] = 5,
     near: Annotated[str | None, typer.Option(help="Geo prior: LAT,LON,RADIUS_M; the answer must lie inside")] = None,
     min_score: Annotated[float | None, typer.Option(help="Leave out matches below this cosine")] = None,
+    rerank: Annotated[
+        int, typer.Option(min=0, max=MAX_RERANKED, help="Compare so many best matches with the photo point by point")
+    ] = 0,
     provider: ProviderOption = None,
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
@@ -45,6 +49,8 @@ def localize(
 
     if server is not None and index is not None:
         raise ParameterError("both --server and --index are given", remedy="Ask a server or an index, not both")
+    if server is not None and rerank:
+        raise ParameterError("both --server and --rerank are given", remedy="Start the server with --rerank instead")
     prior = _geo_prior(near)
     if server is not None:
         from sightfix.client import SightfixClient
@@ -60,7 +66,8 @@ def localize(
         place_index = opened.open(opened.find(index))
         # One photo is not worth the seconds in which a GPU starts: the CPU, unless told otherwise.
         describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback, default_provider="cpu")
-        answer = Localizer(describer, place_index).localize_file(photo, options)
+        reranking = RerankSettings(top=rerank) if rerank else None
+        answer = Localizer(describer, place_index, rerank=reranking).localize_file(photo, options)
     if json:
         sys.stdout.write(answer.model_dump_json(indent=2) + "\n")
     else:

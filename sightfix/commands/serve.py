@@ -56,6 +56,9 @@ def serve(
     search_device: Annotated[
         str | None, typer.Option(help="Where the index is searched: cpu, or gpu through faiss-gpu [default: cpu]")
     ] = None,
+    rerank: Annotated[
+        int | None, typer.Option(help="Compare so many best matches with the photo point by point [default: 0, none]")
+    ] = None,
     tile_url: Annotated[
         str | None, typer.Option(help="Map tiles of the web page, with {z}, {x} and {y} [default: a plain grid]")
     ] = None,

@@ -367,6 +367,7 @@ class Match(_message.Message):
     CAPTURED_AT_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     THUMBNAIL_FIELD_NUMBER: _builtins.int
+    INLIERS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """1 is the best."""
     reference_id: _builtins.str
@@ -385,6 +386,8 @@ class Match(_message.Message):
     """The drive or walk it was taken on."""
     thumbnail: _builtins.str
     """Path of a small version of the photo on the HTTP server."""
+    inliers: _builtins.int
+    """Only where matches are re-ranked: how many points of the photo are found on this reference in one geometry."""
     def __init__(
         self,
         *,
@@ -397,15 +400,18 @@ class Match(_message.Message):
         captured_at: _builtins.str | None = ...,
         session: _builtins.str | None = ...,
         thumbnail: _builtins.str | None = ...,
+        inliers: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_captured_at", b"_captured_at", "_heading_deg", b"_heading_deg", "_session", b"_session", "_thumbnail", b"_thumbnail", "captured_at", b"captured_at", "heading_deg", b"heading_deg", "session", b"session", "thumbnail", b"thumbnail"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_captured_at", b"_captured_at", "_heading_deg", b"_heading_deg", "_inliers", b"_inliers", "_session", b"_session", "_thumbnail", b"_thumbnail", "captured_at", b"captured_at", "heading_deg", b"heading_deg", "inliers", b"inliers", "session", b"session", "thumbnail", b"thumbnail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_captured_at", b"_captured_at", "_heading_deg", b"_heading_deg", "_session", b"_session", "_thumbnail", b"_thumbnail", "captured_at", b"captured_at", "heading_deg", b"heading_deg", "lat", b"lat", "lon", b"lon", "rank", b"rank", "reference_id", b"reference_id", "score", b"score", "session", b"session", "thumbnail", b"thumbnail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_captured_at", b"_captured_at", "_heading_deg", b"_heading_deg", "_inliers", b"_inliers", "_session", b"_session", "_thumbnail", b"_thumbnail", "captured_at", b"captured_at", "heading_deg", b"heading_deg", "inliers", b"inliers", "lat", b"lat", "lon", b"lon", "rank", b"rank", "reference_id", b"reference_id", "score", b"score", "session", b"session", "thumbnail", b"thumbnail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__captured_at: _TypeAlias = _typing.Literal["captured_at"]  # noqa: Y015
     _WhichOneofArgType__captured_at: _TypeAlias = _typing.Literal["_captured_at", b"_captured_at"]  # noqa: Y015
     _WhichOneofReturnType__heading_deg: _TypeAlias = _typing.Literal["heading_deg"]  # noqa: Y015
     _WhichOneofArgType__heading_deg: _TypeAlias = _typing.Literal["_heading_deg", b"_heading_deg"]  # noqa: Y015
+    _WhichOneofReturnType__inliers: _TypeAlias = _typing.Literal["inliers"]  # noqa: Y015
+    _WhichOneofArgType__inliers: _TypeAlias = _typing.Literal["_inliers", b"_inliers"]  # noqa: Y015
     _WhichOneofReturnType__session: _TypeAlias = _typing.Literal["session"]  # noqa: Y015
     _WhichOneofArgType__session: _TypeAlias = _typing.Literal["_session", b"_session"]  # noqa: Y015
     _WhichOneofReturnType__thumbnail: _TypeAlias = _typing.Literal["thumbnail"]  # noqa: Y015
@@ -414,6 +420,8 @@ class Match(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__captured_at) -> _WhichOneofReturnType__captured_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__heading_deg) -> _WhichOneofReturnType__heading_deg | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__inliers) -> _WhichOneofReturnType__inliers | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__session) -> _WhichOneofReturnType__session | None: ...
     @_typing.overload
@@ -509,6 +517,7 @@ class Timings(_message.Message):
     SEARCH_MS_FIELD_NUMBER: _builtins.int
     FIX_MS_FIELD_NUMBER: _builtins.int
     TOTAL_MS_FIELD_NUMBER: _builtins.int
+    RERANK_MS_FIELD_NUMBER: _builtins.int
     decode_ms: _builtins.float
     """Decoding, milliseconds."""
     queue_ms: _builtins.float
@@ -521,6 +530,8 @@ class Timings(_message.Message):
     """Making the fix, milliseconds."""
     total_ms: _builtins.float
     """From the complete request to the answer, milliseconds."""
+    rerank_ms: _builtins.float
+    """Comparing the photo with its best matches point by point, milliseconds; only where matches are re-ranked."""
     def __init__(
         self,
         *,
@@ -530,12 +541,15 @@ class Timings(_message.Message):
         search_ms: _builtins.float = ...,
         fix_ms: _builtins.float = ...,
         total_ms: _builtins.float = ...,
+        rerank_ms: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rerank_ms", b"_rerank_ms", "rerank_ms", b"rerank_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms", b"decode_ms", "describe_ms", b"describe_ms", "fix_ms", b"fix_ms", "queue_ms", b"queue_ms", "search_ms", b"search_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rerank_ms", b"_rerank_ms", "decode_ms", b"decode_ms", "describe_ms", b"describe_ms", "fix_ms", b"fix_ms", "queue_ms", b"queue_ms", "rerank_ms", b"rerank_ms", "search_ms", b"search_ms", "total_ms", b"total_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__rerank_ms: _TypeAlias = _typing.Literal["rerank_ms"]  # noqa: Y015
+    _WhichOneofArgType__rerank_ms: _TypeAlias = _typing.Literal["_rerank_ms", b"_rerank_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rerank_ms) -> _WhichOneofReturnType__rerank_ms | None: ...
 
 Global___Timings: _TypeAlias = Timings  # noqa: Y015
 
