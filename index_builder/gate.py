@@ -130,8 +130,8 @@ def _exact_scores(index: PlaceIndex, queries: Descriptors, k: int, go_on: Callab
         go_on()
         rows = np.arange(start, min(start + _SCAN_ROWS, index.count), dtype=np.int64)
         scores = np.concatenate([best, queries @ index.descriptors(rows).T], axis=1)
-        best = -np.sort(-scores, axis=1)[:, :k]
-    return best
+        best = -np.partition(-scores, k - 1, axis=1)[:, :k]
+    return -np.sort(-best, axis=1)
 
 
 def _read_photos(

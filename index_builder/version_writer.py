@@ -146,6 +146,8 @@ def write_version(
     )
     manifest = manifest.model_copy(update={"files": record_files(folder, file_names(manifest))})
     manifest.write(folder)
+    # They are in the memory once more as soon as the version is opened.
+    del exact
     index = PlaceIndex.open(folder)
     check_answers(index)
     if design.calibrate and (calibration := fit_calibration(index)) is not None:

@@ -43,6 +43,9 @@ ROW_GROUP_ROWS: Final = 2_048
 # So many of them stay in memory, those asked for last: a million rows, some 200 MB.
 _GROUPS_KEPT: Final = 512
 
+# More rows of one group are turned into Python's values together with what lies between them.
+_FEW_ROWS: Final = 8
+
 
 class ReferenceTable:
     """The rows of a reference table. Safe to read from several threads.
@@ -90,10 +93,8 @@ class ReferenceTable:
         groups = np.searchsorted(self._starts, rows, side="right") - 1
         for group in sorted(set(groups.tolist())):
             places = np.flatnonzero(groups == group)
-            table = self._group(group)
-            for place in places:
-                # Not `take`, whose list of rows would have pyarrow import pandas: for seconds, where there is one.
-                (record,) = table.slice(int(rows[place] - self._starts[group]), 1).to_pylist()
+            offsets = rows[places] - self._starts[group]
+            for place, record in zip(places, _records(self._group(group), offsets.tolist()), strict=True):
                 records[place] = reference_of(record, root)
         return [record for record in records if record is not None]
 
@@ -162,6 +163,15 @@ def write_reference_table(table: pa.Table, order: Sequence[int] | NDArray[np.int
         use_dictionary=[name for name in table.column_names if name not in _POSITION],
         row_group_size=ROW_GROUP_ROWS,
     )
+
+
+def _records(table: pa.Table, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Some rows of a table. Not `take`: for its list of rows pyarrow imports pandas, where there is one."""
+    if len(rows) <= _FEW_ROWS:
+        return [table.slice(row, 1).to_pylist()[0] for row in rows]
+    first, last = min(rows), max(rows)
+    records = table.slice(first, last - first + 1).to_pylist()
+    return [records[row - first] for row in rows]
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:

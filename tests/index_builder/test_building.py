@@ -1,9 +1,11 @@
 import json
 import shutil
+import weakref
 from collections import namedtuple
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -301,3 +303,25 @@ def test_metadata_is_text_in_the_table(tmp_path: Path, describer: Describer) -> 
     built = build_index(places, describer, tmp_path / "indexes", "town")
     table = pq.read_table(built.folder / "references.parquet")
     assert json.loads(table["metadata"][0].as_py()) == {"b": "2", "a": "1"}
+
+
+def test_written_vectors_leave_the_memory_before_they_are_opened(
+    tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the memory would have to hold a large index twice."""
+    written: list[weakref.ref[ExactVectors]] = []
+    write, read = version_writer._write_exact, ExactVectors.read
+
+    def remembered(*arguments: Any) -> ExactVectors:
+        vectors = write(*arguments)
+        written.append(weakref.ref(vectors))
+        return vectors
+
+    def alone(*arguments: Any, **options: Any) -> ExactVectors:
+        assert [one() for one in written] == [None]
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(version_writer, "_write_exact", remembered)
+    monkeypatch.setattr(ExactVectors, "read", alone)
+    build_index(make_places(tmp_path, 3), describer, tmp_path / "indexes", "town")
+    assert len(written) == 1

@@ -37,6 +37,8 @@ def test_rows_come_in_the_order_asked_for_from_anywhere(written: Path) -> None:
     assert table.count == ROWS
     np.testing.assert_array_equal(table.lat, np.arange(ROWS)[::-1] / 2)
     np.testing.assert_array_equal(table.lon, -np.arange(float(ROWS))[::-1])
+    every = np.random.default_rng(0).permutation(ROWS)
+    assert [one.id for one in table.references(every, Path())] == [f"r{ROWS - 1 - row}" for row in every]
     found = table.references(np.array([95, 3, 3, 50]), Path("/photos"))
     assert [one.id for one in found] == ["r4", "r96", "r96", "r49"]
     assert found[0].path == Path("/photos/4.jpg")
