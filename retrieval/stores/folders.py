@@ -53,8 +53,9 @@ class FolderStore(PlaceIndexStore):
     def open(self, name: str, version: str | None = None) -> PlaceIndex:
         """As `PlaceIndexStore.open`."""
         folder = self._folder(name)
+        # Of an index, the current version is looked up again where it is pruned while it is opened.
         return PlaceIndex.open(
-            folder / VERSIONS_NAME / (version or current_version(folder)), memory_map=self.memory_map
+            folder if version is None else folder / VERSIONS_NAME / version, memory_map=self.memory_map
         )
 
     def prune(self, name: str, keep: int) -> list[str]:
