@@ -5,6 +5,7 @@ built, gated and calibrated on this machine first, so Milvus is never asked to d
 """
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -14,7 +15,7 @@ import numpy as np
 from index_builder.publishing import DEFAULT_KEEP
 from index_builder.vectors.recall import DEFAULT_QUERIES, HeldOut, hold_out, recall_of
 from index_builder.version_writer import check_answers
-from retrieval.errors import PlaceIndexError, ReferenceDataError
+from retrieval.errors import PlaceIndexError, ReferenceDataError, SightfixError
 from retrieval.place_index import REFERENCES_NAME, WHITENING_NAME, PlaceIndex
 from retrieval.place_index_manifest import PlaceIndexManifest, RecallReport
 from retrieval.reference_table import iterate_references
@@ -33,6 +34,8 @@ from retrieval.stores.milvus.naming import collection_of
 from retrieval.stores.milvus.place_index import MilvusPlaceIndex
 from retrieval.stores.milvus.records import MANIFEST_NAME
 from retrieval.stores.milvus.store import MilvusStore
+
+_log = logging.getLogger("sightfix.index")
 
 PushStep = Literal["rows written", "indexed", "checked", "recorded", "current"]
 
@@ -130,7 +133,11 @@ def push_version(
     if settings.activate:
         store.activate(index.name, index.version)
         reached("current")
-        store.prune(index.name, settings.keep)
+        try:
+            store.prune(index.name, settings.keep)
+        except SightfixError as error:
+            # The version is published all the same; the next push tries again.
+            _log.warning("old versions of %s could not be removed from %s: %s", index.name, store.where, error)
     return store.searching(collection)
 
 

@@ -90,11 +90,7 @@ def activate_version(index_folder: Path, version: str) -> None:
     """
     available = published_versions(index_folder)
     if version not in available:
-        raise IndexNotFoundError(
-            f"the index {index_folder.name} has no version {version!r}",
-            remedy=f"Choose among {', '.join(available)}" if available else "Publish one first",
-            code="version_not_found",
-        )
+        raise version_not_found(index_folder.name, version, available)
     current = index_folder / CURRENT_NAME
     with storage_errors(index_folder):
         before = current.read_bytes() if current.exists() else None
@@ -112,14 +108,9 @@ def activate_version(index_folder: Path, version: str) -> None:
 
 
 def prune(index_folder: Path, keep: int) -> list[str]:
-    """Remove the oldest versions until `keep` remain. Returns their names.
-
-    Neither the current nor the newest version is ever removed: the newest may be about to become current.
-    """
-    current, published = current_version(index_folder), published_versions(index_folder)
-    removable = [version for version in published if version != current]
-    oldest = removable[: max(0, len(removable) - max(0, keep - 1))]
-    return [version for version in oldest if version != published[-1] and _remove_version(index_folder, version)]
+    """Remove the oldest versions until `keep` remain, as `oldest_versions` chooses them. Returns their names."""
+    oldest = oldest_versions(published_versions(index_folder), current_version(index_folder), keep)
+    return [version for version in oldest if _remove_version(index_folder, version)]
 
 
 def _remove_version(index_folder: Path, version: str) -> bool:
@@ -188,9 +179,32 @@ def choose_version(index: str, available: Sequence[str], version: str) -> str:
     if len(found) > 1:
         raise ParameterError(f"{version!r} begins several versions: {', '.join(found)}", remedy="Write more of it")
     if not found:
-        raise IndexNotFoundError(
-            f"the index {index} has no version {version!r}",
-            remedy=f"Choose among {', '.join(available)}" if available else "Publish one first",
-            code="version_not_found",
-        )
+        raise version_not_found(index, version, available)
     return found[0]
+
+
+def version_not_found(
+    index: str, version: str, available: Sequence[str], where: str | None = None
+) -> IndexNotFoundError:
+    """What to raise where an index has no such version."""
+    return IndexNotFoundError(
+        f"the index {index} has no version {version!r}",
+        where=where,
+        remedy=f"Choose among {', '.join(available)}" if available else "Publish one first",
+        code="version_not_found",
+    )
+
+
+def oldest_versions(published: Sequence[str], current: str, keep: int) -> list[str]:
+    """The versions to remove for `keep` to remain.
+
+    Neither the current nor the newest version is ever removed: the newest may be about to become current.
+
+    Args:
+        published: oldest first.
+        current: which is in force.
+        keep: how many may stay, the current one included.
+    """
+    removable = [version for version in published if version != current]
+    oldest = removable[: max(0, len(removable) - max(0, keep - 1))]
+    return [version for version in oldest if version != published[-1]]

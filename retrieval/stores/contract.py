@@ -71,7 +71,7 @@ class PlaceIndexStore(ABC):
 
     @abstractmethod
     def prune(self, name: str, keep: int) -> list[str]:
-        """Remove the oldest versions until `keep` remain; the current one is never removed. Returns their names."""
+        """Remove the oldest versions until `keep` remain, as `oldest_versions` chooses them. Returns their names."""
 
     def close(self) -> None:  # noqa: B027 - folders hold nothing
         """Give back connections."""

@@ -11,6 +11,7 @@ from retrieval.index_folder import (
     index_names,
     prune,
     published_versions,
+    version_not_found,
 )
 from retrieval.place_index import PlaceIndex
 from retrieval.place_index_manifest import PlaceIndexManifest
@@ -53,10 +54,12 @@ class FolderStore(PlaceIndexStore):
     def open(self, name: str, version: str | None = None) -> PlaceIndex:
         """As `PlaceIndexStore.open`."""
         folder = self._folder(name)
-        # Of an index, the current version is looked up again where it is pruned while it is opened.
-        return PlaceIndex.open(
-            folder if version is None else folder / VERSIONS_NAME / version, memory_map=self.memory_map
-        )
+        if version is None:
+            # Looked up again there, if it is pruned while it is opened.
+            return PlaceIndex.open(folder, memory_map=self.memory_map)
+        if version not in published_versions(folder):
+            raise version_not_found(name, version, published_versions(folder), self.where)
+        return PlaceIndex.open(folder / VERSIONS_NAME / version, memory_map=self.memory_map)
 
     def prune(self, name: str, keep: int) -> list[str]:
         """As `PlaceIndexStore.prune`."""

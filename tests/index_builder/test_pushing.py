@@ -140,6 +140,31 @@ def test_rows_that_milvus_lost_are_not_published(
     assert store.names() == []
 
 
+def test_rows_that_milvus_loses_later_are_noticed_when_the_version_is_opened(
+    town: tuple[Path, str, str], store: MilvusStore
+) -> None:
+    indexes, _, second = town
+    push_version(FolderStore(indexes).open("town", second), store)
+    store.connection.client.delete(collection_of("town", second), filter="row in [3, 4]")
+    with pytest.raises(PlaceIndexError, match="Milvus holds 16 rows, the manifest says 18"):
+        store.open("town")
+
+
+def test_old_versions_that_cannot_be_removed_fail_no_push(
+    town: tuple[Path, str, str], store: MilvusStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    indexes, first, second = town
+    push_version(FolderStore(indexes).open("town", first), store)
+
+    def refuses(*_: object) -> list[str]:
+        raise StoreUnavailableError("Milvus does not answer as it should (deadline)")
+
+    monkeypatch.setattr(store, "prune", refuses)
+    push_version(FolderStore(indexes).open("town", second), store, PushSettings(keep=1))
+    assert store.current("town") == second
+    assert "old versions of town could not be removed" in caplog.text
+
+
 def test_a_reference_with_long_columns_is_named(tmp_path: Path, store: MilvusStore, describer: Describer) -> None:
     places = make_places(tmp_path, 3)
     places.rows[1] = replace(places.rows[1], metadata={"story": "x" * 70_000})

@@ -6,7 +6,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from retrieval.errors import IndexNotFoundError, PlaceIndexError
-from retrieval.index_folder import check_index_name
+from retrieval.index_folder import check_index_name, oldest_versions, version_not_found
 from retrieval.place_index import WHITENING_NAME
 from retrieval.place_index_manifest import PlaceIndexManifest
 from retrieval.stores.contract import PlaceIndexStore
@@ -62,12 +62,7 @@ class MilvusStore(PlaceIndexStore):
         """As `PlaceIndexStore.activate`: the alias is moved in one step."""
         available = self.versions(name)
         if version not in available:
-            raise IndexNotFoundError(
-                f"the index {name} has no version {version!r}",
-                where=self.where,
-                remedy=f"Choose among {', '.join(available)}" if available else "Publish one first",
-                code="version_not_found",
-            )
+            raise version_not_found(name, version, available, self.where)
         move = self.connection.client.alter_alias if self._current(name) else self.connection.client.create_alias
         with self.connection.failures():
             move(collection_of(name, version), alias_of(name), timeout=self.connection.timeout_s)
@@ -80,13 +75,11 @@ class MilvusStore(PlaceIndexStore):
         return manifest
 
     def open(self, name: str, version: str | None = None) -> MilvusPlaceIndex:
-        """As `PlaceIndexStore.open`. The collection is loaded into Milvus's memory where it is not."""
+        """As `PlaceIndexStore.open`. The collection is loaded into Milvus's memory where it is not; rows are counted."""
         if version is None:
             version = self.current(name)
         elif version not in self.versions(name):
-            raise IndexNotFoundError(
-                f"the index {name} has no version {version!r}", where=self.where, code="version_not_found"
-            )
+            raise version_not_found(name, version, self.versions(name), self.where)
         collection = collection_of(name, version)
         manifest = self.manifest(name, version)
         searching = self.searching(collection)
@@ -97,13 +90,18 @@ class MilvusStore(PlaceIndexStore):
         with self.connection.failures("cannot load the collection"):
             self.connection.client.load_collection(collection, timeout=_LOAD_S)
         rows = MilvusCollection(self.connection, collection, manifest.descriptor_dim, searching)
+        if (count := rows.count()) != manifest.count:
+            raise PlaceIndexError(
+                f"Milvus holds {count} rows, the manifest says {manifest.count}",
+                where=f"{self.where}, {collection}",
+                remedy="Drop the version there and push it again, or activate another: sightfix index versions",
+            )
         return MilvusPlaceIndex(manifest, rows, whitening)
 
     def prune(self, name: str, keep: int) -> list[str]:
         """As `PlaceIndexStore.prune`. What was never finished of this index goes, too, if it is older than all kept."""
         current = self.current(name)
-        removable = [version for version in self.versions(name) if version != current]
-        removed = removable[: max(0, len(removable) - max(0, keep - 1))]
+        removed = oldest_versions(self.versions(name), current, keep)
         for version in removed:
             # First the record: from then on nobody opens it.
             self.records.remove(collection_of(name, version))
