@@ -75,7 +75,7 @@ class MilvusStore(PlaceIndexStore):
         return manifest
 
     def open(self, name: str, version: str | None = None) -> MilvusPlaceIndex:
-        """As `PlaceIndexStore.open`. The collection is loaded into Milvus's memory where it is not; rows are counted."""
+        """As `PlaceIndexStore.open`. The collection is loaded into Milvus where it is not, and its rows are counted."""
         if version is None:
             version = self.current(name)
         elif version not in self.versions(name):
