@@ -75,7 +75,7 @@ STAGE_SECONDS = Definition(
     "sightfix_stage_duration_seconds",
     "histogram",
     "Where a photo's time went; describe and search are those of its whole batch",
-    (("stage", "decode, queue, describe, search or fix"),),
+    (("stage", "decode, queue, describe, search, rerank or fix"),),
     SECONDS,
     _SECONDS_WHY,
 )

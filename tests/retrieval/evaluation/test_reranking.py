@@ -17,8 +17,8 @@ def line(*east: float) -> Positions:
 
 @pytest.fixture
 def ranked() -> Ranked:
-    """Database at 0, 100, 200 m. Four queries on them, one far away. Re-ranked, the first is right where it was wrong,
-    the second wrong where it was right, the third as it was, the fourth right, the fifth unsolvable."""
+    """Database at 0, 100, 200 m. Four queries on them and one far away. Re-ranked, the first is right where it was
+    wrong, the second wrong where it was right, the third as it was, the fourth right, the fifth unsolvable."""
     before = np.array([[1, 0, 2], [1, 0, 2], [2, 0, 1], [1, 2, 0], [0, 1, 2]])
     after = np.array([[0, 1, 2], [0, 1, 2], [2, 0, 1], [2, 1, 0], [1, 0, 2]])
     return Ranked(
