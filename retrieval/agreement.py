@@ -11,6 +11,9 @@ from retrieval.geo import Float64Array, Position, from_local_metres, haversine_m
 FixMethod = Literal["top1", "weighted_cluster", "medoid", "kernel_mode"]
 FIX_METHODS: Final[tuple[FixMethod, ...]] = ("top1", "weighted_cluster", "medoid", "kernel_mode")
 
+# What phones' GPS is good for under an open sky: no radius that was not measured is smaller.
+GUESSED_RADIUS_M: Final = 5.0
+
 _MEAN_SHIFTS: Final = 50
 _STANDS_STILL_M: Final = 0.01
 
@@ -33,7 +36,8 @@ class FixSettings:
         min_confidence: with a calibration: a fix of a lower confidence is AMBIGUOUS.
         min_familiarity: with a calibration: a photo whose best centred cosine is below is NO_MATCH; None takes the
             calibration's own threshold, -1 answers always.
-        min_radius_m: the radius never claims less: photos' own GPS is not better.
+        min_radius_m: the radius never claims less. None: without a calibration `GUESSED_RADIUS_M`; with one, whatever
+            was measured, which holds the references' own errors already.
     """
 
     method: FixMethod = "weighted_cluster"
@@ -45,7 +49,7 @@ class FixSettings:
     min_support_share: float = 0.5
     min_confidence: float = 0.5
     min_familiarity: float | None = None
-    min_radius_m: float = 5.0
+    min_radius_m: float | None = None
 
     @property
     def matches_needed(self) -> int:

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from retrieval.agreement import FIX_METHODS, Agreement, FixMethod, FixSettings, agree
+from retrieval.agreement import FIX_METHODS, GUESSED_RADIUS_M, Agreement, FixMethod, FixSettings, agree
 from retrieval.calibration import Calibration
 from retrieval.evidence import evidence_of
 from retrieval.geo import Float64Array, Position
@@ -19,6 +19,8 @@ __all__ = ["FIX_METHODS", "Fix", "FixMethod", "FixSettings", "FixStatus", "make_
 
 # A circular normal distribution of variance s² per axis holds 68 % within this many s.
 _HOLDS_68: Final = float(np.sqrt(-2.0 * np.log(0.32)))
+# Positions are told to a decimetre: held-out references that stand on the very same spot measure nothing finer.
+_LEAST_MEASURED_M: Final = 0.1
 
 
 class FixStatus(StrEnum):
@@ -98,7 +100,7 @@ def _calibrated_fix(
     found = agree(lat, lon, scores, settings)
     measured = calibration.of_method(settings)
     confidence = measured.confidence(evidence_of(found, lat, lon, centred, settings))
-    radius_m = max(measured.radius_m(confidence), settings.min_radius_m)
+    radius_m = max(measured.radius_m(confidence), settings.min_radius_m or _LEAST_MEASURED_M)
     covariance = _covariance(found, settings)
     covariance *= 2.0 * (radius_m / _HOLDS_68) ** 2 / np.trace(covariance)
     fix = _fix(found, settings, radius_m, confidence, covariance, calibrated=True)
@@ -129,7 +131,8 @@ def _fix(
 def _covariance(found: Agreement, settings: FixSettings) -> Float64Array:
     weights = found.weights[found.members] / found.weights[found.members].sum()
     spread = (weights[:, None] * found.deviations_m).T @ found.deviations_m
-    return np.asarray(spread + np.eye(2) * settings.min_radius_m**2 / 2)
+    least = GUESSED_RADIUS_M if settings.min_radius_m is None else settings.min_radius_m
+    return np.asarray(spread + np.eye(2) * least**2 / 2)
 
 
 def _radius_m(covariance: Float64Array, found: Agreement) -> float:

@@ -91,6 +91,19 @@ def test_the_least_radius_holds_for_calibrated_fixes_too() -> None:
     assert fix.radius_m == 60.0
 
 
+def test_a_measured_radius_may_be_smaller_than_a_guessed_one() -> None:
+    """The last knot is at 2 m: what was measured holds the references' own errors already."""
+    exact = METHOD.model_copy(update={"radius": (RadiusKnot(confidence=0.0, radius_m=2.0),)})
+    small = calibration(methods=dict.fromkeys(FIX_METHODS, exact))
+    _, fix = make_fix(*matches(), FixSettings(), np.array([0.9, 0.9, 0.1]), small)
+    assert fix is not None
+    assert fix.radius_m == pytest.approx(2.0)
+    assert np.trace(fix.covariance_enu) == pytest.approx(2.0 * 2.0**2 / (-2.0 * np.log(0.32)))
+    _, guessed = make_fix(*matches(), FixSettings())
+    assert guessed is not None
+    assert guessed.radius_m >= 5.0
+
+
 @pytest.mark.parametrize("changed", [{"score_scale": 0.05}, {"max_matches": 5}, {"evidence_matches": 30}])
 def test_other_settings_than_measured_give_no_calibrated_fix(changed: dict[str, float]) -> None:
     other = FixSettings(**changed)  # type: ignore[arg-type]
