@@ -144,8 +144,8 @@ RADIUS = Definition(
     "histogram",
     "The 68 % radius of fixes",
     (),
-    (5.0, 10.0, 15.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0),
-    "from the least that is ever claimed (5 m), over the 25 m of the confidence, to a whole town",
+    (1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0),
+    "from the least that is claimed without a calibration (5 m) and below, over the confidence's 25 m, to a whole town",
 )
 FIXES = Definition(
     "sightfix_fixes_total",
