@@ -23,7 +23,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY --from=build /wheels /wheels
 COPY constraints.txt /
 RUN python -m venv /opt/sightfix \
- && /opt/sightfix/bin/pip install -c /constraints.txt "sightfix[cpu] @ file://$(ls /wheels/*.whl)" \
+ && /opt/sightfix/bin/pip install -c /constraints.txt "sightfix[cpu,milvus,rerank] @ file://$(ls /wheels/*.whl)" \
  && /opt/sightfix/bin/pip uninstall --yes pip setuptools
 
 # CUDA 13 and cuDNN 9, which onnxruntime-gpu needs. Ubuntu 24.04 brings Python 3.12.
@@ -42,7 +42,7 @@ RUN apt-get update \
 COPY --from=build /wheels /wheels
 COPY constraints.txt /
 RUN python3 -m venv /opt/sightfix \
- && /opt/sightfix/bin/pip install -c /constraints.txt "sightfix[gpu] @ file://$(ls /wheels/*.whl)" \
+ && /opt/sightfix/bin/pip install -c /constraints.txt "sightfix[gpu,milvus,rerank] @ file://$(ls /wheels/*.whl)" \
  && /opt/sightfix/bin/pip uninstall --yes pip
 
 FROM base-gpu AS gpu
