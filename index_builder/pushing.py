@@ -4,6 +4,7 @@ Killed at any point, what was current there stays so; the same push goes on with
 built, gated and calibrated on this machine first, so Milvus is never asked to decide what is right.
 """
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from index_builder.publishing import DEFAULT_KEEP
+from index_builder.push_claim import claimed
 from index_builder.vectors.recall import DEFAULT_QUERIES, HeldOut, hold_out, recall_of
 from index_builder.version_writer import check_answers
-from retrieval.errors import PlaceIndexError, ReferenceDataError, SightfixError
+from retrieval.errors import ParameterError, PlaceIndexError, ReferenceDataError, SightfixError
 from retrieval.place_index import REFERENCES_NAME, WHITENING_NAME, PlaceIndex
 from retrieval.place_index_manifest import PlaceIndexManifest, RecallReport
 from retrieval.reference_table import iterate_references
@@ -28,7 +30,6 @@ from retrieval.stores.milvus.collection import (
     MilvusSearching,
     StoredAs,
 )
-from retrieval.stores.milvus.connection import is_not_there
 from retrieval.stores.milvus.index_types import FACTS, MilvusType, build_parameters, most_effort
 from retrieval.stores.milvus.naming import collection_of
 from retrieval.stores.milvus.place_index import MilvusPlaceIndex
@@ -41,6 +42,8 @@ PushStep = Literal["rows written", "indexed", "checked", "recorded", "current"]
 
 DEFAULT_FLAT_ROWS: Final = 100_000
 
+_PROGRESS_NAME: Final = "progress.txt"
+_PIECES_A_RECORD: Final = 20
 _ROWS_AT_ONCE: Final = 1_000
 _MESSAGE_BYTES: Final = 16_000_000  # of the 64 MB that Milvus takes
 _BUILD_S: Final = 24 * 3600.0
@@ -109,27 +112,30 @@ def push_version(
         reached: told of each step.
 
     Returns:
-        how the collection is searched. A version that is published there already only becomes current.
+        how the collection is searched. A version that is published there and whole only becomes current.
 
     Raises:
         ReferenceDataError: a reference whose columns are longer than Milvus takes.
         PlaceIndexError: rows are missing there, or too little recall is reached (``gate_failed``); nothing changed.
+        ParameterError: the version is published there already, as another type.
+        StorageError: another process is pushing this version (``build_in_progress``).
         StoreUnavailableError: Milvus refuses, or is away; nothing changed.
     """
     settings = settings or PushSettings()
     collection = collection_of(index.name, index.version)
-    if index.version in store.versions(index.name):
+    if _is_whole(index, store, settings):
         on_rows(index.count)
     else:
-        push = _Push(index, store, collection, settings)
-        push.write_rows(push.create(), on_rows)
-        reached("rows written")
-        push.build()
-        reached("indexed")
-        searching = push.check()
-        reached("checked")
-        push.record(searching)
-        reached("recorded")
+        with claimed(store.records, collection):
+            push = _Push(index, store, collection, settings)
+            push.write_rows(push.create(), on_rows)
+            reached("rows written")
+            push.build()
+            reached("indexed")
+            searching = push.check()
+            reached("checked")
+            push.record(searching)
+            reached("recorded")
     if settings.activate:
         store.activate(index.name, index.version)
         reached("current")
@@ -139,6 +145,31 @@ def push_version(
             # The version is published all the same; the next push tries again.
             _log.warning("old versions of %s could not be removed from %s: %s", index.name, store.where, error)
     return store.searching(collection)
+
+
+def _is_whole(index: PlaceIndex, store: MilvusStore, settings: PushSettings) -> bool:
+    """Whether the version is published there and answers; a damaged one is withdrawn, to be written again.
+
+    Raises:
+        ParameterError: it is published as another type than is wanted.
+    """
+    if index.version not in store.versions(index.name):
+        return False
+    try:
+        there = store.open(index.name, index.version)
+        check_answers(there)
+    except PlaceIndexError as error:
+        _log.warning("version %s is written again: %s", index.version, error)
+        store.records.remove(collection_of(index.name, index.version))
+        return False
+    searching = there.collection.searching
+    if settings.type not in (None, searching.index_type) or settings.stored != searching.stored:
+        raise ParameterError(
+            f"the version is published as {searching.index_type} of {searching.stored} already",
+            where=store.where,
+            remedy="Versions never change: index the photos again for a new one, and push that",
+        )
+    return True
 
 
 class _Push:
@@ -179,26 +210,28 @@ class _Push:
         return False
 
     def write_rows(self, resumed: bool, on_rows: Callable[[int], None]) -> None:
-        """All rows that are not there yet; what Milvus has acknowledged it keeps."""
-        index, client = self.index, self.connection.client
+        """All rows that are not known to be there; what Milvus has acknowledged it keeps."""
+        index, client, records = self.index, self.connection.client, self.store.records
         at_once = max(1, min(_ROWS_AT_ONCE, _MESSAGE_BYTES // (4 * index.manifest.descriptor_dim + 1_000)))
-        done = self._rows_left() // at_once * at_once if resumed else 0
+        done = int(records.read(self.name, _PROGRESS_NAME) or 0) if resumed else 0
         on_rows(done)
         number = np.float32 if self.settings.stored == "fp32" else np.float16
-        records = iterate_references(index.folder / REFERENCES_NAME, at_once)
-        for start in range(0, index.count, at_once):
-            piece = next(records)
-            if start < done:
-                continue
-            descriptors = index.descriptors(np.arange(start, start + len(piece), dtype=np.int64)).astype(number)
-            rows = [_entity(start + at, record, descriptors[at]) for at, record in enumerate(piece.to_pylist())]
-            # Of the piece in which an earlier push was killed some rows may be there.
-            write = client.upsert if resumed and start == done else client.insert
-            with self.connection.failures("does not take the rows"):
-                write(self.name, rows, timeout=self.connection.timeout_s)
-            on_rows(len(rows))
+        start = 0
+        for place, piece in enumerate(iterate_references(index.folder / REFERENCES_NAME, at_once)):
+            end = start + len(piece)
+            if end > done:
+                descriptors = index.descriptors(np.arange(start, end, dtype=np.int64)).astype(number)
+                rows = [_entity(start + at, record, descriptors[at]) for at, record in enumerate(piece.to_pylist())]
+                with self.connection.failures("does not take the rows"):
+                    # Not an insert: pymilvus sends again what was not answered, and so may another push.
+                    client.upsert(self.name, rows, timeout=self.connection.timeout_s)
+                on_rows(end - max(start, done))
+                if place % _PIECES_A_RECORD == 0:
+                    records.write(self.name, _PROGRESS_NAME, str(end).encode())
+            start = end
         with self.connection.failures("does not flush"):
             client.flush(self.name, timeout=_BUILD_S)
+        records.write(self.name, _PROGRESS_NAME, str(start).encode())
 
     def build(self) -> None:
         """The index, made anew where an earlier push made another."""
@@ -214,10 +247,6 @@ class _Push:
         # A scan of a thousand million rows for one id would take minutes.
         for column in ("id", "lat", "lon"):
             parameters.add_index(column, index_type="INVERTED")
-        self._index_and_load(parameters)
-
-    def _index_and_load(self, parameters: Any) -> None:
-        client = self.connection.client
         with self.connection.failures("cannot build the index"):
             client.release_collection(self.name, timeout=self.connection.timeout_s)
             for old in client.list_indexes(self.name):
@@ -225,26 +254,41 @@ class _Push:
                     client.drop_index(self.name, old, timeout=self.connection.timeout_s)
                 except Exception as error:
                     # milvus-lite lists indexes of columns by names that it does not know afterwards.
-                    if not is_not_there(error):
+                    if not self.connection.is_not_there(error):
                         raise
             client.create_index(self.name, parameters, timeout=_BUILD_S)
             client.load_collection(self.name, timeout=_BUILD_S)
 
     def check(self) -> MilvusSearching:
         """Count, self-match and recall. Returns how to search."""
-        count = self._rows_there()
-        if count != self.index.count:
-            raise PlaceIndexError(
-                f"Milvus holds {count} rows of {self.index.count}; nothing was published",
-                where=f"{self.store.where}, {self.name}",
-                remedy="Push again; what is there is not written twice",
-                code="gate_failed",
-            )
-        searching = self.searching
-        if FACTS[searching.index_type].effort is not None and self.index.count > 1:
-            searching = self._tuned()
-        check_answers(self._opened(searching))
+        try:
+            self._check_count()
+            searching = self.searching
+            if FACTS[searching.index_type].effort is not None and self.index.count > 1:
+                searching = self._tuned()
+            check_answers(self._opened(searching))
+        except PlaceIndexError:
+            # Nobody will search it: it need not stay in Milvus's memory.
+            with contextlib.suppress(SightfixError), self.connection.failures():
+                self.connection.client.release_collection(self.name, timeout=self.connection.timeout_s)
+            raise
         return searching
+
+    def _check_count(self) -> None:
+        rows = MilvusCollection(self.connection, self.name, self.index.manifest.descriptor_dim, self.searching)
+        count = rows.count(strong=True)
+        if count == self.index.count:
+            return
+        # What the next push believes is there would be wrong.
+        self.store.records.remove_file(self.name, _PROGRESS_NAME)
+        if count > self.index.count:
+            self.store.drop(self.name)
+        raise PlaceIndexError(
+            f"Milvus holds {count} rows of {self.index.count}; nothing was published",
+            where=f"{self.store.where}, {self.name}",
+            remedy="Push again: all rows are written once more",
+            code="gate_failed",
+        )
 
     def record(self, searching: MilvusSearching) -> None:
         """The files of the version, its manifest last: with it, the version is published."""
@@ -253,6 +297,7 @@ class _Push:
         if self.index.whitening is not None:
             records.write(self.name, WHITENING_NAME, (self.index.folder / WHITENING_NAME).read_bytes())
         records.write(self.name, MANIFEST_NAME, self.index.manifest.model_dump_json().encode())
+        records.remove_file(self.name, _PROGRESS_NAME)
 
     def _tuned(self) -> MilvusSearching:
         """The least effort that reaches the recall, sought by doubling."""
@@ -288,17 +333,6 @@ class _Push:
         manifest: PlaceIndexManifest = self.index.manifest
         rows = MilvusCollection(self.connection, self.name, manifest.descriptor_dim, searching)
         return MilvusPlaceIndex(manifest, rows, self.index.whitening)
-
-    def _rows_left(self) -> int:
-        """How many rows an earlier push left. Milvus counts exactly only what is indexed and loaded."""
-        parameters = self.connection.client.prepare_index_params()
-        parameters.add_index(VECTOR, index_type="FLAT", metric_type="IP")
-        self._index_and_load(parameters)
-        return self._rows_there()
-
-    def _rows_there(self) -> int:
-        rows = MilvusCollection(self.connection, self.name, self.index.manifest.descriptor_dim, self.searching)
-        return rows.count(strong=True)
 
 
 def _entity(row: int, record: dict[str, Any], descriptor: np.ndarray) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from retrieval.errors import SightfixError
+from retrieval.errors import SightfixError, StoreUnavailableError
 from retrieval.stores.contract import PlaceIndexStore
 
 _log = logging.getLogger("sightfix.service")
@@ -30,7 +30,8 @@ class SwapReport:
 class IndexWatch:
     """Asks the store every so often, on a thread of its own.
 
-    A version that was refused is tried once; it is tried again only after another one was current.
+    A version that was refused is tried once; it is tried again only after another one was current, when somebody asks
+    for it, or where it was the store that could not be asked.
 
     Args:
         store: of the index.
@@ -63,8 +64,12 @@ class IndexWatch:
         if self._thread.is_alive():
             self._thread.join(60.0)
 
-    def look(self) -> None:
-        """Look now, and serve what is current if that is new."""
+    def look(self, *, again: bool = False) -> None:
+        """Look now, and serve what is current if that is new.
+
+        Args:
+            again: try also a version that was refused.
+        """
         with self._looking:
             try:
                 version = self._store.current(self._name)
@@ -72,14 +77,23 @@ class IndexWatch:
                 # A hand's doing, or an engine that is away; the served version goes on.
                 _log.warning("%s", error)
                 return
-            if version == self._seen:
+            last = self.last_swap
+            refused = last is not None and (last.version, last.result) == (version, "refused")
+            if version == self._seen and not (again and refused):
                 return
-            self._seen = version
-            self.last_swap = self._try(version)
+            before, self._seen = self._seen, version
+            try:
+                self.last_swap = self._try(version)
+            except StoreUnavailableError as error:
+                _log.warning("version %s is tried again: %s", version, error)
+                self._seen = before
+                self.last_swap = SwapReport(version, "refused", str(error))
 
     def _try(self, version: str) -> SwapReport:
         try:
             self._swap(version)
+        except StoreUnavailableError:
+            raise
         except SightfixError as error:
             _log.error("version %s is not served: %s", version, error)
             return SwapReport(version, "refused", str(error))

@@ -15,6 +15,7 @@ from retrieval.fix import FixMethod
 from retrieval.index_folder import DEFAULT_INDEXES
 from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
 from retrieval.stores.contract import PlaceIndexStore
+from retrieval.stores.milvus.address import MilvusAddress
 from retrieval.stores.opening import open_store
 from service.jobs.job_settings import JobSettings
 from service.logs import LogFormat
@@ -142,8 +143,15 @@ class ServerSettings(BaseSettings):
         """The store of the place indexes.
 
         Raises:
+            ParameterError: jobs are wanted, whose worker could not open a file of milvus-lite that this process has open.
             ParameterError, MissingExtraError, StoreUnavailableError: see `open_store`.
         """
+        if self.store is not None and self.source_roots and MilvusAddress.parse(self.store).lite_file is not None:
+            raise ParameterError(
+                "one process at a time can open a file of milvus-lite, and jobs run in another",
+                where=self.store,
+                remedy="Give a Milvus server, or no folders for jobs (--source-root)",
+            )
         return open_store(self.store, self.indexes, memory_map=self.memory_map)
 
     @property

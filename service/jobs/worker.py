@@ -155,7 +155,7 @@ class JobRunner:
         self._describer: Describer | None = None
 
     def run(self, job: TakenJob) -> bool:
-        """Bring a job to its end, or put it back. False when its index is being built by somebody else."""
+        """Bring a job to its end, or put it back. False when its index is built by somebody else, or the store away."""
         _log.info("job %s begins: %s of %s", job.id, job.request.kind, job.request.index)
         try:
             result = self._finish_interrupted(job) or self._update(job)
@@ -168,7 +168,7 @@ class JobRunner:
             self._queue.put_back(job)
             _log.info("job %s waits: the worker stops", job.id)
         except SightfixError as error:
-            if error.code == "build_in_progress":
+            if error.code in ("build_in_progress", "store_unavailable"):
                 self._queue.put_back(job, waiting_for=str(error))
                 return False
             self._fail(job, error.code, str(error))
@@ -237,7 +237,13 @@ class JobRunner:
         if settings.store is None:
             return
         made = FolderStore(settings.indexes).open(job.request.index, result.index_version)
-        push_to(settings.store, made, PushSettings(activate=result.activated, keep=settings.keep))
+        watch = JobWatch(self._queue, job, self._stop)
+        push_to(
+            settings.store,
+            made,
+            PushSettings(activate=result.activated, keep=settings.keep),
+            on_rows=lambda _: watch.go_on(),
+        )
 
     def _source(self, request: FullJobRequest | AppendJobRequest) -> ConfinedSource:
         roots = self._settings.source_roots

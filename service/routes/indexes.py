@@ -90,7 +90,7 @@ def _activate(live: LiveLocalizer, name: str, version: str, expected: str | None
     live.store.activate(name, version)
     if live.require().place_index.name != name or live.watch is None:
         return
-    live.watch.look()
+    live.watch.look(again=True)
     if live.require().place_index.version != version:
         refused = live.watch.last_swap
         if _current(live, name) != version:  # a job has published its own meanwhile, which is none of ours to take back

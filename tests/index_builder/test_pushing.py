@@ -1,9 +1,12 @@
 """Publishing in a Milvus: what is refused, what is gone on with, and what a kill leaves."""
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,19 @@ from index_builder import pushing
 from index_builder.building import build_index
 from index_builder.pushing import PushSettings, push_to, push_version
 from retrieval.describer import Describer
-from retrieval.errors import MissingExtraError, PlaceIndexError, ReferenceDataError, StoreUnavailableError
+from retrieval.errors import (
+    IndexNotFoundError,
+    MissingExtraError,
+    ParameterError,
+    PlaceIndexError,
+    ReferenceDataError,
+    StorageError,
+    StoreUnavailableError,
+)
 from retrieval.place_index import PlaceIndex
 from retrieval.stores.folders import FolderStore
 from retrieval.stores.milvus.address import MilvusAddress
+from retrieval.stores.milvus.claim import CLAIM_NAME, Claim
 from retrieval.stores.milvus.collection import MilvusCollection, MilvusRow
 from retrieval.stores.milvus.naming import collection_of
 from retrieval.stores.milvus.store import MilvusStore
@@ -148,6 +160,105 @@ def test_rows_that_milvus_loses_later_are_noticed_when_the_version_is_opened(
     store.connection.client.delete(collection_of("town", second), filter="row in [3, 4]")
     with pytest.raises(PlaceIndexError, match="Milvus holds 16 rows, the manifest says 18"):
         store.open("town")
+
+
+def test_a_damaged_version_is_written_again(town: tuple[Path, str, str], store: MilvusStore) -> None:
+    indexes, _, second = town
+    local = FolderStore(indexes).open("town", second)
+    push_version(local, store)
+    store.connection.client.delete(collection_of("town", second), filter="row in [3, 4]")
+    push_version(local, store)
+    assert store.open("town").references(np.arange(18)) == local.references(np.arange(18))
+
+
+def test_rows_that_are_there_twice_do_not_stop_pushes_for_ever(
+    town: tuple[Path, str, str], store: MilvusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server counts a row that was inserted twice as two; milvus-lite does not, so the count is made up."""
+    indexes, _, second = town
+    local = FolderStore(indexes).open("town", second)
+    with monkeypatch.context() as doubled:
+        doubled.setattr(MilvusCollection, "count", lambda *_, **__: 19)
+        with pytest.raises(PlaceIndexError, match="Milvus holds 19 rows of 18"):
+            push_version(local, store)
+    assert not store.connection.client.has_collection(collection_of("town", second))
+    push_version(local, store)
+    assert store.current("town") == second
+
+
+def test_another_type_of_a_published_version_is_refused(town: tuple[Path, str, str], store: MilvusStore) -> None:
+    indexes, _, second = town
+    push_version(FolderStore(indexes).open("town", second), store)
+    with pytest.raises(ParameterError, match="published as FLAT of fp32 already"):
+        push_version(FolderStore(indexes).open("town", second), store, PushSettings(type="HNSW"))
+
+
+def test_two_pushes_of_one_version_do_not_meet(town: tuple[Path, str, str], store: MilvusStore) -> None:
+    indexes, first, second = town
+    elsewhere = Claim(host="another", process=1, at=datetime.now(UTC))
+    store.records.write(collection_of("town", first), CLAIM_NAME, elsewhere.model_dump_json().encode())
+    with pytest.raises(StorageError, match="process 1 of another is pushing this version") as refusal:
+        push_version(FolderStore(indexes).open("town", first), store)
+    assert refusal.value.code == "build_in_progress"
+    # Nor does prune take it for a leftover while the claim is fresh.
+    store.connection.client.create_collection(collection_of("town", first), dimension=2)
+    push_version(FolderStore(indexes).open("town", second), store, PushSettings(keep=1))
+    assert store.unfinished("town") == [first]
+    old = elsewhere.model_copy(update={"at": datetime.now(UTC) - timedelta(hours=1)})
+    store.records.write(collection_of("town", first), CLAIM_NAME, old.model_dump_json().encode())
+    store.prune("town", 1)
+    assert store.unfinished("town") == []
+
+
+def test_claims_of_processes_that_are_gone_hold_nothing() -> None:
+    now = datetime.now(UTC)
+    here = socket.gethostname()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert not Claim(host=here, process=gone.pid, at=now).holds()
+    assert not Claim(host=here, process=os.getpid(), at=now).holds()
+    assert Claim(host=here, process=os.getppid(), at=now).holds()
+    assert Claim(host="another", process=gone.pid, at=now).holds()
+    assert not Claim(host="another", process=gone.pid, at=now - timedelta(minutes=6)).holds()
+
+
+def test_prune_leaves_a_version_that_becomes_current_at_this_moment(
+    town: tuple[Path, str, str], store: MilvusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexes, first, second = town
+    for version in (first, second):
+        push_version(FolderStore(indexes).open("town", version), store)
+    remove_file = store.records.remove_file
+
+    def after_a_rollback(collection: str, file: str) -> None:
+        monkeypatch.setattr(store.records, "remove_file", remove_file)
+        store._move_alias("town", first, there=True)
+        remove_file(collection, file)
+
+    monkeypatch.setattr(store.records, "remove_file", after_a_rollback)
+    assert store.prune("town", 1) == []
+    assert (store.current("town"), store.open("town").count) == (first, 12)
+
+
+def test_a_version_that_is_pruned_at_this_moment_does_not_become_current(
+    town: tuple[Path, str, str], store: MilvusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexes, first, second = town
+    for version in (first, second):
+        push_version(FolderStore(indexes).open("town", version), store)
+    current = store._current
+
+    def then_prune(name: str) -> str | None:
+        monkeypatch.setattr(store, "_current", current)
+        found = current(name)
+        assert store.prune("town", 1) == [first]
+        store.connection.client.create_collection(collection_of("town", first), dimension=2)
+        return found
+
+    monkeypatch.setattr(store, "_current", then_prune)
+    with pytest.raises(IndexNotFoundError, match="was removed at this moment"):
+        store.activate("town", first)
+    assert store.current("town") == second
 
 
 def test_old_versions_that_cannot_be_removed_fail_no_push(

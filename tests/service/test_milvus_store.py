@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from index_builder.building import build_index
 from index_builder.pushing import PushSettings, push_version
 from retrieval.describer import Describer
-from retrieval.errors import StoreUnavailableError
+from retrieval.errors import ParameterError, StoreUnavailableError
 from retrieval.index_folder import current_version
 from retrieval.stores.folders import FolderStore
 from retrieval.stores.milvus.store import MilvusStore
@@ -130,6 +130,30 @@ def test_check_config_opens_the_store(settings: ServerSettings) -> None:
     assert "cannot be reached" in found["place index"].said
 
 
-def test_jobs_are_told_of_the_store(settings: ServerSettings) -> None:
+def test_jobs_are_told_of_the_store_and_refused_beside_a_file(settings: ServerSettings, tmp_path: Path) -> None:
     told = JobSettings.model_validate_json(settings.jobs.model_dump_json())
     assert told.store == settings.store
+    with pytest.raises(ParameterError, match="one process at a time can open a file of milvus-lite"):
+        settings.model_copy(update={"source_roots": (tmp_path,)}).open_store()
+
+
+def test_a_version_is_tried_again_when_the_store_was_away_for_a_moment(
+    live: LiveLocalizer, tmp_path: Path, describer: Describer, settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert live.watch is not None
+    assert isinstance(live.store, MilvusStore)
+    first = live.require().place_index.version
+    build_index(make_places(tmp_path, 8), describer, tmp_path / "indexes", "places")
+    push_version(FolderStore(settings.indexes).open("places"), live.store)
+
+    def away(*_: object) -> None:
+        raise StoreUnavailableError("Milvus does not answer as it should (deadline)", where="milvus://m")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(live.store, "open", away)
+        live.watch.look()
+    assert live.require().place_index.version == first
+    assert live.watch.last_swap is not None
+    assert live.watch.last_swap.result == "refused"
+    live.watch.look()
+    assert (live.require().place_index.count, live.watch.last_swap.result) == (8, "served")

@@ -27,6 +27,11 @@ class MilvusAddress:
     database: str | None
     shown: str
 
+    @property
+    def lite_file(self) -> str | None:
+        """The file of milvus-lite, or None where it is a server."""
+        return None if self.uri.startswith(("http://", "https://")) else self.uri
+
     @classmethod
     def parse(cls, text: str) -> "MilvusAddress":
         """Read an address.
@@ -34,17 +39,18 @@ class MilvusAddress:
         Raises:
             ParameterError: it is none, or carries a password: addresses are shown in messages.
         """
+        # First, for what follows repeats the text.
+        if "@" in text or "?" in text or "#" in text:
+            raise ParameterError(
+                "the address of a store must carry neither a password nor parameters",
+                remedy=f"{_REMEDY}; set MILVUS_TOKEN=user:password (or a token) in the environment",
+            )
         try:
             parts = urlsplit(text)
             port = parts.port or _DEFAULT_PORT
         except ValueError as error:
             raise ParameterError(f"the store {text!r} cannot be read ({error})", remedy=_REMEDY) from error
-        if parts.username or parts.password:
-            raise ParameterError(
-                "the address of a store must not carry a password",
-                remedy="Set MILVUS_TOKEN=user:password (or a token) in the environment",
-            )
-        if parts.scheme not in ("milvus", "milvus+tls") or parts.query or parts.fragment:
+        if parts.scheme not in ("milvus", "milvus+tls"):
             raise ParameterError(f"{text!r} is not the address of a store", remedy=_REMEDY)
         if not parts.hostname:
             if parts.scheme != "milvus" or not parts.path.strip("/"):

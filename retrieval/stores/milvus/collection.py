@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from retrieval.describer import Descriptors
+from retrieval.geo import Float64Array
 from retrieval.place_index_manifest import RecallReport
 from retrieval.stores.milvus.connection import MilvusConnection
 from retrieval.stores.milvus.index_types import FACTS, BuildParameters, MilvusType, search_parameters
@@ -82,6 +83,11 @@ class MilvusCollection:
         self.dim = dim
         self.searching = searching
 
+    def most_rows(self, *, descriptors: bool) -> int:
+        """How many rows one query may bring, within what Milvus allows of rows and bytes."""
+        allowed = min(MOST_ROWS, FACTS[self.searching.index_type].most_k)
+        return max(1, min(allowed, _ANSWER_BYTES // self._row_bytes(descriptors)))
+
     def search(
         self, queries: Descriptors, k: int, filter_: str = "", effort: int | None = None, *, descriptors: bool
     ) -> list[list[MilvusRow]]:
@@ -89,7 +95,7 @@ class MilvusCollection:
 
         Args:
             queries: (Q, d) float32.
-            k: 1 to `MOST_ROWS`.
+            k: 1 to `most_rows`.
             filter_: an expression, "" for none.
             effort: instead of the one that the collection was tuned to.
             descriptors: whether to bring those of the rows.
@@ -99,13 +105,14 @@ class MilvusCollection:
         """
         searching = self.searching
         parameters = search_parameters(searching.index_type, searching.effort if effort is None else effort, k)
+        number = np.float32 if searching.stored == "fp32" else np.float16
         found: list[list[MilvusRow]] = []
         at_once = max(1, _ANSWER_BYTES // (k * self._row_bytes(descriptors)))
         for start in range(0, len(queries), at_once):
             with self.connection.failures():
                 answers = self.connection.client.search(
                     self.name,
-                    data=list(np.ascontiguousarray(queries[start : start + at_once], np.float32)),
+                    data=list(np.ascontiguousarray(queries[start : start + at_once], number)),
                     anns_field=VECTOR,
                     filter=filter_,
                     limit=k,
@@ -126,36 +133,25 @@ class MilvusCollection:
                 found[one["row"]] = _row_of(one)
         return found
 
-    def scan(self, filter_: str, *, descriptors: bool) -> Iterator[list[MilvusRow]]:
-        """All rows that pass a filter, in pieces; memory is that of one piece."""
+    def scan(self, filter_: str = "") -> Iterator[tuple[NDArray[np.int64], Float64Array, Float64Array]]:
+        """Row numbers, latitudes and longitudes of all rows that pass a filter, in pieces of any order."""
         with self.connection.failures():
             pages = self.connection.client.query_iterator(
                 self.name,
-                batch_size=max(1, min(_ROWS_AT_ONCE, _ANSWER_BYTES // self._row_bytes(descriptors))),
+                batch_size=MOST_ROWS,
                 filter=filter_,
-                output_fields=self._fields(descriptors),
+                output_fields=["row", "lat", "lon"],
                 timeout=self.connection.timeout_s,
             )
             try:
                 while page := pages.next():
-                    yield [_row_of(one) for one in page]
+                    yield (
+                        np.array([one["row"] for one in page], np.int64),
+                        np.array([one["lat"] for one in page], np.float64),
+                        np.array([one["lon"] for one in page], np.float64),
+                    )
             finally:
                 pages.close()
-
-    def positions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Latitudes and longitudes of all rows, in their order."""
-        found: list[tuple[int, float, float]] = []
-        with self.connection.failures():
-            pages = self.connection.client.query_iterator(
-                self.name, batch_size=MOST_ROWS, output_fields=["row", "lat", "lon"], timeout=self.connection.timeout_s
-            )
-            try:
-                while page := pages.next():
-                    found += [(one["row"], one["lat"], one["lon"]) for one in page]
-            finally:
-                pages.close()
-        found.sort()
-        return np.array([one[1] for one in found]), np.array([one[2] for one in found])
 
     def count(self, filter_: str = "", *, strong: bool = False) -> int:
         """How many rows pass a filter."""

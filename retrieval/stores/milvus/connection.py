@@ -14,8 +14,9 @@ from retrieval.stores.milvus.address import MilvusAddress
 TOKEN_VARIABLE: Final = "MILVUS_TOKEN"  # noqa: S105 - the name, not the secret
 
 _CONNECT_S: Final = 10.0
-# Codes of Milvus: a collection, an index or an alias is not there.
-_NOT_THERE: Final = frozenset({4, 100, 700, 1600})
+# Codes of Milvus: a collection, an index or an alias is not there. A server says 4 when it has too much to do.
+_NOT_THERE: Final = frozenset({100, 700, 1600})
+_LITE_NOT_THERE: Final = 4
 # milvus-lite opens a file for one process and keeps it open for all who ask there: how many do, by the file's path.
 _opening = threading.Lock()
 _lite_users: Counter[str] = Counter()
@@ -51,7 +52,7 @@ class MilvusConnection:
             given["token"] = token
         if address.database:
             given["db_name"] = address.database
-        self._lite_file = None if address.uri.startswith("http") else address.uri
+        self._lite_file = address.lite_file
         with self.failures("cannot be reached"), _opening:
             self.client = pymilvus.MilvusClient(**given)
             if self._lite_file is not None:
@@ -76,6 +77,11 @@ class MilvusConnection:
                 f"Milvus {what} ({_sentence(error)})", where=self.where, remedy=remedy
             ) from error
 
+    def is_not_there(self, error: Exception) -> bool:
+        """Whether Milvus says that a collection, an index or an alias does not exist."""
+        code = getattr(error, "code", None)
+        return code in _NOT_THERE or (code == _LITE_NOT_THERE and self._lite_file is not None)
+
     def close(self) -> None:
         """Hang up; the last one to do so lets go of a file of milvus-lite."""
         with contextlib.suppress(Exception), _opening:
@@ -86,11 +92,6 @@ class MilvusConnection:
                     from milvus_lite.server_manager import server_manager_instance
 
                     server_manager_instance.release_server(self._lite_file)
-
-
-def is_not_there(error: Exception) -> bool:
-    """Whether Milvus says that a collection, an index or an alias does not exist."""
-    return getattr(error, "code", None) in _NOT_THERE
 
 
 def _is_milvus(error: Exception) -> bool:

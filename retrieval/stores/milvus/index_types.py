@@ -29,7 +29,8 @@ BuildParameters = dict[str, int | float | str | bool]
 _SEGMENT_ROWS: Final = 500_000
 _MOST_LISTS: Final = 4_096
 _ROWS_A_LIST: Final = 39  # fewer, and k-means complains
-_MOST_GRAPH_EFFORT: Final = 2_048
+_MOST_ROWS: Final = 16_384
+_MOST_GPU_ROWS: Final = 1_024
 # Milvus takes numbers of a descriptor together, four here, into one byte.
 _PQ_NUMBERS: Final = 4
 
@@ -43,11 +44,15 @@ class MilvusTypeFacts:
         scores_are_cosines: whether what Milvus returns is a cosine with the descriptor itself, not with a code of it.
         metric: of the index. Unit descriptors are ordered alike by all of them, but graphs on a GPU lost recall with
             inner products (cuvs issue 841).
+        most_k: how many rows one search may ask for.
+        most_effort: beyond it nothing is gained; None where it is the number of lists.
     """
 
     effort: Literal["nprobe", "ef", "itopk_size", "search_list"] | None
     scores_are_cosines: bool
     metric: Literal["IP", "L2"] = "IP"
+    most_k: int = _MOST_ROWS
+    most_effort: int | None = None
 
 
 FACTS: Final[Mapping[MilvusType, MilvusTypeFacts]] = {
@@ -55,12 +60,12 @@ FACTS: Final[Mapping[MilvusType, MilvusTypeFacts]] = {
     "IVF_FLAT": MilvusTypeFacts("nprobe", True),
     "IVF_SQ8": MilvusTypeFacts("nprobe", False),
     "IVF_PQ": MilvusTypeFacts("nprobe", False),
-    "HNSW": MilvusTypeFacts("ef", True),
-    "DISKANN": MilvusTypeFacts("search_list", True),
-    "GPU_BRUTE_FORCE": MilvusTypeFacts(None, True),
-    "GPU_IVF_FLAT": MilvusTypeFacts("nprobe", True),
-    "GPU_IVF_PQ": MilvusTypeFacts("nprobe", False),
-    "GPU_CAGRA": MilvusTypeFacts("itopk_size", False, "L2"),
+    "HNSW": MilvusTypeFacts("ef", True, most_effort=2_048),
+    "DISKANN": MilvusTypeFacts("search_list", True, most_effort=2_048),
+    "GPU_BRUTE_FORCE": MilvusTypeFacts(None, True, most_k=_MOST_GPU_ROWS),
+    "GPU_IVF_FLAT": MilvusTypeFacts("nprobe", True, most_k=_MOST_GPU_ROWS),
+    "GPU_IVF_PQ": MilvusTypeFacts("nprobe", False, most_k=_MOST_GPU_ROWS),
+    "GPU_CAGRA": MilvusTypeFacts("itopk_size", False, "L2", most_k=_MOST_GPU_ROWS, most_effort=512),
 }
 
 
@@ -103,7 +108,7 @@ def build_parameters(
 
 def most_effort(type_: MilvusType, build: BuildParameters) -> int:
     """The effort beyond which nothing is gained."""
-    return int(build["nlist"]) if "nlist" in build else _MOST_GRAPH_EFFORT
+    return FACTS[type_].most_effort or int(build["nlist"])
 
 
 def search_parameters(type_: MilvusType, effort: int | None, k: int) -> dict[str, int]:

@@ -27,6 +27,7 @@ _RERANK: Final = 8
 _BOX_OVER_CIRCLE: Final = 2
 # Up to so many rows inside a prior are brought here and compared one by one where search is approximate.
 EXACT_PRIOR_ROWS: Final = MOST_ROWS
+_SCANNED_AT_ONCE: Final = 4_096
 # Tracks want to know where every reference is: 16 bytes of each.
 MOST_POSITIONS: Final = 5_000_000
 
@@ -51,6 +52,7 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
         self._facts = FACTS[collection.searching.index_type]
         # Calibrated fixes look at the descriptors of the best matches, too.
         self._with_descriptors = not self._facts.scores_are_cosines or manifest.calibration is not None
+        self._most_rows = collection.most_rows(descriptors=self._with_descriptors)
         self._seen = RowsSeen(self._fetch)
 
     @property
@@ -75,9 +77,9 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
 
         Inside a prior, search is exact for every type of index up to `EXACT_PRIOR_ROWS` rows in the box around it;
         beyond, an approximate index looks as hard as it can, and where it finds too few all rows inside are compared.
-        At most 16,384 matches can be had.
+        At most 16,384 matches can be had, 1,024 of a GPU's index.
         """
-        found = min(k, self.count, MOST_ROWS)
+        found = min(k, self.count, self._most_rows)
         priors = [None] * len(descriptors) if geo_priors is None else geo_priors
         rows = np.full((len(descriptors), k), -1, np.int64)
         scores = np.full((len(descriptors), k), -np.inf, np.float32)
@@ -109,14 +111,16 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
                 where=self.where,
                 remedy="Serve without tracks (--max-tracks 0), or an index for each region",
             )
-        lat, lon = self.collection.positions()
-        if len(lat) != self.count:
+        pieces = list(self.collection.scan())
+        rows, lat, lon = (np.concatenate([piece[part] for piece in pieces]) for part in range(3))
+        order = np.argsort(rows)
+        if not np.array_equal(rows[order], np.arange(self.count)):
             raise PlaceIndexError(
-                f"Milvus gives {len(lat)} rows, the manifest says {self.count}",
+                f"Milvus gives {len(rows)} rows, the manifest says {self.count}",
                 where=self.where,
                 remedy="Publish the version again: sightfix index push",
             )
-        return lat, lon
+        return lat[order], lon[order]
 
     def references(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Reference]:
         """As `SearchablePlaceIndex.references`."""
@@ -153,7 +157,7 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
     ) -> list[list[tuple[MilvusRow, float]]]:
         """Rows and cosines, best first."""
         exact = self._facts.scores_are_cosines
-        wanted = k if exact else min(k * _RERANK, MOST_ROWS)
+        wanted = k if exact else min(k * _RERANK, self._most_rows)
         answers = self.collection.search(queries, wanted, filter_, effort, descriptors=self._with_descriptors)
         for answer in answers:
             self._seen.keep(answer)
@@ -171,23 +175,25 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
             return self._scanned(query, k, prior, box)
         else:
             most = most_effort(searching.index_type, searching.build)
-        wanted = min(_BOX_OVER_CIRCLE * k, MOST_ROWS)
+        wanted = min(_BOX_OVER_CIRCLE * k, self._most_rows)
         while True:
             answer = self._ranked(query[None], wanted, box, most)[0]
             inside = _inside(answer, prior)
             # An exact search that gave fewer than were asked for gave all there are.
             if len(inside) >= k or (most is None and len(answer) < wanted):
                 return inside
-            if wanted == MOST_ROWS or len(answer) < wanted:
+            if wanted == self._most_rows or len(answer) < wanted:
                 return self._scanned(query, k, prior, box)
-            wanted = min(4 * wanted, MOST_ROWS)
+            wanted = min(4 * wanted, self._most_rows)
 
     def _scanned(self, query: Descriptors, k: int, prior: GeoPrior, box: str) -> list[tuple[MilvusRow, float]]:
-        """The k best inside a prior, all rows inside compared."""
+        """The k best inside a prior, all rows inside compared; only their descriptors are brought here."""
         best: list[tuple[MilvusRow, float]] = []
-        for page in self.collection.scan(box, descriptors=True):
-            inside = _inside(_by_cosine(query, page), prior)
-            best = sorted([*best, *inside[:k]], key=lambda one: -one[1])[:k]
+        for rows, lat, lon in self.collection.scan(box):
+            near = rows[haversine_m(prior.lat, prior.lon, lat, lon) <= prior.radius_m]
+            for start in range(0, len(near), _SCANNED_AT_ONCE):
+                some = self.collection.rows(near[start : start + _SCANNED_AT_ONCE], descriptors=True)
+                best = sorted([*best, *_by_cosine(query, list(some.values()))[:k]], key=lambda one: -one[1])[:k]
         self._seen.keep([one for one, _ in best])
         return best
 

@@ -104,21 +104,27 @@ class MilvusRecords:
             for row in reversed(rows):
                 client.upsert(RECORDS_NAME, [row], timeout=self.connection.timeout_s)
 
+    def remove_file(self, collection: str, file: str) -> None:
+        """Forget a file of a version; without its manifest the version is not published.
+
+        Raises:
+            StoreUnavailableError: Milvus refuses.
+        """
+        self._delete(f'file == "{file}" and collection == "{collection}"')
+
     def remove(self, collection: str) -> None:
         """Forget a version; its manifest goes first.
 
         Raises:
             StoreUnavailableError: Milvus refuses.
         """
-        if not self._there:
-            return
-        with self.connection.failures():
-            for filter_ in (f'file == "{MANIFEST_NAME}" and ', ""):
-                self.connection.client.delete(
-                    RECORDS_NAME,
-                    filter=f'{filter_}collection == "{collection}"',
-                    timeout=self.connection.timeout_s,
-                )
+        self.remove_file(collection, MANIFEST_NAME)
+        self._delete(f'collection == "{collection}"')
+
+    def _delete(self, filter_: str) -> None:
+        if self._there:
+            with self.connection.failures():
+                self.connection.client.delete(RECORDS_NAME, filter=filter_, timeout=self.connection.timeout_s)
 
     def create(self) -> None:
         """Create the collection where there is none yet."""

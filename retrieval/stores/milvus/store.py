@@ -11,11 +11,12 @@ from retrieval.place_index import WHITENING_NAME
 from retrieval.place_index_manifest import PlaceIndexManifest
 from retrieval.stores.contract import PlaceIndexStore
 from retrieval.stores.milvus.address import MilvusAddress
+from retrieval.stores.milvus.claim import read_claim
 from retrieval.stores.milvus.collection import SEARCHING_NAME, MilvusCollection, MilvusSearching
-from retrieval.stores.milvus.connection import MilvusConnection, is_not_there
+from retrieval.stores.milvus.connection import MilvusConnection
 from retrieval.stores.milvus.naming import alias_of, collection_of, version_of
 from retrieval.stores.milvus.place_index import MilvusPlaceIndex
-from retrieval.stores.milvus.records import MilvusRecords
+from retrieval.stores.milvus.records import MANIFEST_NAME, MilvusRecords
 from retrieval.whitening import read_whitening
 
 _AGAIN: Final = "Publish the version again: sightfix index push"
@@ -63,9 +64,19 @@ class MilvusStore(PlaceIndexStore):
         available = self.versions(name)
         if version not in available:
             raise version_not_found(name, version, available, self.where)
-        move = self.connection.client.alter_alias if self._current(name) else self.connection.client.create_alias
-        with self.connection.failures():
-            move(collection_of(name, version), alias_of(name), timeout=self.connection.timeout_s)
+        before = self._current(name)
+        self._move_alias(name, version, there=before is not None)
+        if self.records.read(collection_of(name, version), MANIFEST_NAME) is not None:
+            return
+        # `prune` was quicker, and had looked at the alias before.
+        if before is not None:
+            self._move_alias(name, before, there=True)
+        raise IndexNotFoundError(
+            f"the version {version!r} of the index {name} was removed at this moment",
+            where=self.where,
+            remedy="Choose another; what was current stays so",
+            code="version_not_found",
+        )
 
     def manifest(self, name: str, version: str) -> PlaceIndexManifest:
         """As `PlaceIndexStore.manifest`."""
@@ -90,27 +101,40 @@ class MilvusStore(PlaceIndexStore):
         with self.connection.failures("cannot load the collection"):
             self.connection.client.load_collection(collection, timeout=_LOAD_S)
         rows = MilvusCollection(self.connection, collection, manifest.descriptor_dim, searching)
-        if (count := rows.count()) != manifest.count:
+        if (count := rows.count(strong=True)) != manifest.count:
             raise PlaceIndexError(
                 f"Milvus holds {count} rows, the manifest says {manifest.count}",
                 where=f"{self.where}, {collection}",
-                remedy="Drop the version there and push it again, or activate another: sightfix index versions",
+                remedy=_AGAIN,
             )
         return MilvusPlaceIndex(manifest, rows, whitening)
 
     def prune(self, name: str, keep: int) -> list[str]:
-        """As `PlaceIndexStore.prune`. What was never finished of this index goes, too, if it is older than all kept."""
+        """As `PlaceIndexStore.prune`. What nobody is pushing any more goes, too, if it is older than the newest."""
         current = self.current(name)
-        removed = oldest_versions(self.versions(name), current, keep)
-        for version in removed:
-            # First the record: from then on nobody opens it.
-            self.records.remove(collection_of(name, version))
-            self.drop(collection_of(name, version))
-        kept = {current, *self.versions(name)}
+        published = self.versions(name)
+        removed = [version for version in oldest_versions(published, current, keep) if self._remove(name, version)]
         for version in self.unfinished(name):
-            if version < min(kept):
+            claim = read_claim(self.records, collection_of(name, version))
+            if version < published[-1] and not (claim is not None and claim.holds()):
                 self.drop(collection_of(name, version))
+                self.records.remove(collection_of(name, version))
         return removed
+
+    def _remove(self, name: str, version: str) -> bool:
+        """Whether it was removed by this call: not when it became current meanwhile, or when somebody else did it."""
+        collection = collection_of(name, version)
+        manifest = self.records.read(collection, MANIFEST_NAME)
+        if manifest is None or self._current(name) == version:
+            return False
+        # First the manifest: from then on nobody opens it, and nobody makes it current.
+        self.records.remove_file(collection, MANIFEST_NAME)
+        if self._current(name) == version:
+            self.records.write(collection, MANIFEST_NAME, manifest)
+            return False
+        self.drop(collection)
+        self.records.remove(collection)
+        return True
 
     def unfinished(self, name: str) -> list[str]:
         """Versions of an index whose publishing was cut off, or is under way, sorted.
@@ -159,11 +183,16 @@ class MilvusStore(PlaceIndexStore):
             try:
                 told = self.connection.client.describe_alias(alias_of(name), timeout=self.connection.timeout_s)
             except Exception as error:
-                if is_not_there(error):
+                if self.connection.is_not_there(error):
                     return None
                 raise
         found = version_of(str(told["collection_name"]))
         return found[1] if found is not None and found[0] == name else None
+
+    def _move_alias(self, name: str, version: str, *, there: bool) -> None:
+        move = self.connection.client.alter_alias if there else self.connection.client.create_alias
+        with self.connection.failures():
+            move(collection_of(name, version), alias_of(name), timeout=self.connection.timeout_s)
 
     def _record(self, collection: str, file: str) -> bytes:
         data = self.records.read(collection, file)

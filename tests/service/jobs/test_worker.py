@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from retrieval.stores.opening import open_store
 from service.jobs.job_service import JobService
 from service.jobs.model import Job
 from service.jobs.store import JobStore
+from service.jobs.work_queue import WorkQueue
+from service.jobs.worker import JobRunner
 from tests.retrieval.other_bundle import write_other_bundle
 from tests.service.jobs.town import REPOSITORY, Town, request, run_worker, running_jobs, until, wait_for
 
@@ -365,10 +368,26 @@ def test_what_a_job_makes_is_published_in_the_store_too(indexed: Town) -> None:
         store.close()
 
 
-def test_a_store_that_is_away_fails_the_job_and_says_so(indexed: Town) -> None:
-    [job] = done(indexed, request("append"), store="milvus://127.0.0.1:9")
-    assert job.state == "FAILED"
-    assert job.error is not None
-    assert (job.error.code, "Milvus cannot be reached" in job.error.detail) == ("store_unavailable", True)
-    # The folder has the version: asked again, the job only pushes.
-    assert PlaceIndex.open(indexed.index).count == 6
+def test_a_job_waits_for_a_store_that_is_away_and_then_only_pushes(indexed: Town) -> None:
+    settings = indexed.settings(store="milvus://127.0.0.1:9")
+    store = JobStore(settings)
+    job_id = store.submit(request("append"), None)[0].id
+    queue = WorkQueue(settings)
+    taken = queue.take(not_of=[])
+    assert taken is not None
+    assert JobRunner(settings, queue, threading.Event()).run(taken) is False
+    waiting = store.get(job_id)
+    assert waiting.state == "PENDING"
+    assert "Milvus cannot be reached" in str(waiting.waiting_for)
+    made = PlaceIndex.open(indexed.index)
+    assert made.count == 6
+    queue.close()
+    address = f"milvus://{indexed.folder}/milvus.db"
+    assert run_worker(indexed.settings(store=address)) == 0
+    assert store.get(job_id).state == "SUCCEEDED"
+    assert published_versions(indexed.index)[-1] == made.version
+    there = open_store(address, indexed.indexes)
+    try:
+        assert there.current("town") == made.version
+    finally:
+        there.close()

@@ -28,7 +28,6 @@ def test_addresses_are_read(text: str, uri: str, database: str | None) -> None:
         ("milvus+tls:///data/x.db", "names neither a host nor a file"),
         ("milvus://host:port", "cannot be read"),
         ("milvus://host/one/two", "names no database"),
-        ("milvus://host?secure=1", "is not the address of a store"),
     ],
 )
 def test_what_is_no_address_says_how_to_write_one(text: str, what: str) -> None:
@@ -37,7 +36,22 @@ def test_what_is_no_address_says_how_to_write_one(text: str, what: str) -> None:
     assert what in str(refusal.value)
 
 
-def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "milvus://root:secret@host",
+        "milvus://root:secret@host:99999",
+        "milvus://root:sec/secret@host",
+        "milvus://host:19530?token=secret",
+        "milvus://host#secret",
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(ParameterError, match="MILVUS_TOKEN") as refusal:
-        MilvusAddress.parse("milvus://root:secret@host")
+        MilvusAddress.parse(text)
     assert "secret" not in str(refusal.value)
+
+
+def test_a_file_is_told_from_a_server() -> None:
+    assert MilvusAddress.parse("milvus:///data/x.db").lite_file == "/data/x.db"
+    assert MilvusAddress.parse("milvus://host").lite_file is None

@@ -40,3 +40,8 @@ def test_a_graph_is_walked_for_at_least_as_many_as_are_wanted() -> None:
     assert search_parameters("GPU_CAGRA", 64, 10) == {"itopk_size": 64}
     assert search_parameters("IVF_FLAT", 16, 100) == {"nprobe": 16}
     assert search_parameters("FLAT", None, 10) == {}
+
+
+def test_no_effort_is_beyond_what_a_type_takes() -> None:
+    assert most_effort("HNSW", build_parameters("HNSW", 10, 8)) == 2_048
+    assert most_effort("GPU_CAGRA", build_parameters("GPU_CAGRA", 10, 8)) == 512
