@@ -143,7 +143,7 @@ class ServerSettings(BaseSettings):
         """The store of the place indexes.
 
         Raises:
-            ParameterError: jobs are wanted, whose worker could not open a file of milvus-lite that this process has open.
+            ParameterError: jobs are wanted, whose worker cannot open a file of milvus-lite open here.
             ParameterError, MissingExtraError, StoreUnavailableError: see `open_store`.
         """
         if self.store is not None and self.source_roots and MilvusAddress.parse(self.store).lite_file is not None:
