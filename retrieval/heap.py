@@ -10,7 +10,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-_M_ARENA_MAX: Final = -8  # malloc.h
+# glibc's malloc.h.
+_M_ARENA_MAX: Final = -8
+_M_MMAP_MAX: Final = -4
+_M_TRIM_THRESHOLD: Final = -1
+_LARGEST: Final = 2**31 - 1
 _OPERATORS: Final = ("MALLOC_ARENA_MAX", "glibc.malloc.arena_max")
 
 
@@ -29,6 +33,18 @@ def limit_arenas(count: int, environment: Mapping[str, str] | None = None) -> bo
         return False
     mallopt = _of_glibc("mallopt")
     return mallopt is not None and bool(mallopt(_M_ARENA_MAX, count))
+
+
+def keep_freed_memory() -> None:
+    """Keep what is freed for allocations to come, for the whole process; `give_back_free_pages` still gives it back.
+
+    By itself glibc takes every large array from the system and gives it back at once, and the system clears its pages
+    again each time: in every step of a training, for example.
+    """
+    mallopt = _of_glibc("mallopt")
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST)
 
 
 def give_back_free_pages() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import torch
 
 from retrieval.errors import ParameterError
+from retrieval.heap import keep_freed_memory
 from training.recipe_settings import TrainingSettings
 from training.torchvision_ops import define_missing_operators
 
@@ -56,6 +57,8 @@ def make_fabric(settings: DeviceSettings, training: TrainingSettings) -> "Fabric
         )
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
+    else:
+        keep_freed_memory()  # a step's tensors fit where those of the step before were
     define_missing_operators()  # Lightning imports torchvision
     from lightning.fabric import Fabric
 

@@ -1,7 +1,9 @@
-"""What was freed goes back to the system, and not to the C library's store."""
+"""What was freed stays for the next step while a net trains, and goes back to the system when told to."""
 
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,33 @@ def test_freed_memory_goes_back() -> None:
     give_back_freed_memory()
     assert before - resident() > 100 * _MEBIBYTE
     assert len(last) == 65536
+
+
+# Another process, since the C library's settings are of the whole process.
+_ALLOCATES_AGAIN = """
+import resource
+from retrieval.heap import keep_freed_memory
+from training.heap import give_back_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = bytearray(b"x") * (256 << 20)
+    del block
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+plain = [faults() for _ in range(2)][1]
+keep_freed_memory()
+kept = [faults() for _ in range(2)][1]
+give_back_freed_memory()
+print(plain, kept, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked to keep memory")
+def test_kept_memory_is_used_again_without_asking_the_system() -> None:
+    ran = subprocess.run([sys.executable, "-c", _ALLOCATES_AGAIN], capture_output=True, text=True, check=True)
+    plain, kept, given_back = map(int, ran.stdout.split())
+    # 256 MiB: 65,536 pages of 4 KiB, or 128 of 2 MiB where the system uses huge ones.
+    assert plain > 100
+    assert kept < plain / 10
+    assert given_back > 100
