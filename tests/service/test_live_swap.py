@@ -188,9 +188,9 @@ def test_a_failed_activation_leaves_alone_what_a_job_published_meanwhile(
     assert live.watch is not None
     seen = live.watch.look
 
-    def published_by_a_job() -> None:
+    def published_by_a_job(*, again: bool = False) -> None:
         activate_version(index, third)
-        seen()
+        seen(again=again)
 
     monkeypatch.setattr(live.watch, "look", published_by_a_job)
     response = TestClient(create_app(live)).post("/indexes/places/activate", json={"version": second})
