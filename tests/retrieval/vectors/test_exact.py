@@ -101,15 +101,23 @@ def test_no_queries_and_no_rows_find_nothing(storage: str) -> None:
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_ties_are_broken_the_same_way_every_time(storage: str) -> None:
-    """Half of the rows are one photo: alone, in batches, in threads and inside a prior, the same ones are found."""
+    """Half of the rows are one photo: alone, in threads and inside a prior the same ones are found.
+
+    In batches BLAS may give equal rows scores that differ in the last bit, on some processors: then others of the equal
+    rows are found, but the same ones each time.
+    """
     descriptors = unit_rows(600, dim=64)
     descriptors[::2] = descriptors[0]
     vectors, query = stored(descriptors, storage), descriptors[:1]
     alone = vectors.search(query, 40)[0][0]
     assert set(alone.tolist()) <= set(range(0, 600, 2))
     assert np.array_equal(vectors.search_rows(query[0], 40, np.arange(600))[0], alone)
-    batch = vectors.search(np.repeat(query, 20, axis=0), 40)[0]
-    assert (batch == alone).all()
+    queries = np.repeat(query, 20, axis=0)
+    batch, scores = vectors.search(queries, 40)
+    assert set(batch.ravel().tolist()) <= set(range(0, 600, 2))
+    np.testing.assert_allclose(scores, vectors.search(query, 40)[1][0, 0], atol=1e-6)
+    assert all(len(set(rows.tolist())) == 40 for rows in batch)
+    assert np.array_equal(vectors.search(queries, 40)[0], batch)
     with ThreadPoolExecutor(4) as threads:
         others = list(threads.map(lambda _: vectors.search(query, 40)[0][0], range(16)))
     assert all(np.array_equal(alone, other) for other in others)
