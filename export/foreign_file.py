@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from export.foreign_reading import first_line, read_onnx
 from export.foreign_settings import ForeignInput, ForeignModelError, ForeignSettings, PixelType
+from retrieval.engines.onnx_runtime import keep_int8_exact
 from retrieval.errors import SightfixError
 from retrieval.machine import available_cores
 
@@ -114,6 +115,7 @@ def open_session(model: str | bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cores()
     options.log_severity_level = 4
+    keep_int8_exact(options)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

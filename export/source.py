@@ -9,6 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, Provenance
+from retrieval.engines.onnx_runtime import keep_int8_exact
 from retrieval.images import Preprocessing
 from retrieval.machine import available_cores
 
@@ -51,6 +52,7 @@ def run_on_cpu(model: onnx.ModelProto, threads: int | None = None) -> Describe:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()
     options.log_severity_level = 3
+    keep_int8_exact(options)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def describe(images: NDArray[np.uint8]) -> NDArray[np.float32]:

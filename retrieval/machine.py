@@ -1,9 +1,13 @@
-"""What this process may use of the machine: cores by affinity and container quota, not the host's count."""
+"""What this process may use of the machine: cores by affinity and container quota, not the host's count; what they can."""
 
 import math
 import os
+import platform
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
+
+_X86: Final = frozenset({"amd64", "i386", "i686", "x86_64"})
 
 
 @lru_cache(maxsize=1)
@@ -27,3 +31,18 @@ def _cgroup_quota() -> float | None:
         return v1_quota / v1_period if v1_quota > 0 and v1_period > 0 else None
     except (OSError, ValueError):
         return None
+
+
+@lru_cache(maxsize=1)
+def sums_bytes_exactly() -> bool:
+    """Whether products of unsigned and signed bytes are summed in 32 bits: everywhere but on x86 without VNNI.
+
+    Other x86 processors (Intel's servers before Cascade Lake, AMD's before Zen 4) sum two such products in 16 bits and
+    clip what does not fit. Where nobody tells (no Linux), an x86 processor counts as one of those.
+    """
+    if platform.machine().lower() not in _X86:
+        return True
+    try:
+        return "vnni" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False

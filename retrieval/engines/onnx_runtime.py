@@ -15,6 +15,7 @@ from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, Bundle, Precision
 from retrieval.engines.contract import TensorContract, check_contract
 from retrieval.engines.engine import EngineDescription, Provider
 from retrieval.errors import BundleError, MissingExtraError, ProviderUnavailableError
+from retrieval.machine import sums_bytes_exactly
 
 _log = logging.getLogger("sightfix.engines")
 
@@ -61,6 +62,19 @@ def load_onnxruntime() -> ModuleType:
     return module
 
 
+def keep_int8_exact(options: Any) -> None:
+    """Have a session compute an int8 graph as it is written on processors that would clip its sums.
+
+    ONNX Runtime then rewrites signed weights as unsigned ones, whose products it sums in 32 bits. Nothing is gained
+    where sums are exact, and the fast instructions for them would be lost: there, nothing is set.
+
+    Args:
+        options: onnxruntime.SessionOptions.
+    """
+    if not sums_bytes_exactly():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+
+
 def check_installed(ort: ModuleType, provider: Provider) -> None:
     """Check that the installed ONNX Runtime was built with a provider; whether it works, only a session can tell.
 
@@ -94,6 +108,7 @@ def open_session(ort: ModuleType, graph: Path, providers: Sequence[ProviderWithO
     # Threads that spin while idle steal the cores from image decoding.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    keep_int8_exact(options)
     # The CPU arena stays on: without it a batch takes half as much CPU time again. It keeps the memory of every batch
     # size it has seen, up to 1 GB for 1 to 32 images of the default bundle; so OnnxRuntimeEngine runs small pieces.
     # Without enable_fallback=0 a failing provider is replaced in the middle of a request, with a line on stdout.

@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from retrieval import machine
-from retrieval.machine import available_cores
+from retrieval.machine import available_cores, sums_bytes_exactly
 
 
 def test_at_least_one_core_and_no_more_than_the_affinity_mask() -> None:
@@ -15,7 +16,7 @@ def test_at_least_one_core_and_no_more_than_the_affinity_mask() -> None:
 
 def test_a_process_bound_to_one_core_has_one() -> None:
     script = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
-    script += "from retrieval.machine import available_cores; print(available_cores())"
+    script += "from retrieval.machine import available_cores, sums_bytes_exactly; print(available_cores())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
 
@@ -50,3 +51,27 @@ def test_whatever_the_cgroup_says_there_is_at_least_one_core(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(machine, "Path", lambda name: tmp_path / name.removeprefix("/sys/fs/cgroup/"))
     assert available_cores.__wrapped__() == cores
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "exact"),
+    [
+        ("x86_64", "sse4_1 avx avx2 fma", False),
+        ("x86_64", "avx2 avx512f avx512bw", False),
+        ("x86_64", "avx2 avx512f avx512_vnni", True),
+        ("x86_64", "avx2 avx_vnni", True),
+        ("AMD64", None, False),
+        ("aarch64", "asimd", True),
+        ("arm64", None, True),
+    ],
+)
+def test_sums_of_bytes(architecture: str, flags: str | None, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_text(path: Path) -> str:
+        assert str(path) == "/proc/cpuinfo"
+        if flags is None:
+            raise FileNotFoundError(path)
+        return f"processor\t: 0\nflags\t\t: fpu {flags} x2apic\n"
+
+    monkeypatch.setattr(platform, "machine", lambda: architecture)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert sums_bytes_exactly.__wrapped__() is exact

@@ -113,7 +113,7 @@ def test_an_index_without_features_is_refused_at_the_start(published: PublishedP
 def test_the_configuration_is_checked(folder: Path) -> None:
     [finding] = [finding for finding in check_settings(settings(folder)) if finding.what == "place index"]
     assert finding.ok, finding.said
-    assert finding.said.endswith("6 references, the best 4 matches re-ranked")
+    assert finding.said.endswith("6 references, exact, the best 4 matches re-ranked")
 
 
 def test_a_version_without_features_is_not_swapped_in(tmp_path: Path, describer: Describer) -> None:

@@ -79,7 +79,12 @@ def test_a_resized_transformer_in_another_memory_format_comes_back(tmp_path: Pat
     encoder = small_encoder(recipe)
     encoder.net.to(memory_format=torch.channels_last)
     save_encoder(tmp_path / "vit", encoder, recipe)
-    assert torch.equal(describe(load_encoder(tmp_path / "vit")), describe(encoder))
+    loaded = load_encoder(tmp_path / "vit")
+    saved = encoder.net.state_dict()
+    assert saved.keys() == loaded.net.state_dict().keys()
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.net.state_dict().items())
+    # Not to the last bit: some processors convolve the two memory formats in another order.
+    torch.testing.assert_close(describe(loaded), describe(encoder), rtol=0, atol=1e-5)
 
 
 def test_the_trainer_state_stays_out_of_the_way(tmp_path: Path, encoder: Encoder, recipe: Recipe) -> None:

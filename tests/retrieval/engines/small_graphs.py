@@ -80,3 +80,32 @@ def convolution_graph(height: int, width: int, *, quantised: bool) -> onnx.Model
     initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "convolution", [images], [descriptors], initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def byte_product_graph(weights: np.ndarray) -> onnx.ModelProto:
+    """images (N, k) uint8 → their product with weights (k, n) int8, as a QDQ graph whose every scale is 1.
+
+    The output is clipped to 0 to 255 when it is quantised; a scale of 256 keeps it from that: it is a multiple of 256.
+    """
+    constants = {
+        "one": np.float32(1),
+        "coarse": np.float32(256),
+        "zero": np.uint8(0),
+        "weights": weights.astype(np.int8),
+        "weights_zero": np.int8(0),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["images", "one", "zero"], ["floats"]),
+        helper.make_node("DequantizeLinear", ["weights", "one", "weights_zero"], ["weight_floats"]),
+        helper.make_node("MatMul", ["floats", "weight_floats"], ["product"]),
+        helper.make_node("QuantizeLinear", ["product", "coarse", "zero"], ["bytes"]),
+        helper.make_node("DequantizeLinear", ["bytes", "coarse", "zero"], ["descriptors"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "byte product",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", weights.shape[0]])],
+        [helper.make_tensor_value_info("descriptors", TensorProto.FLOAT, ["N", weights.shape[1]])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

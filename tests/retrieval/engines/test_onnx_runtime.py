@@ -5,10 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from retrieval.bundle import Bundle
+from retrieval.engines import onnx_runtime
 from retrieval.engines.batch_profiles import default_profiles
 from retrieval.engines.cuda_provider import DeviceBoundEngine, cuda_provider_options, open_cuda_provider
 from retrieval.engines.engine import EngineDescription
@@ -21,6 +23,7 @@ from retrieval.engines.onnx_runtime import (
     placement,
 )
 from retrieval.errors import DeviceError, ParameterError, ProviderUnavailableError
+from tests.retrieval.engines.small_graphs import byte_product_graph
 from tests.retrieval.refusal import refused
 
 
@@ -36,6 +39,32 @@ def test_threads_are_what_is_asked_for_and_do_not_spin(small: Bundle, threads: i
     options = session.get_session_options()
     assert options.intra_op_num_threads == threads
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_sums_of_int8_products_are_not_clipped(tmp_path: Path) -> None:
+    """On x86 without VNNI, 255·127 + 255·127 would become 32,767 wherever two bytes are neighbours."""
+    weights = np.full((16, 8), 127)
+    weights[8:] = -126
+    onnx.save(byte_product_graph(weights), tmp_path / "product.onnx")
+    session = open_session(onnxruntime, tmp_path / "product.onnx", [("CPUExecutionProvider", {})], 1)
+    images = np.full((4, 16), 255, np.uint8)
+    exact = images.astype(np.int64) @ weights  # 2,040
+    [product] = session.run(None, {"images": images})
+    np.testing.assert_array_equal(product, np.round(exact / 256) * 256)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_only_a_processor_that_clips_gives_up_its_fast_sums(
+    exact: bool, small: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_runtime, "sums_bytes_exactly", lambda: exact)
+    session = open_session(onnxruntime, small.graph_path("int8"), [("CPUExecutionProvider", {})], 1)
+    key = "session.x64quantprecision"
+    if exact:
+        with pytest.raises(RuntimeError, match=key):
+            session.get_session_options().get_session_config_entry(key)
+    else:
+        assert session.get_session_options().get_session_config_entry(key) == "1"
 
 
 @pytest.mark.parametrize("module", ["retrieval.engines.onnx_runtime", "export.source"])
