@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores by affinity and container quota, not the host's count; what they can."""
+"""What this machine gives this process: cores by affinity and container quota, and how exactly it sums bytes."""
 
 import math
 import os
