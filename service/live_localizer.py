@@ -14,17 +14,13 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from retrieval.answer import LocalizeAnswer
-from retrieval.bundle import Bundle, open_bundle
-from retrieval.describer import Describer, Descriptors
+from retrieval.bundle import open_bundle
+from retrieval.describer import Descriptors
 from retrieval.errors import SightfixError
-from retrieval.fix import FixSettings
 from retrieval.images import ImageLimits
 from retrieval.localizer import DecodedQuery, LocalizeOptions, Localizer, Located
 from retrieval.machine import available_cores
-from retrieval.place_index import PlaceIndex
-from retrieval.searchable_index import SearchablePlaceIndex
 from retrieval.stores.contract import PlaceIndexStore
-from retrieval.vectors.gpu import GpuVectors
 from service.batching import Lane, MicroBatcher
 from service.canary import Canary, CanaryReport, choose_canary, sing
 from service.canary_watch import CanaryWatch
@@ -32,6 +28,7 @@ from service.heap_keeper import HeapKeeper
 from service.index_watch import IndexWatch
 from service.observing.live_state import LiveState
 from service.observing.observer import Observer
+from service.opening import LocalizerParts, leave_device
 from service.problems import RequestError
 from service.readiness import Readiness
 from service.settings import ServerSettings
@@ -66,6 +63,7 @@ class LiveLocalizer:
         self.store = store or settings.open_store()
         self.observer = observer or Observer.configured(settings)
         self.limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
+        self._parts = LocalizerParts(settings, self.store, self.limits)
         self.failure: SightfixError | None = None
         self.canary: CanaryReport | None = None
         self.engine_building = False
@@ -305,11 +303,11 @@ class LiveLocalizer:
         try:
             bundle = open_bundle(settings.bundle)
             # Before the model: nobody should wait for an engine's build to read that the index is of another model.
-            place_index = self.store.open(self.store.find(settings.index))
+            place_index = self._parts.open_index()
             place_index.check_bundle(bundle)
-            self._put_on_device(place_index)
-            describer = self._open_describer(bundle)
-            localizer = self._localizer_of(describer, place_index)
+            self._parts.put_on_device(place_index)
+            describer = self._parts.open_describer(bundle, self._building)
+            localizer = self._parts.localizer(describer, place_index)
             self.still_loading("the model is being warmed up")
             describer.warm_up()
             self.engine_building = False
@@ -347,14 +345,6 @@ class LiveLocalizer:
             place_index.count,
         )
 
-    def _put_on_device(self, place_index: SearchablePlaceIndex) -> None:
-        if self.settings.search_device == "gpu" and isinstance(place_index, PlaceIndex):
-            place_index.vectors = GpuVectors(place_index.vectors)
-
-    def _localizer_of(self, describer: Describer, place_index: SearchablePlaceIndex) -> Localizer:
-        fix_settings = FixSettings(method=self.settings.fix_method)
-        return Localizer(describer, place_index, fix_settings, self.limits, rerank=self.settings.reranking)
-
     def _swap(self, version: str) -> None:
         """Open a newly published version beside the one that serves, try it, and let it serve from the next batch on.
 
@@ -362,14 +352,14 @@ class LiveLocalizer:
             SightfixError: it is damaged, of another bundle, or fails its canary; the old one goes on serving.
         """
         serving = self.require()
-        place_index = self.store.open(serving.place_index.name, version)
-        self._put_on_device(place_index)
+        place_index = self._parts.open_index(serving.place_index.name, version)
+        self._parts.put_on_device(place_index)
         try:
-            localizer = self._localizer_of(serving.describer, place_index)
+            localizer = self._parts.localizer(serving.describer, place_index)
             chosen = choose_canary(localizer, self.limits)
             report = sing(localizer, chosen)
         except BaseException:
-            _leave_device(place_index)
+            leave_device(place_index)
             raise
         self.tracks.prepare(place_index)
         done: Future[None] = Future()
@@ -386,7 +376,7 @@ class LiveLocalizer:
             done.result(_SWAP_WAIT_S)
         # Called off for good: what was reported as refused must not be served when the model comes to rest at last.
         if done.cancel():
-            _leave_device(place_index)
+            leave_device(place_index)
             raise SightfixError(
                 f"the model did not come to rest for {_SWAP_WAIT_S:g} s",
                 remedy="Activate the version again when the server is less busy",
@@ -394,7 +384,7 @@ class LiveLocalizer:
             )
         done.result()
         self.tracks.swapped(place_index)
-        _leave_device(serving.place_index)
+        leave_device(serving.place_index)
         _log.info(
             "version %s serves now, %d references; %s did before",
             place_index.version,
@@ -402,25 +392,6 @@ class LiveLocalizer:
             serving.place_index.version,
         )
 
-    def _open_describer(self, bundle: Bundle) -> Describer:
-        settings = self.settings
-        return Describer(
-            bundle,
-            provider=settings.provider,
-            precision=settings.precision,
-            threads=settings.threads,
-            max_batch=settings.max_batch,
-            allow_cpu_fallback=settings.allow_cpu_fallback,
-            gpu_mem_limit=settings.gpu_mem_limit,
-            engine_cache=settings.engine_cache,
-            on_build=self._building,
-        )
-
     def _building(self, reason: str) -> None:
         self.engine_building = True
         self.still_loading(reason)
-
-
-def _leave_device(place_index: SearchablePlaceIndex) -> None:
-    if isinstance(place_index, PlaceIndex) and isinstance(place_index.vectors, GpuVectors):
-        place_index.vectors.close()

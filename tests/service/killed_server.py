@@ -87,7 +87,7 @@ def _die_between(at: Callable[[str], None]) -> None:
             at("new version opened")
             return index
 
-        live_localizer.PlaceIndex.open = opened  # type: ignore[method-assign]
+        PlaceIndex.open = opened  # type: ignore[method-assign]
         swap(live, version)
 
     LiveLocalizer._swap = dying_swap  # type: ignore[method-assign]

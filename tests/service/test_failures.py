@@ -104,7 +104,7 @@ def test_while_a_new_version_is_opened_the_old_one_serves_and_the_server_is_read
             assert go_on.wait(60)
             return open_index(folder, **options)
 
-        monkeypatch.setattr("service.live_localizer.PlaceIndex.open", slowly)
+        monkeypatch.setattr("retrieval.place_index.PlaceIndex.open", slowly)
         activate_version(index, new)
         assert opening.wait(60)
         for _ in range(3):

@@ -29,8 +29,8 @@ def load(tmp_path: Path, describer: Describer) -> Callable[[], LiveLocalizer]:
 
 
 def on(monkeypatch: pytest.MonkeyPatch, fake: FakeFaissGpu) -> None:
-    monkeypatch.setattr("service.live_localizer.GpuVectors", lambda vectors: GpuVectors(vectors, fake))
-    monkeypatch.setattr("service.live_localizer._leave_device", lambda index: index.vectors.close())
+    monkeypatch.setattr("service.opening.GpuVectors", lambda vectors: GpuVectors(vectors, fake))
+    monkeypatch.setattr("service.live_localizer.leave_device", lambda index: index.vectors.close())
 
 
 def test_a_server_without_a_gpu_says_why(load: Callable[[], LiveLocalizer], monkeypatch: pytest.MonkeyPatch) -> None:
