@@ -26,6 +26,7 @@ from training.encoder import Encoder, build_encoder
 from training.geopair import EpochPlan, GeoPairs, PhotoTable
 from training.learning_rate import learning_rate_factor
 from training.objectives.registry import objective_class
+from training.pace import Pace
 from training.pair_images import PairImages, PlannedImages, load_batches, photo_count
 from training.pair_model import PairModel
 from training.photo_cache import PhotoCache
@@ -132,7 +133,7 @@ class TrainingRun:
         self._trainer = BatchTrainer(recipe, self.encoder, self._fabric)
         begin = Progress(hash_photos(photos, self._table), self._fabric.world_size)
         self._state = self._resumed(begin) or RunState(begin, None, self._geopairs.state_dict())
-        self._pace = _Pace()
+        self._pace = Pace()
         self._watched: list[torch.Tensor] = []
 
     @property
@@ -198,7 +199,7 @@ class TrainingRun:
             pinned=on_gpu,
         )
         self._trainer.train_mode()
-        self._pace, self._watched, saved_at = _Pace(), [], time.monotonic()
+        self._pace, self._watched, saved_at = Pace(), [], time.monotonic()
         total = sum(photo_count(plan.batches[index]) for index in order)
         with self._observer.work(f"Epoch {epoch + 1} of {settings.epochs}", total) as advance:
             for images in loader:
@@ -387,31 +388,6 @@ class TrainingRun:
         at = f"epoch {progress.epoch}" + (f", batch {progress.next_batch}" if progress.next_batch else "")
         self._observer.note("the run is finished" if progress.finished else f"going on after {at}")
         return replace(state, progress=progress)
-
-
-class _Pace:
-    """Photos and seconds of training so far in this epoch, and losses that were not read yet."""
-
-    def __init__(self) -> None:
-        self._photos, self._seconds = 0, 0.0
-        self._loss: torch.Tensor | None = None
-        self._batches = 0
-
-    def add(self, result: BatchResult, photos: int, seconds: float) -> None:
-        self._photos += photos
-        self._seconds += seconds
-        loss = result.loss.double()
-        self._loss = loss if self._loss is None else self._loss + loss
-        self._batches += 1
-
-    def take_losses(self) -> tuple[float, int]:
-        """Sum and number of the losses since the last call."""
-        taken = (0.0 if self._loss is None else float(self._loss), self._batches)
-        self._loss, self._batches = None, 0
-        return taken
-
-    def photos_per_second(self) -> float:
-        return self._photos / self._seconds if self._seconds else math.nan
 
 
 def _planner(recipe: Recipe, table: PhotoTable, fabric: "Fabric") -> GeoPairs:
