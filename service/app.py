@@ -79,7 +79,7 @@ def create_app(live: LiveLocalizer, jobs: JobService | None = None) -> FastAPI:
         live.observer.metrics.registry.register(JobStates(jobs.store.counts))
     if live.settings.metrics == "main" and live.observer.metrics is not None:
         add_metrics_route(app, live.observer.metrics)
-    install_problem_handlers(app)
+    install_problem_handlers(app, live.refusals.hold)
     add_web_page(app, live.settings.map_tiles, jobs=jobs is not None)
 
     for add in (

@@ -21,7 +21,7 @@ from retrieval.images import ImageLimits
 from retrieval.localizer import DecodedQuery, LocalizeOptions, Localizer, Located
 from retrieval.machine import available_cores
 from retrieval.stores.contract import PlaceIndexStore
-from service.batching import Lane, MicroBatcher
+from service.batching import Lane, MicroBatcher, RefusalPace
 from service.canary import Canary, CanaryReport, choose_canary, sing
 from service.canary_watch import CanaryWatch
 from service.heap_keeper import HeapKeeper
@@ -80,6 +80,7 @@ class LiveLocalizer:
             max_delay_s=settings.max_delay_ms / 1e3,
             on_batch=self.observer.batch,
         )
+        self.refusals = RefusalPace()
         self.canary_watch = CanaryWatch(
             self.batcher.on_owner_thread,
             self._sing,

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -158,14 +158,21 @@ def problem_response(request: Request, error: SightfixError) -> Response:
     return _response(request, problem_of(error, request_id_of(request)))
 
 
-def install_problem_handlers(app: FastAPI) -> None:
-    """Make every error of the app a problem."""
+def install_problem_handlers(app: FastAPI, before_refusal: Callable[[], Awaitable[None]]) -> None:
+    """Make every error of the app a problem.
+
+    Args:
+        app: to install them in.
+        before_refusal: is awaited before a 429 is answered.
+    """
 
     async def on_sightfix_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, SightfixError)
         problem = problem_of(error, request_id_of(request))
         if problem.status == 500:
             _log.error("request %s failed: %s", request_id_of(request), error)
+        if problem.status == HTTPStatus.TOO_MANY_REQUESTS:
+            await before_refusal()
         return _response(request, problem)
 
     async def on_wrong_parameters(request: Request, error: Exception) -> Response:

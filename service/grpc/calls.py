@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from retrieval.errors import SightfixError
+from service.batching import RefusalPace, RefusedError
 from service.grpc.errors import grpc_code_of, server_fault, status_of, trailing_metadata
 from service.observing.observer import Observer
 from service.observing.request_notes import CURRENT, RequestNotes
@@ -34,13 +35,15 @@ class Calls:
     Args:
         observer: whom to tell of each.
         log_all: whether calls that did not fail are logged at info, too; else at debug.
+        refusals: how fast they may leave.
 
     Attributes:
         stopping: set when streams shall come to an end.
     """
 
-    def __init__(self, observer: Observer, log_all: bool = False) -> None:
+    def __init__(self, observer: Observer, log_all: bool, refusals: RefusalPace) -> None:
         self.observer = observer
+        self.refusals = refusals
         self.log_all = log_all
         self.stopping = asyncio.Event()
         self._in_hand = 0
@@ -105,6 +108,8 @@ class Call:
         """Tell the client what became of it; then whoever watches."""
         code, status = self._outcome(error)
         try:
+            if isinstance(error, RefusedError):
+                await self._calls.refusals.hold()
             if status is not None:
                 # Raises: nothing may be sent after it.
                 await self._context.abort(code, status.message, trailing_metadata(status, self.notes.request_id))

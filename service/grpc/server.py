@@ -66,7 +66,7 @@ class GrpcServer:
         """
         settings = self._live.settings
         services = [_LOCALIZATION] if self._jobs is None else [_LOCALIZATION, _JOBS]
-        calls = Calls(self._live.observer, settings.access_log)
+        calls = Calls(self._live.observer, settings.access_log, self._live.refusals)
         keys = KeyRing(settings.api_keys) if settings.api_keys is not None else None
         server = grpc.aio.server(
             options=_options(settings),

@@ -6,6 +6,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from service.batching import RefusalPace
 from service.jobs.job_service import JobService
 from service.jobs.model import JobFailure
 from service.jobs.routes import add_job_routes
@@ -30,7 +31,7 @@ def http(jobs: JobService) -> TestClient:
 
 def client_of(jobs: JobService) -> TestClient:
     app = FastAPI()
-    install_problem_handlers(app)
+    install_problem_handlers(app, RefusalPace().hold)
     add_job_routes(app, jobs)
     return TestClient(app, raise_server_exceptions=False)
 
