@@ -43,7 +43,7 @@ class ServerSettings(BaseSettings):
         max_image_bytes: largest encoded image accepted.
         max_pixels: largest image accepted, by its header.
         max_waiting: photos that may be inside, decoding and waiting included; more are refused with 429.
-        max_batch: photos that the model takes at once.
+        max_batch: photos that the model takes at once; None for 8 on a CPU and 32 on a GPU.
         max_delay_ms: how long an idle model waits for company of the first photo; 0: not at all.
         deadline_ms: when an answer is too late, if a request does not say.
         body_timeout_s: how long a client may take to send its request.
@@ -97,7 +97,7 @@ class ServerSettings(BaseSettings):
     max_image_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     max_pixels: int = Field(default=80_000_000, ge=1, le=89_000_000)  # beyond, Pillow has a limit of its own
     max_waiting: int = Field(default=64, ge=1)
-    max_batch: int = Field(default=32, ge=1, le=1024)
+    max_batch: int | None = Field(default=None, ge=1, le=1024)
     max_delay_ms: float = Field(default=0.0, ge=0.0, le=1000.0)
     deadline_ms: float = Field(default=30_000.0, gt=0.0, le=600_000.0)
     body_timeout_s: float = Field(default=30.0, gt=0.0)

@@ -106,6 +106,11 @@ class MicroBatcher(Generic[Item, Result]):
         self._stopping = False
         self._thread = threading.Thread(target=self._own, name="localize", daemon=True)
 
+    def take_at_most(self, count: int) -> None:
+        """Run at most so many items at once from the next batch on."""
+        with self._changed:
+            self.max_batch = self.waiting.max_batch = count
+
     def start(self) -> None:
         """Begin to take batches."""
         self._thread.start()

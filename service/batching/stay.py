@@ -3,32 +3,39 @@
 The model's own a·n + b leaves out decoding, and that both share the same cores. What really happened knows it all.
 """
 
-import math
+import heapq
+from collections import deque
 from typing import Final
 
 from service.batching.duration import BatchDuration
 
-# Standard deviations of a normal distribution: one in a thousand stays longer. Whoever is let in should be answered.
-_NEARLY_ALL: Final = 3.1
-# Of the weight that a stay has when the next is observed.
-_MEMORY: Final = 0.97
-_MOST_SPREAD: Final = 1.0
-
-# Caution grows with every image that was let in and came too late, and wears off with those in time: at these rates it
-# settles where about one in 450 is too late, whatever the machine does.
-_MORE_CAUTION: Final = 1.25
-_LESS_CAUTION: Final = 0.9995
-_MOST_CAUTION: Final = 4.0
+# How many stays are remembered: some seconds' worth under load, so that a bad moment is forgotten soon.
+_REMEMBERED: Final = 256
+# Of so many or more, the longest one does not count: a single odd one is no rule, and a stall holds up many.
+_MANY: Final = 32
+# An image whose deadline passed would have stayed longer than it did, nobody knows by how much.
+_TOO_LATE: Final = 1.25
+# Of the line: what is left for what nobody foresees, such as the machine's other work. A longer queue would gain
+# nothing, for batches are large long before.
+_HEADROOM: Final = 1.3
+# With more ahead than anybody had lately, the line is believed only with so much more of its slope: a crowd that comes
+# all at once also slows down whoever is inside.
+_UNSEEN: Final = 1.5
 
 
 class Stay:
-    """A line through recent stays, with their spread around it."""
+    """A line through recent stays, and what has to be added to it so that it nearly always suffices.
+
+    The addition is a high quantile of what recent stays were longer than the line said, in seconds and not as a
+    factor: what holds an image up, such as other work on the same cores, holds up all alike.
+    """
 
     def __init__(self) -> None:
         self._mean = BatchDuration(first_guess_s=0.0)
-        self._spread = 0.0
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
+        self._most_ahead = 0
+        self._addition_s = 0.0
         self._shortest: float | None = None
-        self._caution = 1.0
 
     def observe(self, ahead: int, seconds: float, *, too_late: bool = False) -> None:
         """Take a stay into account; also of an image whose deadline passed, which stayed at least so long.
@@ -38,18 +45,20 @@ class Stay:
             seconds: until it was answered.
             too_late: its deadline passed.
         """
-        factor = _MORE_CAUTION if too_late else _LESS_CAUTION
-        self._caution = min(max(self._caution * factor, 1.0), _MOST_CAUTION)
-        expected = self._mean.predict(ahead + 1)
-        if expected > 0.0:
-            error = min(abs(seconds / expected - 1.0), _MOST_SPREAD)
-            self._spread = _MEMORY * self._spread + (1.0 - _MEMORY) * error**2
+        longer = seconds * _TOO_LATE if too_late else seconds
+        self._recent.append((ahead, longer - self._mean.predict(ahead + 1) if self._shortest is not None else 0.0))
+        self._most_ahead = max(seen for seen, _ in self._recent)
+        few = 2 if len(self._recent) >= _MANY else 1
+        self._addition_s = max(heapq.nlargest(few, (excess for _, excess in self._recent))[-1], 0.0)
         self._mean.observe(ahead + 1, seconds)
         self._shortest = seconds if self._shortest is None else min(self._shortest, seconds)
 
     def predict(self, ahead: int) -> float:
-        """Seconds within which 999 of 1,000 images with so many ahead are answered; 0 before anything was observed."""
-        return self._mean.predict(ahead + 1) * (1.0 + _NEARLY_ALL * math.sqrt(self._spread)) * self._caution
+        """Seconds within which nearly all images with so many ahead are answered; 0 before anything was observed."""
+        line = self._mean.predict(ahead + 1)
+        if ahead > self._most_ahead:
+            line += (_UNSEEN - 1.0) * (line - self._mean.predict(self._most_ahead + 1))
+        return _HEADROOM * line + self._addition_s
 
     @property
     def shortest_s(self) -> float:

@@ -65,7 +65,7 @@ def info_answer(live: LiveLocalizer) -> InfoAnswer:
             "max_image_bytes": settings.max_image_bytes,
             "max_pixels": settings.max_pixels,
             "max_waiting": settings.max_waiting,
-            "max_batch": settings.max_batch,
+            "max_batch": live.batcher.max_batch,
             "deadline_ms": settings.deadline_ms,
             "max_tracks": settings.max_tracks,
         },
