@@ -1,9 +1,10 @@
-"""Twice as many photos as the server can answer, arriving at a constant rate; then none, and one.
+"""Twice as many photos as the server can answer, at a constant rate; then none, and one; then clients that never wait.
 
     python -m benchmarks.serving.overload [--seconds 120] [--deadline-ms 1000]
 
 Every photo has a deadline. Wanted: the p99 of those accepted within it, all others refused with 429 and `Retry-After`,
-memory flat, and full recovery within 2 seconds.
+memory flat, and full recovery within 2 seconds. Then 64 clients ask again as soon as they are refused, against what
+they were told: wanted is that most of the capacity still goes into answers, and that calm follows at once.
 """
 
 import argparse
@@ -61,6 +62,14 @@ def measure(server: RunningServer, photos: list[bytes], seconds: float, deadline
     print(f"  accepted: {rate:.1f}/s, p50 {p50:.0f} ms, p99 {p99:.0f} ms, deadline {deadline_ms:g} ms")
     print(f"  refused: p99 {np.percentile(load.of(429), 99) * 1e3:.0f} ms" if 429 in counts else "  none refused")
     print(f"  resident memory {before:.0f} MB before, {after:.0f} MB after; recovered in {recovery:.2f} s")
+    for name, clients in (("64 clients that never wait", 64), ("then 16", 16)):
+        told(name, asyncio.run(closed_loop("127.0.0.1", port, requests, clients, 10.0)), capacity)
+
+
+def told(name: str, load: Load, capacity: float) -> None:
+    """Print what came of clients that ask again at once."""
+    counts = {status: len(load.of(status)) for status in sorted({status for status, _ in load.latencies})}
+    print(f"  {name}: {load.rate:.1f} answered/s, {load.rate / capacity:.2f} of the capacity; by status {counts}")
 
 
 def memory_mb(server: RunningServer) -> float:

@@ -11,6 +11,7 @@ from retrieval.describer import Describer
 from retrieval.geo import haversine_m
 from retrieval.images import read_image
 from retrieval.index_folder import current_version
+from service.batching import RefusalPace
 from service.geojson import geojson
 from tests.conftest import PublishedPlaces
 
@@ -191,12 +192,17 @@ def test_urgency_must_make_sense(http: TestClient, headers: dict[str, str], mess
     assert response.json()["detail"].startswith(message)
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_once(http: TestClient, published: PublishedPlaces) -> None:
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(
+    http: TestClient, published: PublishedPlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paced: list[RefusalPace] = []
+    monkeypatch.setattr(RefusalPace, "next_delay_s", lambda pace: paced.append(pace) or 0.0)
     assert http.post("/localize", content=photo(published, 0), headers=JPEG).status_code == 200
     response = http.post("/localize", content=photo(published, 0), headers={**JPEG, "X-Deadline-Ms": "0.001"})
     assert (response.status_code, response.json()["code"]) == (429, "queue_full")
     assert "the deadline is in" in response.json()["detail"]
     assert int(response.headers["retry-after"]) >= 1
+    assert len(paced) == 1  # only refusals are held back when they come too fast
 
 
 @pytest.mark.parametrize("path", ["/livez", "/healthz", "/v2/health/live", "/readyz", "/v2/health/ready"])

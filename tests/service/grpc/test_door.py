@@ -11,6 +11,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from service.api_keys import make_key
+from service.batching import RefusalPace
 from service.grpc.generated import jobs_pb2
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.jobs_pb2_grpc import JobServiceStub
@@ -161,3 +162,15 @@ def test_a_bug_is_internal_and_says_nothing(
     assert details(failed.value)["ErrorInfo"].reason == "INTERNAL_ERROR"
     assert (response.error.code, "secret" in response.error.message) == (CODE.INTERNAL.value[0], False)
     assert "the secret" in caplog.text
+
+
+def test_refusals_that_come_too_fast_are_held_back(
+    inside: Served, published: PublishedPlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inside.live.batcher.waiting, "limit", 0)
+    monkeypatch.setattr(RefusalPace, "next_delay_s", lambda pace: 0.3)
+    begun = time.monotonic()
+    with grpc.insecure_channel(inside.address) as channel, pytest.raises(grpc.RpcError) as refused:
+        LocalizationServiceStub(channel).Localize(pb.LocalizeRequest(image=photo(published, 1)))
+    assert refused.value.code() == CODE.RESOURCE_EXHAUSTED
+    assert time.monotonic() - begun >= 0.3
