@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from index_builder.vectors import choosing
-from index_builder.vectors.choosing import choose_parameters
+from index_builder.vectors.choosing import choose_parameters, query_cost
 from index_builder.vectors.design import IndexDesign, lists_for, parameters_for
 from retrieval.errors import ParameterError
 from retrieval.vectors.exact import ExactVectors
@@ -69,3 +69,9 @@ def test_a_type_that_is_named_is_not_questioned(exact: ExactVectors) -> None:
 @pytest.mark.parametrize(("rows", "lists"), [(1, 1), (39, 1), (400, 8), (6000, 128), (10**6, 4096), (10**9, 65536)])
 def test_lists_grow_with_the_root_and_are_trained_on_39_rows(rows: int, lists: int) -> None:
     assert lists_for(rows) == lists
+
+
+def test_a_graph_on_all_rows_is_foreseen_as_it_was_measured() -> None:
+    """With hnsw a query took 0.24 ms on 30,000 of a million references and 3.56 ms on all, at the same recall."""
+    tuned = parameters_for("hnsw", 30_000, 512)
+    assert 0.24 * query_cost(tuned, 1_000_000, 512) / query_cost(tuned, 30_000, 512) == pytest.approx(3.56, rel=0.2)
