@@ -7,6 +7,7 @@ import pytest
 
 from retrieval.bundle import Bundle
 from retrieval.engines import choosing
+from retrieval.engines import openvino as openvino_engine
 from retrieval.engines.batch_profiles import default_profiles
 from retrieval.engines.choosing import EngineRequest, choose_engine
 from retrieval.engines.engine import Engine, EngineDescription
@@ -68,7 +69,12 @@ def test_auto_takes_the_best_there_is(
 @without_gpu
 def test_auto_on_the_cpu_takes_openvino_for_integers(request_: EngineRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     integers = replace(request_, precision="int8")
+    monkeypatch.setattr(openvino_engine, "sums_bytes_exactly", lambda: True)
     assert choose_engine(integers, "auto").engine.description.provider == "openvino"
+    monkeypatch.setattr(openvino_engine, "sums_bytes_exactly", lambda: False)
+    chosen = choose_engine(integers, "auto")
+    assert chosen.engine.description.provider == "cpu"
+    assert chosen.passed_over[-1].startswith("openvino: OpenVINO would clip the sums")
     monkeypatch.setitem(sys.modules, "openvino", None)
     chosen = choose_engine(integers, "auto")
     assert chosen.engine.description.provider == "cpu"
@@ -114,7 +120,8 @@ def test_without_onnx_runtime_there_is_nothing_to_fall_back_to(
             choose_engine(request_, choice, allow_cpu_fallback=True)  # type: ignore[arg-type]
 
 
-def test_openvino_by_name(request_: EngineRequest) -> None:
+def test_openvino_by_name(request_: EngineRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_engine, "sums_bytes_exactly", lambda: True)
     chosen = choose_engine(replace(request_, precision="int8"), "openvino")
     assert (chosen.engine.description.provider, chosen.engine.description.precision) == ("openvino", "int8")
     assert chosen.passed_over == ()

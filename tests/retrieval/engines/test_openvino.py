@@ -7,10 +7,12 @@ import onnx
 import pytest
 
 from retrieval.bundle import Bundle, open_bundle
+from retrieval.engines import openvino as openvino_engine
 from retrieval.engines.engine import EngineDescription
 from retrieval.engines.onnx_runtime import OnnxRuntimeEngine
 from retrieval.engines.openvino import OpenVinoEngine, load_openvino
-from retrieval.errors import BundleError, MissingExtraError
+from retrieval.errors import BundleError, MissingExtraError, ProviderUnavailableError
+from retrieval.machine import sums_bytes_exactly
 from tests.retrieval.mean_colour import mean_colour_graph
 from tests.retrieval.other_bundle import copy_bundle, record_again
 from tests.retrieval.refusal import refused
@@ -44,11 +46,23 @@ def test_threads_and_precision_are_those_asked_for(small: Bundle) -> None:
     assert compiled.get_property("ENABLE_CPU_PINNING") is False
 
 
+@pytest.mark.skipif(not sums_bytes_exactly(), reason="this processor clips sums of bytes")
 def test_an_int8_graph_runs_in_integers(small: Bundle, photos: np.ndarray) -> None:
     engine = OpenVinoEngine(small, "int8", 1)
     assert precision_of_convolution(engine) in ("u8", "i8")
     assert precision_of_convolution(OpenVinoEngine(small, "fp32", 1)) == "f32"
     assert worst_cosine(engine.run(photos), OnnxRuntimeEngine(small, "int8", 1).run(photos)) > 0.99999
+
+
+def test_a_processor_that_clips_sums_has_no_int8(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_engine, "sums_bytes_exactly", lambda: False)
+    text = (
+        "OpenVINO would clip the sums of an int8 graph on this processor, which has no VNNI, and describe wrongly. "
+        "Choose the provider cpu, whose int8 is exact, or the precision fp32."
+    )
+    with refused(ProviderUnavailableError, text, "provider_unavailable"):
+        OpenVinoEngine(small, "int8", 1)
+    assert OpenVinoEngine(small, "fp32", 1).description.precision == "fp32"
 
 
 def precision_of_convolution(engine: OpenVinoEngine) -> str:
