@@ -78,9 +78,10 @@ class OpenVinoEngine:
     def __init__(self, bundle: Bundle, precision: Precision, threads: int) -> None:
         ov = load_openvino()
         if precision == "int8" and not sums_bytes_exactly():
-            # Measured with the default bundle on such a processor: a cosine to fp32 of 0.943 at worst, 0.976 in the mean.
+            # Measured with the default bundle on such a processor: a cosine to fp32 of 0.976, at worst 0.943.
             raise ProviderUnavailableError(
-                "OpenVINO would clip the sums of an int8 graph on this processor, which has no VNNI, and describe wrongly",
+                "OpenVINO would clip the sums of an int8 graph on this processor, which has no VNNI, and describe "
+                "wrongly",
                 remedy="Choose the provider cpu, whose int8 is exact, or the precision fp32",
             )
         path = bundle.graph_path(precision)
