@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 _X86: Final = frozenset({"amd64", "i386", "i686", "x86_64"})
+_VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 @lru_cache(maxsize=1)
@@ -43,6 +44,6 @@ def sums_bytes_exactly() -> bool:
     if platform.machine().lower() not in _X86:
         return True
     try:
-        return "vnni" in Path("/proc/cpuinfo").read_text()
+        return not _VNNI.isdisjoint(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return False

@@ -169,7 +169,7 @@ def _records(table: pa.Table, rows: Sequence[int]) -> list[dict[str, Any]]:
     """Some rows of a table of one chunk, value by value.
 
     Not by `take`, for whose list of rows pyarrow imports pandas, where there is one; nor by `to_pylist` of what lies
-    between them, which took ten times as long and half as long as describing the photo.
+    between them, which took twelve times as long.
     """
     columns = [(name, table.column(name).chunk(0)) for name in table.column_names if name in _TOLD]
     return [{name: column[row].as_py() for name, column in columns} for row in rows]

@@ -58,6 +58,7 @@ def test_whatever_the_cgroup_says_there_is_at_least_one_core(
     [
         ("x86_64", "sse4_1 avx avx2 fma", False),
         ("x86_64", "avx2 avx512f avx512bw", False),
+        ("x86_64", "avx2 avx512f avx512_4vnniw", False),
         ("x86_64", "avx2 avx512f avx512_vnni", True),
         ("x86_64", "avx2 avx_vnni", True),
         ("AMD64", None, False),
