@@ -28,7 +28,7 @@ from service.heap_keeper import HeapKeeper
 from service.index_watch import IndexWatch
 from service.observing.live_state import LiveState
 from service.observing.observer import Observer
-from service.opening import CPU_BATCH, LocalizerParts, leave_device
+from service.opening import LocalizerParts, leave_device
 from service.problems import RequestError
 from service.readiness import Readiness
 from service.settings import ServerSettings
@@ -75,7 +75,6 @@ class LiveLocalizer:
         self._thumbnailer = ThreadPoolExecutor(1, "thumbnail")
         self.batcher: MicroBatcher[Work, Outcome] = MicroBatcher(
             self._do,
-            max_batch=settings.max_batch or CPU_BATCH,
             limit=settings.max_waiting,
             max_delay_s=settings.max_delay_ms / 1e3,
             on_batch=self.observer.batch,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-# One costs half a millisecond to one of a processor that the model shares; so they take a fifth of a core at most.
+# One costs almost a millisecond of a processor that the model shares; so they take a fifth of a core at most.
 _PER_SECOND: Final = 200.0
 # So many at once are no storm: a full house refuses a crowd that came together without delay.
 _AT_ONCE: Final = 200

@@ -26,8 +26,8 @@ _UNSEEN: Final = 1.5
 class Stay:
     """A line through recent stays, and what has to be added to it so that it nearly always suffices.
 
-    The addition is a high quantile of what recent stays were longer than the line said, in seconds and not as a
-    factor: what holds an image up, such as other work on the same cores, holds up all alike.
+    The addition is the second most that recent stays were longer than the line said, in seconds and not as a factor:
+    what holds an image up, such as other work on the same cores, holds up all alike.
     """
 
     def __init__(self) -> None:

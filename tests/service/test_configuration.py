@@ -88,6 +88,7 @@ def test_check_config_tells_what_is_right(published: PublishedPlaces, tmp_path: 
     assert "port 8123 flag" in lines
     assert f"indexes {published.indexes} file" in lines
     assert "max_waiting 64 default" in lines
+    assert "max_batch default" in lines
     assert [line for line in lines if line.startswith("ok place index: places, version ")]
 
 

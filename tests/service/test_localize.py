@@ -146,6 +146,7 @@ def test_info_says_what_is_served(http: TestClient, published: PublishedPlaces, 
         "type": "exact",
     }
     assert info["limits"]["max_image_bytes"] == 1 << 20
+    assert info["limits"]["max_batch"] == 8  # on a CPU
 
 
 def test_the_openapi_document_describes_all_three_bodies_with_examples(http: TestClient) -> None:

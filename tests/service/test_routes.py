@@ -183,6 +183,7 @@ def test_timings_are_a_header_too(http: TestClient, published: PublishedPlaces) 
         ({"X-Deadline-Ms": "0"}, "the header X-Deadline-Ms '0'"),
         ({"X-Deadline-Ms": "-5"}, "the header X-Deadline-Ms '-5'"),
         ({"X-Deadline-Ms": "nan"}, "the header X-Deadline-Ms 'nan'"),
+        ({"X-Deadline-Ms": "600001"}, "the header X-Deadline-Ms '600001'"),
         ({"X-Deadline-Ms": "1e9"}, "the header X-Deadline-Ms '1e9'"),
     ],
 )

@@ -229,3 +229,16 @@ def test_with_a_delay_an_idle_model_waits_for_company(model: Model) -> None:
     assert time.monotonic() - begun < 4, "a full batch does not wait for the timer"
     assert model.batches == [[1, 2]]
     batcher.stop(5)
+
+
+def test_a_batch_is_as_large_as_was_said_last(model: Model) -> None:
+    batcher: MicroBatcher[int, int] = MicroBatcher(model, max_batch=4, limit=8, max_delay_s=5.0)
+    batcher.take_at_most(2)
+    batcher.start()
+
+    async def scenario() -> None:
+        await asyncio.gather(*(ask(batcher, number) for number in range(4)))
+
+    run(scenario())
+    assert [len(batch) for batch in model.batches] == [2, 2]
+    batcher.stop(5)
