@@ -54,8 +54,7 @@ def measure(server: RunningServer, photos: list[bytes], seconds: float, deadline
     load: Load = asyncio.run(constant_rate("127.0.0.1", port, requests, overload * capacity, seconds))
     after = memory_mb(server)
     recovery = recover(server, photos[0])
-    accepted, statuses = np.array(load.of(200)) * 1e3, sorted({status for status, _ in load.latencies})
-    counts = {status: len(load.of(status)) for status in statuses}
+    accepted, counts = np.array(load.of(200)) * 1e3, by_status(load)
     p50, p99 = np.percentile(accepted, [50, 99]) if len(accepted) else (np.nan, np.nan)
     print(f"  capacity {capacity:.1f} photos/s; {overload:g} times that for {seconds:g} s: answers by status {counts}")
     rate = len(accepted) / load.seconds
@@ -68,8 +67,14 @@ def measure(server: RunningServer, photos: list[bytes], seconds: float, deadline
 
 def told(name: str, load: Load, capacity: float) -> None:
     """Print what came of clients that ask again at once."""
-    counts = {status: len(load.of(status)) for status in sorted({status for status, _ in load.latencies})}
-    print(f"  {name}: {load.rate:.1f} answered/s, {load.rate / capacity:.2f} of the capacity; by status {counts}")
+    print(
+        f"  {name}: {load.rate:.1f} answered/s, {load.rate / capacity:.2f} of the capacity; by status {by_status(load)}"
+    )
+
+
+def by_status(load: Load) -> dict[int, int]:
+    """How many answers there were of each status."""
+    return {status: len(load.of(status)) for status in sorted({status for status, _ in load.latencies})}
 
 
 def memory_mb(server: RunningServer) -> float:
