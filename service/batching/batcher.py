@@ -89,7 +89,7 @@ class MicroBatcher(Generic[Item, Result]):
         max_batch: how many items `run` takes at once.
         limit: how many items may be inside, decoding included.
         max_delay_s: how long an idle model waits for company of the first item; 0 by default: not at all.
-        on_batch: told of every batch, on the owner thread.
+        on_batch: told of every batch, on the owner thread, before its images are answered.
     """
 
     run: Callable[[Sequence[Item]], Sequence[Result]]
@@ -248,9 +248,10 @@ class MicroBatcher(Generic[Item, Result]):
         with self._changed:
             self.waiting.finish(seconds)
         waited = tuple(begun - waiter.queued_at for waiter in batch)
+        # Told before it is answered: whoever has an answer finds it counted.
+        self._do(lambda: self.on_batch(FinishedBatch(len(batch), seconds, reason, waited, dropped)))
         for place, waiter in enumerate(batch):
             _resolve(waiter, outcome if isinstance(outcome, BaseException) else (outcome[place], waited[place]))
-        self._do(lambda: self.on_batch(FinishedBatch(len(batch), seconds, reason, waited, dropped)))
 
     @staticmethod
     def _do(errand: Callable[[], None]) -> None:

@@ -117,6 +117,20 @@ def test_a_full_house_refuses_and_recovers(batcher: MicroBatcher[int, int], mode
     run(scenario())
 
 
+def test_whoever_has_an_answer_finds_its_batch_counted(model: Model) -> None:
+    finished: list[FinishedBatch] = []
+
+    def slowly(batch: FinishedBatch) -> None:
+        time.sleep(0.05)
+        finished.append(batch)
+
+    batcher: MicroBatcher[int, int] = MicroBatcher(model, max_batch=4, limit=8, on_batch=slowly)
+    batcher.start()
+    assert run(ask(batcher, 21)) == 42
+    assert [batch.size for batch in finished] == [1]
+    batcher.stop(5)
+
+
 def test_a_photo_that_cannot_be_decoded_gives_its_place_back(batcher: MicroBatcher[int, int]) -> None:
     async def scenario() -> None:
         with pytest.raises(OSError, match="damaged"):
