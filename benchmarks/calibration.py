@@ -1,6 +1,7 @@
 """How far confidence, radius and NO_MATCH keep their promises: on photos that the calibration never saw.
 
 The campus: fitted on each protocol's database, judged on its queries; photos of Lund and Berlin stand for other places.
+And fitted on some of its queries, judged on the others: session by session, and both halves of the campus.
 Toy towns: fitted on a mapping drive and 24 drives, judged on eight others; the other towns stand for other places.
 
     python -m benchmarks.calibration [--cache FOLDER] [--towns 1,2,3] [--figures FOLDER]
@@ -8,7 +9,7 @@ Toy towns: fitted on a mapping drive and 24 drives, judged on eight others; the 
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -20,9 +21,11 @@ from benchmarks.campus import PROTOCOLS, describe_campus
 from benchmarks.indexing_throughput import PHOTOS
 from benchmarks.machine import describe_machine
 from benchmarks.toy_drives import describe_cameras, describe_plans, plan_drive
-from index_builder.calibrating import CalibrationSettings, fit_calibration
+from index_builder.calibrating import fit_calibration, fit_on_photos
+from index_builder.calibration_fitting import CalibrationSettings
 from index_builder.described_index import DescribedIndex
 from index_builder.describing import DescribeSettings, describe_references
+from index_builder.outside_photos import OutsidePhotos
 from retrieval.bundle import open_bundle
 from retrieval.calibration import Calibration
 from retrieval.describer import Describer, Descriptors
@@ -339,6 +342,8 @@ def main() -> None:
         print_row(f"{case.name}, not calibrated", [answer(case, None)])
         campus.append(answer(case, _calibrate(case)))
         print_row(case.name, campus[-1:])
+        for split, parts in _splits(case).items():
+            print_row(f"{case.name}, on photos: {split}", calibrated_on_photos(case, parts))
     for name in dict.fromkeys(case.name for case in toys):
         some = [case for case in toys if case.name == name]
         print_row(f"{name}, not calibrated", [answer(case, None) for case in some])
@@ -354,6 +359,30 @@ def main() -> None:
             confidence_figure(outcome.evaluation).savefig(folder / "confidence.png", dpi=130)
             answered_figure(outcome.evaluation).savefig(folder / "answered.png", dpi=130)
             no_match_figure(outcome.evaluation).savefig(folder / "no_match.png", dpi=130)
+
+
+def _splits(case: Case) -> dict[str, NDArray[np.int64]]:
+    """Ways to part the queries, (Q,) each."""
+    positions = case.queries.positions()
+    assert positions.lat is not None
+    assert positions.lon is not None
+    sessions = np.array([reference.session for reference in case.queries.references])
+    return {
+        "each session by the others": np.unique(sessions, return_inverse=True)[1],
+        "north and south by each other": (positions.lat > np.median(positions.lat)).astype(np.int64),
+        "east and west by each other": (positions.lon > np.median(positions.lon)).astype(np.int64),
+    }
+
+
+def calibrated_on_photos(case: Case, parts: NDArray[np.int64]) -> list[Outcome]:
+    """Each part of the queries, with a calibration that was fitted on the other parts."""
+    index = DescribedIndex(case.database.references, case.database.descriptors)
+    outcomes = []
+    for part in np.unique(parts):
+        others = case.queries.only(parts != part)
+        photos = OutsidePhotos.from_references(others.references, others.descriptors)
+        outcomes.append(answer(replace(case, queries=case.queries.only(parts == part)), fit_on_photos(index, photos)))
+    return outcomes
 
 
 def _calibrate(case: Case) -> Calibration | None:

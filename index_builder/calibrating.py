@@ -1,12 +1,13 @@
-"""Fit a calibration to an index's own references, held out by whole sessions."""
+"""Fit a calibration to an index's own references, held out by whole sessions, or to photos that it does not hold."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index_builder.calibration_fitting import WITHIN_M, CalibrationSettings, Trials, fit_method
 from index_builder.held_out import (
     HeldOutMatches,
     Int64Array,
@@ -16,66 +17,37 @@ from index_builder.held_out import (
     occasions_of,
     search_held_out,
 )
+from index_builder.outside_photos import OutsidePhotos, OutsideSearch
 from retrieval.agreement import FIX_METHODS, FixMethod, FixSettings, agree
-from retrieval.calibration import Calibration, MethodCalibration, RadiusKnot, logistic
+from retrieval.calibration import Calibration, HeldOut, MethodCalibration
+from retrieval.errors import ParameterError
 from retrieval.evidence import EVIDENCE_NAMES, evidence_of
 from retrieval.geo import Float64Array, haversine_m
+from retrieval.place_index import PlaceIndex
 
-# The distance that confidence speaks of, and the share that the radius holds.
-WITHIN_M: Final = 25.0
-RADIUS_SHARE: Final = 0.68
+_log = logging.getLogger("sightfix.index")
 
-# Logistic regression: the weight of the prior on standardised evidence, in queries.
-_RIDGE: Final = 1.0
-_NEWTON_STEPS: Final = 100
-# Evidence that varies less than this does not vary.
-_CONSTANT: Final = 1e-9
-_QUERIES_A_KNOT: Final = 40
-# Where errors are 0: the logarithm wants more.
-_LEAST_RADIUS_M: Final = 0.1
-_MAX_KNOTS: Final = 8
+# The error of a query without any match: half way around the Earth.
+_LOST_M: Final = 2.0e7
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrationSettings:
-    """How a calibration is fitted.
+def calibrate(index: PlaceIndex, photos: OutsidePhotos | None) -> Calibration | None:
+    """Measure how far to trust an index's fixes on photos of known position, or else on its own references.
 
-    Attributes:
-        max_queries: at most so many references are held out, drawn at random.
-        max_pairs: queries times references; fewer queries are drawn from very large indexes.
-        min_queries: with fewer there is no calibration.
-        min_coverage: with less of the surroundings of the median reference known from other sessions there is none.
-        min_of_a_kind: with fewer right or fewer wrong fixes there is none either.
-        away_m: everything within this of a query is held out to stand for photos of another place.
-        away_share: how many of the photos that confidence is meant for are such.
-        rejected_share: how many photos of places in the index NO_MATCH may cost.
-        seed: of what is drawn.
+    Args:
+        index: which.
+        photos: described by its bundle, not whitened; None where there are none.
+
+    Returns:
+        None where there is no honest way. With too few photos of places that it knows, its references are taken, and a
+        warning is logged.
     """
-
-    max_queries: int = 1000
-    max_pairs: int = 2_000_000_000
-    min_queries: int = 100
-    min_coverage: float = 0.4
-    min_of_a_kind: int = 20
-    away_m: float = 100.0
-    away_share: float = 0.02
-    rejected_share: float = 0.07
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Trials:
-    """Fixes of references that were held out.
-
-    Attributes:
-        evidence: (T, 3) float64, see `EVIDENCE_NAMES`.
-        error_m: (T,) float64, of the fix.
-        familiarity: (T,) float64, the best centred cosine.
-    """
-
-    evidence: Float64Array
-    error_m: Float64Array
-    familiarity: Float64Array
+    if photos is not None:
+        try:
+            return fit_on_photos(index, replace(photos, descriptors=index.whitened(photos.descriptors)))
+        except ParameterError as error:
+            _log.warning("%s: %s; calibrated on its own references instead", index.where, error)
+    return fit_calibration(index)
 
 
 def fit_calibration(index: ReferenceIndex, settings: CalibrationSettings | None = None) -> Calibration | None:
@@ -120,28 +92,111 @@ def _draw(index: ReferenceIndex, occasions: Occasions, settings: CalibrationSett
 def _fit(
     index: ReferenceIndex, occasions: Occasions, queries: Int64Array, settings: CalibrationSettings
 ) -> Calibration | None:
+    k = FixSettings().matches_needed
+    localized = _Localized(
+        kind=occasions.kind,
+        groups=int(np.unique(occasions.label[queries]).size),
+        lat=index.lat[queries],
+        lon=index.lon[queries],
+        here=search_held_out(index, occasions, queries, k),
+        away=search_held_out(index, occasions, queries, k, settings.away_m),
+        known=np.ones(len(queries), bool),
+    )
+    calibration = _calibration_of(index, localized, settings)
+    return calibration if isinstance(calibration, Calibration) else None
+
+
+def fit_on_photos(
+    index: ReferenceIndex, photos: OutsidePhotos, settings: CalibrationSettings | None = None
+) -> Calibration:
+    """Measure how far to trust an index's fixes, on photos of known position that it does not hold.
+
+    They should be like those that will be asked about: of that camera, height and light. What the index holds of their
+    own occasion is left out. Unlike held-out references they lose nothing that a new photo would meet, and photos that
+    were taken where the index knows nothing count as wrong fixes.
+
+    Args:
+        index: a place index.
+        photos: described by its bundle, and whitened as it whitens; at most `max_queries` are drawn.
+        settings: how.
+
+    Raises:
+        ParameterError: there is no honest way: too few photos of places that the index knows, too few right or wrong
+            fixes (``not_calibrated``).
+    """
+    settings = settings or CalibrationSettings()
+    wanted = max(1, min(settings.max_queries, settings.max_pairs // index.count))
+    if photos.count > wanted:
+        photos = photos.take(np.sort(np.random.default_rng(settings.seed).permutation(photos.count)[:wanted]))
+    search, k = OutsideSearch(index, photos), FixSettings().matches_needed
+    known = search.known(WITHIN_M)
+    if known.sum() < settings.min_queries:
+        raise ParameterError(
+            f"{known.sum()} of {photos.count} photos lie within {WITHIN_M:g} m of a reference of another occasion; "
+            f"{settings.min_queries} are needed to calibrate",
+            remedy="Give more photos of places that are in the index",
+            code="not_calibrated",
+        )
+    here, away = search.search(k), search.search(k, settings.away_m)
+    groups = int(np.unique(photos.occasions).size)
+    localized = _Localized("photos", groups, photos.lat, photos.lon, here, away, known)
+    calibration = _calibration_of(index, localized, settings)
+    if isinstance(calibration, Calibration):
+        return calibration
+    right = round(calibration * photos.count)
+    raise ParameterError(
+        f"{right} of {photos.count} fixes are right; {settings.min_of_a_kind} right and as many wrong ones are needed "
+        "to tell them apart",
+        remedy="Give more photos",
+        code="not_calibrated",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Localized:
+    """Queries whose position is known, and their matches.
+
+    Attributes:
+        kind: what they are.
+        groups: how many sessions or blocks of time they come from.
+        lat, lon: (Q,) degrees, the truth.
+        here: their matches.
+        away: their matches without anything around them.
+        known: (Q,) bool, whether their place is in the index.
+    """
+
+    kind: HeldOut
+    groups: int
+    lat: Float64Array
+    lon: Float64Array
+    here: HeldOutMatches
+    away: HeldOutMatches
+    known: NDArray[np.bool_]
+
+
+def _calibration_of(index: ReferenceIndex, localized: _Localized, settings: CalibrationSettings) -> Calibration | float:
+    """The calibration; or the share of right fixes of a method of which too few are right, or wrong."""
     fix_settings = FixSettings()
-    here = search_held_out(index, occasions, queries, fix_settings.matches_needed)
-    away = search_held_out(index, occasions, queries, fix_settings.matches_needed, settings.away_m)
+    here, away = localized.here, localized.away
     lost = np.flatnonzero(away.remained >= settings.min_queries)
     methods: dict[FixMethod, MethodCalibration] = {}
-    familiarity, away_familiarity = here.centred.max(axis=1), away.centred[lost].max(axis=1)
+    familiarity, away_familiarity = here.centred.max(axis=1)[localized.known], away.centred[lost].max(axis=1)
     right_share = 0.0
     for method in FIX_METHODS:
         made = FixSettings(method=method)
-        seen = _trials(index, queries, here, made)
-        unseen = _trials(index, queries[lost], _some(away, lost), made)
+        seen = make_trials(index, localized.lat, localized.lon, here, made)
+        unseen = make_trials(index, localized.lat[lost], localized.lon[lost], _some(away, lost), made)
         right = seen.error_m <= WITHIN_M
         if min(right.sum(), (~right).sum()) < settings.min_of_a_kind:
-            return None
+            return float(right.mean())
         methods[method] = fit_method(seen, unseen, settings)
         if method == fix_settings.method:
             right_share = float(right.mean())
     least = float(np.quantile(familiarity, settings.rejected_share))
     return Calibration(
-        held_out=occasions.kind,
-        queries=len(queries),
-        groups=int(np.unique(occasions.label[queries]).size),
+        held_out=localized.kind,
+        queries=len(localized.lat),
+        groups=localized.groups,
         within_m=WITHIN_M,
         right_share=right_share,
         min_familiarity=least,
@@ -158,118 +213,29 @@ def _fit(
     )
 
 
-def fit_method(seen: Trials, unseen: Trials, settings: CalibrationSettings) -> MethodCalibration:
-    """Fit confidence and radius of one method.
-
-    Args:
-        seen: fixes of references whose place remained in the index.
-        unseen: fixes of references whose place did not remain; all are wrong.
-        settings: what share the second have.
-    """
-    odds = settings.away_share / (1.0 - settings.away_share)
-    each = odds * len(seen.error_m) / max(1, len(unseen.error_m))
-    intercept, slopes = fit_logistic(
-        np.concatenate([seen.evidence, unseen.evidence]),
-        np.concatenate([seen.error_m <= WITHIN_M, np.zeros(len(unseen.error_m), bool)]),
-        np.concatenate([np.ones(len(seen.error_m)), np.full(len(unseen.error_m), each)]),
-    )
-    confidence = logistic(intercept + seen.evidence @ slopes)
-    return MethodCalibration(
-        intercept=intercept,
-        weights=tuple(float(slope) for slope in slopes),
-        radius=tuple(fit_radius(confidence, seen.error_m)),
-    )
-
-
-def fit_logistic(evidence: Float64Array, right: NDArray[np.bool_], weight: Float64Array) -> tuple[float, Float64Array]:
-    """Logistic regression whose slopes are never negative, with a normal prior on standardised slopes.
-
-    Newton's method; a slope that comes out negative is set to 0 and the rest fitted again.
-
-    Args:
-        evidence: (T, M) float64.
-        right: (T,) bool.
-        weight: (T,) float64, in queries.
-
-    Returns:
-        the intercept and (M,) slopes, in the unit of the evidence.
-    """
-    mean = np.average(evidence, axis=0, weights=weight)
-    spread = np.sqrt(np.average((evidence - mean) ** 2, axis=0, weights=weight))
-    kept = spread > _CONSTANT
-    spread = np.where(kept, spread, 1.0)
-    while True:
-        design = np.concatenate([np.ones((len(evidence), 1)), (evidence - mean) / spread * kept], axis=1)
-        fitted = _newton(design, right, weight)
-        negative = kept & (fitted[1:] < 0.0)
-        if not negative.any():
-            break
-        kept = kept & ~negative
-    slopes = np.where(kept, fitted[1:] / spread, 0.0)
-    return float(fitted[0] - slopes @ mean), slopes
-
-
-def _newton(design: Float64Array, right: NDArray[np.bool_], weight: Float64Array) -> Float64Array:
-    # A trace of a prior on the intercept keeps it finite when all are right.
-    ridge = np.diag([1e-6] + [_RIDGE] * (design.shape[1] - 1))
-    at = np.zeros(design.shape[1])
-    for _ in range(_NEWTON_STEPS):
-        said = logistic(design @ at)
-        slope = design.T @ (weight * (right - said)) - ridge @ at
-        curvature = (design.T * (weight * said * (1.0 - said))) @ design + ridge
-        step = np.linalg.solve(curvature, slope)
-        at = at + step * min(1.0, 4.0 / max(float(np.abs(step).max()), 1e-12))
-        if np.abs(step).max() < 1e-9:
-            break
-    return at
-
-
-def fit_radius(confidence: Float64Array, error_m: Float64Array) -> list[RadiusKnot]:
-    """The radius that holds 68 % of the truths, as a function of confidence that never ascends.
-
-    Groups of equally many fixes along confidence, the quantile of each, pooled where a surer group is worse, and at
-    last all radii scaled by one factor so that they hold 68 % together.
-
-    Args:
-        confidence: (T,) float64.
-        error_m: (T,) float64.
-    """
-    order = np.argsort(confidence, kind="stable")
-    groups = max(1, min(_MAX_KNOTS, len(order) // _QUERIES_A_KNOT))
-    parts = np.array_split(order, groups)
-    at = np.maximum.accumulate([confidence[part].mean() for part in parts])
-    quantiles = [np.quantile(error_m[part], RADIUS_SHARE) for part in parts]
-    smooth = descending([float(np.log(max(q, _LEAST_RADIUS_M))) for q in quantiles], [len(part) for part in parts])
-    stated = np.exp(np.interp(confidence, at, smooth))
-    factor = float(np.quantile(error_m / stated, RADIUS_SHARE))
-    # Exponentials are rounded: what is meant to be equal must not ascend by a last digit.
-    radii = np.minimum.accumulate(np.maximum(np.exp(smooth) * factor, _LEAST_RADIUS_M))
-    return [RadiusKnot(confidence=float(c), radius_m=float(r)) for c, r in zip(at, radii, strict=True)]
-
-
-def descending(values: Iterable[float], weights: Iterable[float]) -> list[float]:
-    """The nearest never ascending sequence in least squares, by pooling adjacent violators (Ayer et al., 1955)."""
-    pools: list[tuple[float, float, int]] = []
-    for value, weight in zip(values, weights, strict=True):
-        pools.append((value, weight, 1))
-        while len(pools) > 1 and pools[-2][0] < pools[-1][0]:
-            (a, wa, na), (b, wb, nb) = pools[-2:]
-            pools[-2:] = [((a * wa + b * wb) / (wa + wb), wa + wb, na + nb)]
-    return [value for value, _, size in pools for _ in range(size)]
-
-
 def _some(matches: HeldOutMatches, which: Int64Array) -> HeldOutMatches:
     return HeldOutMatches(matches.rows[which], matches.scores[which], matches.centred[which], matches.remained[which])
 
 
-def _trials(index: ReferenceIndex, queries: Int64Array, matches: HeldOutMatches, settings: FixSettings) -> Trials:
-    """Make the fix of every held-out query as the service would."""
-    evidence, errors = np.zeros((len(queries), len(EVIDENCE_NAMES))), np.zeros(len(queries))
-    for place, query in enumerate(queries):
+def make_trials(
+    index: ReferenceIndex, lat: Float64Array, lon: Float64Array, matches: HeldOutMatches, settings: FixSettings
+) -> Trials:
+    """Make the fix of every query as the service would.
+
+    Args:
+        index: that was searched.
+        lat, lon: (T,) degrees, the truth.
+        matches: of T queries; one without any has no evidence, and the largest error there is.
+        settings: of the fix.
+    """
+    evidence, errors = np.zeros((len(lat), len(EVIDENCE_NAMES))), np.full(len(lat), _LOST_M)
+    for place in range(len(lat)):
         kept = matches.rows[place] >= 0
+        if not kept.any():
+            continue
         rows, scores, centred = (part[place][kept] for part in (matches.rows, matches.scores, matches.centred))
-        lat, lon = index.lat[rows], index.lon[rows]
-        found = agree(lat, lon, scores / index.score_stretch, settings)
-        evidence[place] = evidence_of(found, lat, lon, centred, settings).values
-        errors[place] = haversine_m(index.lat[query], index.lon[query], found.position.lat, found.position.lon)
+        at_lat, at_lon = index.lat[rows], index.lon[rows]
+        found = agree(at_lat, at_lon, scores / index.score_stretch, settings)
+        evidence[place] = evidence_of(found, at_lat, at_lon, centred, settings).values
+        errors[place] = haversine_m(lat[place], lon[place], found.position.lat, found.position.lon)
     return Trials(evidence, errors, matches.centred.max(axis=1, initial=-1.0))

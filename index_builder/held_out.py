@@ -4,13 +4,14 @@ Only stored descriptors are read, never photos. Blocks of rows are streamed past
 one pass over the descriptors, however many sessions there are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.calibration import HeldOut
 from retrieval.evidence import centre_rows, centred_cosines
 from retrieval.geo import Float64Array, GeoPrior
 from retrieval.references.reference import Reference
@@ -19,7 +20,6 @@ from retrieval.spatial_blocks import SpatialBlocks
 Int64Array = NDArray[np.int64]
 Float32Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-HeldOut = Literal["sessions", "time blocks"]
 
 # References taken further apart than this were taken on another occasion.
 PAUSE_S: Final = 1800.0
@@ -28,7 +28,7 @@ PAUSE_S: Final = 1800.0
 _COPY: Final = 1e-5
 
 _BLOCK: Final = 8192
-_UNKNOWN: Final = -1
+UNKNOWN: Final = -1
 
 
 class ReferenceIndex(Protocol):
@@ -75,28 +75,48 @@ class Occasions:
     @property
     def count(self) -> int:
         """How many there are."""
-        return int(np.unique(self.label[self.label != _UNKNOWN]).size)
+        return int(np.unique(self.label[self.label != UNKNOWN]).size)
 
 
 def occasions_of(index: ReferenceIndex) -> list[Occasions]:
     """What can be held out: the sessions by name, and blocks of time between pauses of half an hour."""
-    named = np.full(index.count, _UNKNOWN, np.int64)
-    seconds = np.full(index.count, np.nan)
-    number: dict[str, int] = {}
-    for rows in _blocks(index.count):
-        for row, reference in zip(rows, index.references(rows), strict=True):
-            if reference.session:
-                named[row] = number.setdefault(reference.session, len(number))
-            if reference.captured_at is not None:
-                seconds[row] = reference.captured_at.timestamp()
-    copies = _copies(named, seconds, index.lat, index.lon)
-    return [Occasions(named, "sessions", copies), Occasions(_time_blocks(seconds), "time blocks")]
+    told = TakenWhen.of(index)
+    copies = _copies(told.session, told.seconds, index.lat, index.lon)
+    return [Occasions(told.session, "sessions", copies), Occasions(time_blocks(told.seconds), "time blocks")]
+
+
+@dataclass(frozen=True, slots=True)
+class TakenWhen:
+    """When the references of an index were taken, as far as they say.
+
+    Attributes:
+        session: (N,) int64, -1 where there is none.
+        seconds: (N,) float64, of the epoch; NaN where nothing is known.
+        number: of each session's name.
+    """
+
+    session: Int64Array
+    seconds: Float64Array
+    number: dict[str, int]
+
+    @classmethod
+    def of(cls, index: ReferenceIndex) -> "TakenWhen":
+        """Read all references, some at a time."""
+        session, seconds = np.full(index.count, UNKNOWN, np.int64), np.full(index.count, np.nan)
+        number: dict[str, int] = {}
+        for rows in row_blocks(index.count):
+            for row, reference in zip(rows, index.references(rows), strict=True):
+                if reference.session:
+                    session[row] = number.setdefault(reference.session, len(number))
+                if reference.captured_at is not None:
+                    seconds[row] = reference.captured_at.timestamp()
+        return cls(session, seconds, number)
 
 
 def _copies(label: Int64Array, seconds: Float64Array, lat: Float64Array, lon: Float64Array) -> Int64Array:
     """Rows of one instant and place under several labels, each with all the labels that are not its own."""
     order = np.lexsort((lon, lat, seconds))
-    order = order[np.isfinite(seconds[order]) & (label[order] != _UNKNOWN)]
+    order = order[np.isfinite(seconds[order]) & (label[order] != UNKNOWN)]
     told = np.stack([seconds[order], lat[order], lon[order]], axis=1)
     groups = np.split(order, np.flatnonzero((told[1:] != told[:-1]).any(axis=1)) + 1)
     pairs = [
@@ -111,8 +131,9 @@ def _copies(label: Int64Array, seconds: Float64Array, lat: Float64Array, lon: Fl
     return found[np.lexsort((found[:, 1], found[:, 0]))]
 
 
-def _time_blocks(seconds: Float64Array) -> Int64Array:
-    label = np.full(len(seconds), _UNKNOWN, np.int64)
+def time_blocks(seconds: Float64Array) -> Int64Array:
+    """Which block of time each instant belongs to, between pauses of half an hour; -1 for NaN."""
+    label = np.full(len(seconds), UNKNOWN, np.int64)
     order = np.argsort(seconds, kind="stable")
     order = order[np.isfinite(seconds[order])]
     label[order] = np.cumsum(np.diff(seconds[order], prepend=seconds[order[:1]]) > PAUSE_S)
@@ -141,9 +162,9 @@ def coverage_of(index: ReferenceIndex, occasions: Occasions, queries: Int64Array
         queries: (Q,) rows.
         radius_m: metres, border included.
     """
-    near = _Near.of(index, queries, radius_m)
+    near = NearPairs.of(index, index.lat[queries], index.lon[queries], radius_m)
     own, theirs = occasions.label[queries][near.whose], occasions.label[near.rows]
-    other = (own != theirs) & (own != _UNKNOWN) & (theirs != _UNKNOWN)
+    other = (own != theirs) & (own != UNKNOWN) & (theirs != UNKNOWN)
     counted = [np.bincount(near.whose[which], minlength=len(queries)) for which in (other, slice(None))]
     return Coverage(*counted)
 
@@ -177,9 +198,7 @@ def search_held_out(
         k: matches for each.
         away_m: leave out everything within these metres of the query, too.
     """
-    wanted = index.descriptors(queries)
-    own = np.einsum("qd,qd->q", wanted, wanted)
-    near = None if away_m is None else _Near.of(index, queries, away_m)
+    near = None if away_m is None else NearPairs.of(index, index.lat[queries], index.lon[queries], away_m)
 
     def allowed(rows: Int64Array) -> Mask:
         mask = _others(occasions, queries, rows)
@@ -187,10 +206,25 @@ def search_held_out(
             near.clear(mask, rows)
         return mask
 
-    best = np.full((len(queries), k), -np.inf)
-    found = np.full((len(queries), k), -1, np.int64)
-    remained = np.zeros(len(queries), np.int64)
-    for rows in _blocks(index.count):
+    return search_allowed(index, index.descriptors(queries), allowed, k)
+
+
+def search_allowed(
+    index: ReferenceIndex, wanted: Float32Array, allowed: Callable[[Int64Array], Mask], k: int
+) -> HeldOutMatches:
+    """The k best of the rows that are allowed, exactly.
+
+    Args:
+        index: where.
+        wanted: (Q, d) float32.
+        allowed: for some ascending rows, (Q, R): which may be found.
+        k: matches for each.
+    """
+    own = np.einsum("qd,qd->q", wanted, wanted)
+    best = np.full((len(wanted), k), -np.inf)
+    found = np.full((len(wanted), k), -1, np.int64)
+    remained = np.zeros(len(wanted), np.int64)
+    for rows in row_blocks(index.count):
         mask = allowed(rows)
         scores = wanted @ index.descriptors(rows).T
         # What is the query itself but for its name, a copy in another folder, is no photo of another occasion.
@@ -205,8 +239,8 @@ def search_held_out(
     known = index.descriptors(middle)
     weights[weights.sum(axis=1) == 0] = 1.0
     centres = weights @ known / weights.sum(axis=1, keepdims=True)
-    centred = np.full((len(queries), k), -1.0)
-    for begin in range(0, len(queries), 64):
+    centred = np.full((len(wanted), k), -1.0)
+    for begin in range(0, len(wanted), 64):
         some = slice(begin, begin + 64)
         matched = index.descriptors(np.maximum(found[some], 0).ravel()).reshape(*found[some].shape, -1)
         centred[some] = centred_cosines(wanted[some], matched, centres[some])
@@ -229,14 +263,15 @@ def _merged(
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(candidates, order, axis=1)
 
 
-def _blocks(count: int) -> list[Int64Array]:
+def row_blocks(count: int) -> list[Int64Array]:
+    """All rows, ascending, in blocks of 8,192."""
     return [np.arange(begin, min(begin + _BLOCK, count)) for begin in range(0, count, _BLOCK)]
 
 
 def _others(occasions: Occasions, queries: Int64Array, rows: Int64Array) -> Mask:
     """(Q, R): which of some ascending rows are known to be of another occasion."""
     own, theirs = occasions.label[queries][:, None], occasions.label[rows][None]
-    mask = np.asarray((own != theirs) & (own != _UNKNOWN) & (theirs != _UNKNOWN))
+    mask = np.asarray((own != theirs) & (own != UNKNOWN) & (theirs != UNKNOWN))
     begin, end = np.searchsorted(occasions.copies[:, 0], [rows[0], rows[-1] + 1])
     for row, label in occasions.copies[begin:end]:
         column = int(np.searchsorted(rows, row))
@@ -246,18 +281,18 @@ def _others(occasions: Occasions, queries: Int64Array, rows: Int64Array) -> Mask
 
 
 @dataclass(frozen=True, slots=True)
-class _Near:
+class NearPairs:
     """Which rows lie near which query: pairs, ascending in rows."""
 
     whose: Int64Array
     rows: Int64Array
 
     @classmethod
-    def of(cls, index: ReferenceIndex, queries: Int64Array, radius_m: float) -> "_Near":
-        """All pairs within a radius, border included."""
+    def of(cls, index: ReferenceIndex, lat: Float64Array, lon: Float64Array, radius_m: float) -> "NearPairs":
+        """All pairs of (Q,) positions and rows within a radius, border included."""
         blocks = SpatialBlocks(index.lat, index.lon)
-        found = [blocks.rows_within(GeoPrior(index.lat[q], index.lon[q], radius_m)) for q in queries]
-        whose = np.repeat(np.arange(len(queries)), [len(rows) for rows in found])
+        found = [blocks.rows_within(GeoPrior(*place, radius_m)) for place in zip(lat, lon, strict=True)]
+        whose = np.repeat(np.arange(len(found)), [len(rows) for rows in found])
         rows = np.concatenate(found) if found else np.empty(0, np.int64)
         order = np.argsort(rows, kind="stable")
         return cls(whose[order], rows[order])

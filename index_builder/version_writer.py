@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index_builder.calibrating import fit_calibration
+from index_builder.calibrating import calibrate
 from index_builder.local_features import FeaturesPlan, write_local_features
+from index_builder.outside_photos import OutsidePhotos
 from index_builder.reference_rows import bounds_of, spatial_order
 from index_builder.vectors.choosing import Choice, choose_parameters
 from index_builder.vectors.design import IndexDesign
@@ -21,6 +22,7 @@ from retrieval.bundle import Bundle
 from retrieval.describer import Descriptors
 from retrieval.errors import PlaceIndexError
 from retrieval.place_index import (
+    CALIBRATION_PHOTOS_NAME,
     CANDIDATES_NAME,
     LOCAL_FEATURES_NAME,
     REFERENCES_NAME,
@@ -66,6 +68,7 @@ class VersionContent:
         kept: (K,) int64, which rows of the base.
         describing: how all of them were described, or None where not all were described alike.
         local_features: how local features are made, or None for an index without.
+        calibration_photos: what to calibrate on, described by the bundle; None: the references.
     """
 
     name: str
@@ -78,6 +81,7 @@ class VersionContent:
     kept: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     describing: DescribingRecord | None = None
     local_features: FeaturesPlan | None = None
+    calibration_photos: OutsidePhotos | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ def write_version(
         rows_in_order = content.table.take(pa.array(order))
         root = Path(content.source.root)
         features = write_local_features(folder / LOCAL_FEATURES_NAME, rows_in_order, root, content.local_features)
+    if content.calibration_photos is not None:
+        content.calibration_photos.write(folder / CALIBRATION_PHOTOS_NAME)
     manifest = PlaceIndexManifest(
         name=content.name,
         version=content.version,
@@ -139,6 +145,7 @@ def write_version(
         whitening=_whitening_record(content, whitening),
         describing=content.describing,
         local_features=features,
+        calibration_photos=0 if content.calibration_photos is None else content.calibration_photos.count,
         count=len(order),
         bounds=bounds_of(content.table),
         source=content.source,
@@ -150,7 +157,7 @@ def write_version(
     del exact
     index = PlaceIndex.open(folder)
     check_answers(index)
-    if design.calibrate and (calibration := fit_calibration(index)) is not None:
+    if design.calibrate and (calibration := calibrate(index, content.calibration_photos)) is not None:
         manifest = manifest.model_copy(update={"calibration": calibration})
         manifest.write(folder)
     reached("manifest written")

@@ -11,6 +11,8 @@ from retrieval.errors import ParameterError
 from retrieval.evidence import EVIDENCE_NAMES, Evidence
 from retrieval.geo import Float64Array
 
+HeldOut = Literal["sessions", "time blocks", "photos"]
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,9 +72,10 @@ class Calibration(_Frozen):
 
     Attributes:
         format_version: of this model.
-        held_out: what was held out with each query: its whole session, or everything taken around the same time where
-            the references name no sessions that overlap.
-        queries: how many references were held out and localized.
+        held_out: what was localized. Two times references of the index, held out with their whole session, or with
+            everything taken around the same time where they name no sessions that overlap. Or photos that it does not
+            hold, given for this purpose.
+        queries: how many references or photos were localized.
         groups: how many sessions or blocks of time they come from.
         within_m: the distance that confidence speaks of, metres.
         right_share: of these queries, how many fixes of the default method lay within it.
@@ -86,9 +89,9 @@ class Calibration(_Frozen):
     """
 
     format_version: Literal[1] = 1
-    held_out: Literal["sessions", "time blocks"]
+    held_out: HeldOut
     queries: int = Field(ge=1)
-    groups: int = Field(ge=2)
+    groups: int = Field(ge=1)
     within_m: float = Field(gt=0.0)
     right_share: float = Field(ge=0.0, le=1.0)
     min_familiarity: float = Field(ge=-1.0, le=1.0)

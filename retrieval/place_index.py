@@ -30,6 +30,7 @@ CANDIDATES_NAME: Final = "candidates.faiss"
 WHITENING_NAME: Final = "whitening.npz"
 REFERENCES_NAME: Final = "references.parquet"
 LOCAL_FEATURES_NAME: Final = "local_features.arrow"
+CALIBRATION_PHOTOS_NAME: Final = "calibration_photos.parquet"
 
 
 class PlaceIndex(SearchablePlaceIndex):
@@ -195,4 +196,5 @@ def file_names(manifest: PlaceIndexManifest) -> list[str]:
         *([CANDIDATES_NAME] if manifest.candidates else []),
         *([WHITENING_NAME] if manifest.whitening else []),
         *([LOCAL_FEATURES_NAME] if manifest.local_features else []),
+        *([CALIBRATION_PHOTOS_NAME] if manifest.calibration_photos else []),
     ]

@@ -132,6 +132,7 @@ class PlaceIndexManifest(Manifest):
     calibration: Calibration | None = None
     describing: DescribingRecord | None = None
     local_features: LocalFeaturesRecord | None = None
+    calibration_photos: int = Field(default=0, ge=0)
     count: int = Field(ge=1)
     bounds: Bounds
     source: Source

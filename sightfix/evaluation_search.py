@@ -6,15 +6,15 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.markup import escape
 
 from index_builder.calibrating import fit_calibration
 from index_builder.described_index import DescribedIndex, DescribedVectors
-from index_builder.describing import DescribedReferences, DescribeSettings, describe_references
+from index_builder.describing import DescribeSettings
 from index_builder.held_out import ReferenceIndex
+from index_builder.outside_photos import calibration_photos_for
 from retrieval.calibration import Calibration
 from retrieval.describer import Describer, Descriptors
-from retrieval.errors import ParameterError, ReferenceDataError
+from retrieval.errors import ParameterError
 from retrieval.evaluation import (
     BeforeReranking,
     Fixes,
@@ -27,10 +27,11 @@ from retrieval.evaluation import (
 from retrieval.evidence import StoredDescriptors, centre_of, centred_cosines
 from retrieval.fix import FixSettings
 from retrieval.place_index import PlaceIndex
-from retrieval.references import Reference, open_references
+from retrieval.references import Reference
 from retrieval.reranking.reranker import Reranker, RerankSettings, require_features, rerank_photos
 from retrieval.stores.contract import PlaceIndexStore
 from sightfix.console import console, progress_bar
+from sightfix.described_photos import describe_photos
 
 _SAME_PHOTO: Final = 0.999
 _QUERIES_AT_ONCE: Final = 256
@@ -138,7 +139,7 @@ def search_photos(
     Raises:
         ReferenceDataError: a source without photos, or one that cannot be read.
     """
-    described = _describe("Describing the database", database, describer, settings)
+    described = describe_photos("Describing the database", database, describer, settings)
     positions = Positions.from_references(described.references)
     stored = DescribedVectors(described.descriptors)
     index = DescribedIndex(described.references, described.descriptors) if positions.lat is not None else None
@@ -148,7 +149,7 @@ def search_photos(
             rows, scores = exact_ranking(described.descriptors, descriptors, _matches_needed(protocol), advance)
         return _with_centred(stored, rows, scores, descriptors)
 
-    queries = _describe("Describing the queries", asked.queries, describer, settings)
+    queries = describe_photos("Describing the queries", asked.queries, describer, settings)
     calibration, notes = _calibrated(index) if asked.calibrate and index is not None else (None, ())
     return Found(
         queries.references,
@@ -211,11 +212,13 @@ def search_index(
         scores = np.concatenate([piece.scores for piece in pieces])
         return _with_centred(place_index, rows, scores, place_index.whitened(descriptors))
 
-    queries = _describe("Describing the queries", asked.queries, describer, settings)
+    queries = describe_photos("Describing the queries", asked.queries, describer, settings)
     calibration: Calibration | None = place_index.manifest.calibration
     notes: tuple[str, ...] = ()
     if isinstance(place_index, PlaceIndex) and asked.calibrate:
         calibration, notes = _calibrated(place_index)
+    elif isinstance(place_index, PlaceIndex) and calibration is not None and calibration.held_out == "photos":
+        notes = _calibrated_on(place_index, queries.descriptors)
     matches = search(queries.descriptors)
     if reranker is not None:
         matches = replace(matches, order=_reranked(reranker, queries.references, matches.rows))
@@ -248,7 +251,7 @@ def _elsewhere(
 ) -> Matches | None:
     if asked.out_of_area is None:
         return None
-    described = _describe("Describing photos of other places", asked.out_of_area, describer, settings)
+    described = describe_photos("Describing photos of other places", asked.out_of_area, describer, settings)
     return search(described.descriptors)
 
 
@@ -259,6 +262,16 @@ def _calibrated(index: ReferenceIndex) -> tuple[Calibration | None, tuple[str, .
         return None, ("Not calibrated: too few references see what references of other sessions see",)
     taken = f"{calibration.queries} references of {calibration.groups} {calibration.held_out}"
     return calibration, (f"Calibrated on {taken}, each held out with its own",)
+
+
+def _calibrated_on(index: PlaceIndex, descriptors: Descriptors) -> tuple[str, ...]:
+    """What calibrating on photos has to do with these queries: (Q, D) float32."""
+    photos = calibration_photos_for(index.manifest.bundle.fingerprint, index)
+    if photos is None:
+        return ()
+    same = int(((descriptors @ photos.descriptors.T).max(axis=1) > _SAME_PHOTO).sum())
+    given = f"Calibrated on {photos.count} photos that were given for it"
+    return (f"{given}; {same} of the queries are among them: no test of confidence" if same else given,)
 
 
 def _with_centred(
@@ -275,21 +288,6 @@ def _with_centred(
         matched = index.descriptors(np.maximum(best[some], 0).ravel()).reshape(*best[some].shape, -1)
         centred[some] = np.where(best[some] < 0, -1.0, centred_cosines(descriptors[some], matched, centre))
     return Matches(rows, scores, centred)
-
-
-def _describe(what: str, spec: str, describer: Describer, settings: DescribeSettings) -> DescribedReferences:
-    source = open_references(spec)
-    with progress_bar(what, len(source)) as advance:
-        described = describe_references(source, describer, settings, advance)
-    if not described.references:
-        raise ReferenceDataError("there is no photo with a position", where=spec, remedy="Check folder and filters")
-    left_out = len(source.skipped) + len(described.unreadable)
-    if left_out:
-        console.print(
-            f"[yellow]left out[/] {left_out} photos of {escape(spec)}; see: sightfix inspect {escape(spec)}",
-            soft_wrap=True,
-        )
-    return described
 
 
 def _matches_needed(protocol: Protocol) -> int:

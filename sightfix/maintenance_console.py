@@ -11,6 +11,7 @@ from rich.table import Table
 from index_builder.maintenance.comparing import Kind, VersionDifference
 from index_builder.maintenance.doctor import Diagnosis
 from index_builder.maintenance.versions import Verdict, VersionSummary
+from index_builder.recalibrating import Recalibrated
 from retrieval.place_index import PlaceIndex
 from sightfix.console import console
 from sightfix.index_console import bytes_text
@@ -54,6 +55,34 @@ def versions_json(found: Sequence[VersionSummary]) -> str:
         for one in found
     ]
     return json.dumps(listed, indent=2) + "\n"
+
+
+def print_recalibrated(done: Recalibrated) -> None:
+    """What the photos said of the index, and what is in force now."""
+    check, calibration = done.check, done.calibration
+    if check is not None:
+        of = "1 occasion" if check.occasions == 1 else f"{check.occasions} occasions"
+        console.print(
+            f"{check.photos} photos of {of}: {check.right_share:.0%} of the fixes lie within 25 m", highlight=False
+        )
+        table = Table(box=None, pad_edge=False)
+        for name in ("", "mean confidence", "calibration error", "68 % radius holds"):
+            table.add_column(name, justify="right" if name else "left")
+        for name, told in (("before", check.before), ("now, left-out photos", check.now)):
+            cells = ["not calibrated", "", ""] if told is None else [
+                f"{told.stated_share:.0%}", f"{told.calibration_error:.3f}", f"{told.radius_share:.0%}"
+            ]  # fmt: skip
+            table.add_row(name, *cells)
+        table.add_row("honest confidences", f"{check.right_share:.0%}", f"{check.error_if_honest:.3f}", "68%")
+        console.print(table)
+        apart = "session or block of time" if check.occasions > 1 else "square of 100 m"
+        console.print(f"[dim]now: each {apart} judged by what was fitted to all the others[/]", highlight=False)
+    elif calibration is None:
+        console.print("[yellow]not calibrated[/] too few references see what references of other sessions see")
+    else:
+        taken = f"{calibration.queries} references of {calibration.groups} {calibration.held_out}"
+        console.print(f"calibrated on {taken}, each held out with its own", highlight=False)
+    console.print(f"[green]published[/] version {done.version} of [bold]{escape(done.name)}[/]")
 
 
 def print_verdict(verdict: Verdict, name: str) -> None:

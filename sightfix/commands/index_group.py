@@ -11,6 +11,13 @@ from typer.core import TyperGroup
 
 from retrieval.index_folder import DEFAULT_INDEXES
 from sightfix.commands.index import index as build
+from sightfix.describer_options import (
+    CpuFallbackOption,
+    PrecisionOption,
+    ProviderOption,
+    ThreadsOption,
+    make_describer,
+)
 from sightfix.store_options import (
     IndexesOption,
     StoreBuildOption,
@@ -222,6 +229,53 @@ def import_(
     design = IndexDesign(type=type_, storage=stored_as(file))  # type: ignore[arg-type]
     manifest = import_index(file, open_bundle(bundle), indexes, name, design, keep, root=root)
     console.print(f"[green]published[/] {manifest.count} references as [bold]{name}[/], version {manifest.version}")
+
+
+@index.command()
+def calibrate(
+    photos: Annotated[
+        str | None,
+        typer.Argument(help="At least 100 photos of known position, like those to come: a folder, a CSV, or a spec"),
+    ] = None,
+    name: NameOption = None,
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="No photos: calibrate on the index's own sessions again")
+    ] = False,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle that the index was made with; the shipped one")] = None,
+    provider: ProviderOption = None,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    allow_cpu_fallback: CpuFallbackOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Photos described at once")] = 16,
+    max_unreadable: Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")] = 0,
+    keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
+) -> None:
+    """Fit confidence, radius and NO_MATCH to photos of known position; publishes a version that differs in these."""
+    from index_builder.describing import DescribeSettings
+    from index_builder.outside_photos import OutsidePhotos
+    from index_builder.recalibrating import recalibrate
+    from retrieval.errors import ParameterError
+    from sightfix.console import console
+    from sightfix.described_photos import describe_photos
+    from sightfix.maintenance_console import print_recalibrated
+
+    if (photos is None) != forget:
+        raise ParameterError(
+            "give either photos of known position or --forget",
+            remedy="sightfix index calibrate PHOTOS, or: sightfix index calibrate --forget",
+        )
+    which = _folder(indexes, name).name
+    given = None
+    if photos is not None:
+        describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
+        _open(indexes, which, None).check_bundle(describer.bundle)
+        settings = DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable)
+        described = describe_photos("Describing the photos", photos, describer, settings)
+        given = OutsidePhotos.from_references(described.references, described.descriptors)
+    with console.status("Calibrating"):
+        done = recalibrate(indexes, which, given, keep=keep)
+    print_recalibrated(done)
 
 
 @index.command()

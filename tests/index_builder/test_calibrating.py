@@ -3,13 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from index_builder.calibrating import (
-    CalibrationSettings,
-    descending,
-    fit_calibration,
-    fit_logistic,
-    fit_radius,
-)
+from index_builder.calibrating import fit_calibration
+from index_builder.calibration_fitting import CalibrationSettings, descending, fit_logistic, fit_radius
 from index_builder.described_index import DescribedIndex
 from retrieval.calibration import Calibration, logistic
 from retrieval.errors import ParameterError

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from index_builder.recalibrating import Judgement, PhotoCheck, Recalibrated
 from retrieval.errors import ParameterError
+from sightfix.maintenance_console import print_recalibrated
 from sightfix.quantities import parse_bytes, parse_count
 from tests.conftest import PublishedPlaces
 from tests.retrieval.other_bundle import flip_byte
@@ -70,6 +72,36 @@ def test_the_doctor_writes_a_page(indexed: Path) -> None:
     assert "stretches without photos" in done.stdout, done.stderr
     assert (indexed / "map.html").read_text().startswith("<!doctype html>")
     assert json.loads((indexed / "found.json").read_text())["count"] == 10
+
+
+def test_calibrating_needs_photos_of_places_in_the_index(indexed: Path) -> None:
+    done = sightfix("index", "calibrate", folder=indexed)
+    assert done.returncode == 1
+    assert "give either photos of known position or --forget" in done.stderr
+    done = sightfix("index", "calibrate", "--forget", "csv:refs.csv", folder=indexed)
+    assert "give either photos of known position or --forget" in done.stderr
+    done = sightfix("index", "calibrate", "csv:refs.csv", folder=indexed)
+    assert done.returncode == 1
+    assert "of 10 photos lie within 25 m of a reference of another occasion; 100 are needed" in done.stderr
+    done = sightfix("index", "calibrate", "--forget", folder=indexed)
+    assert "not calibrated too few references see what references of other sessions see" in done.stdout, done.stderr
+    assert "published version" in done.stdout
+    assert len(json.loads(sightfix("index", "versions", "--json", folder=indexed).stdout)) == 3
+
+
+@pytest.mark.parametrize("occasions", [1, 3])
+def test_what_calibrating_says(occasions: int, capsys: pytest.CaptureFixture[str]) -> None:
+    now = Judgement(stated_share=0.49, calibration_error=0.054, radius_share=0.65)
+    before = None if occasions == 1 else Judgement(stated_share=0.61, calibration_error=0.127, radius_share=0.5)
+    check = PhotoCheck(626, occasions, 0.481, 0.047, before, now)
+    print_recalibrated(Recalibrated("campus", "2026-1", None, check))
+    said = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert lines[0].startswith("626 photos of 1 occasion:" if before is None else "626 photos of 3 occasions: 48% of")
+    assert ("before not calibrated" if before is None else "before 61% 0.127 50%") in lines
+    assert "now, left-out photos 49% 0.054 65%" in lines
+    assert ("each square of 100 m" if before is None else "each session or block of time") in said
+    assert "published version 2026-1 of campus" in said
 
 
 def test_a_plan_has_a_row_for_every_type(tmp_path: Path) -> None:

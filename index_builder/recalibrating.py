@@ -1,0 +1,205 @@
+"""Calibrate a published index again, on photos of known position like those it will be asked about."""
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index_builder.calibrating import fit_calibration, fit_on_photos, make_trials
+from index_builder.calibration_fitting import WITHIN_M, CalibrationSettings, Trials, fit_method
+from index_builder.outside_photos import OutsidePhotos, OutsideSearch
+from index_builder.publishing import DEFAULT_KEEP, draft_version, remove_old_versions
+from retrieval.agreement import FixSettings
+from retrieval.artefact import record_files
+from retrieval.calibration import Calibration, MethodCalibration
+from retrieval.evaluation import Bootstrap, Fixes, Positions, place_groups
+from retrieval.evaluation.confidence import confidence_report
+from retrieval.geo import Float64Array
+from retrieval.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
+
+# Photos of one occasion are judged by calibrations fitted on other squares of this side.
+_SQUARE_M: Final = 100.0
+_FOLDS: Final = 5
+_MOST_FOLDS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How a calibration did on photos that it was not fitted to.
+
+    Attributes:
+        stated_share: mean confidence.
+        calibration_error: see `ConfidenceReport`.
+        radius_share: how many truths lay within the radius; it should be 0.68.
+    """
+
+    stated_share: float
+    calibration_error: float
+    radius_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoCheck:
+    """What photos of known position say about an index.
+
+    Attributes:
+        photos: how many.
+        occasions: how many sessions or blocks of time they come from.
+        right_share: how many fixes lay within 25 m.
+        error_if_honest: the calibration error that honest confidences would show with so few photos.
+        before: the calibration that was in force; None where there was none.
+        now: calibrations fitted on the other occasions, or for one occasion on the other squares of 100 m.
+    """
+
+    photos: int
+    occasions: int
+    right_share: float
+    error_if_honest: float
+    before: Judgement | None
+    now: Judgement
+
+
+@dataclass(frozen=True, slots=True)
+class Recalibrated:
+    """What became of it.
+
+    Attributes:
+        name, version: of the index, and the new version.
+        calibration: in force now; None where its references cannot say anything.
+        check: what the photos said; None without photos.
+    """
+
+    name: str
+    version: str
+    calibration: Calibration | None
+    check: PhotoCheck | None
+
+
+def recalibrate(indexes: Path, name: str, photos: OutsidePhotos | None, *, keep: int = DEFAULT_KEEP) -> Recalibrated:
+    """Publish a new version that differs from the current one in its calibration alone.
+
+    Its other files are the current version's, by hard links where the disk allows. The photos are kept with it (their
+    descriptors, positions and times), and whatever updates the index calibrates on them again.
+
+    Args:
+        indexes: the folder of all indexes.
+        name: of this index.
+        photos: described by its bundle, not whitened; None goes back to its own references.
+        keep: how many versions remain.
+
+    Raises:
+        IndexNotFoundError: there is no such index.
+        ParameterError: the photos allow no calibration (``not_calibrated``).
+        StorageError: the disk refuses, or another process is building this index.
+    """
+    with draft_version(indexes, name) as draft:
+        base = PlaceIndex.open(draft.index_folder)
+        check = None
+        if photos is None:
+            calibration = fit_calibration(base)
+        else:
+            whitened = replace(photos, descriptors=base.whitened(photos.descriptors))
+            calibration = fit_on_photos(base, whitened)
+            check = check_on_photos(base, whitened, base.manifest.calibration)
+        files = {file: told for file, told in base.manifest.files.items() if file != CALIBRATION_PHOTOS_NAME}
+        for file in files:
+            _link(base.folder / file, draft.folder / file)
+        if photos is not None:
+            photos.write(draft.folder / CALIBRATION_PHOTOS_NAME)
+            files |= record_files(draft.folder, [CALIBRATION_PHOTOS_NAME])
+        base.manifest.model_copy(
+            update={
+                "version": draft.version,
+                "calibration": calibration,
+                "calibration_photos": 0 if photos is None else photos.count,
+                "files": files,
+            }
+        ).write(draft.folder)
+        PlaceIndex.open(draft.folder)
+        draft.name_version()
+        draft.make_current()
+        remove_old_versions(draft.index_folder, keep)
+    return Recalibrated(name, draft.version, calibration, check)
+
+
+def check_on_photos(
+    index: PlaceIndex,
+    photos: OutsidePhotos,
+    before: Calibration | None,
+    settings: CalibrationSettings | None = None,
+) -> PhotoCheck:
+    """How honest the confidence is, before and after calibrating on these photos, on photos left out of it.
+
+    Args:
+        index: which.
+        photos: described by its bundle, and whitened as it whitens.
+        before: the calibration in force.
+        settings: of the calibration.
+    """
+    settings, made = settings or CalibrationSettings(), FixSettings()
+    search = OutsideSearch(index, photos)
+    here, away = (search.search(made.matches_needed, apart) for apart in (None, settings.away_m))
+    seen = make_trials(index, photos.lat, photos.lon, here, made)
+    unseen = make_trials(index, photos.lat, photos.lon, away, made)
+    lost = away.remained >= settings.min_queries
+    occasions = photos.occasions
+    parts = _parts(photos, occasions)
+    confidence, radius_m = np.empty(photos.count), np.empty(photos.count)
+    for part in np.unique(parts):
+        rest = parts != part
+        fitted = fit_method(_some(seen, rest), _some(unseen, rest & lost), settings)
+        confidence[~rest], radius_m[~rest] = _stated(fitted, _some(seen, ~rest))
+    now, honest = _judge(photos, seen, confidence, radius_m)
+    told = before.of_method(made) if before is not None and before.holds_for(made) else None
+    return PhotoCheck(
+        photos=photos.count,
+        occasions=int(np.unique(occasions).size),
+        right_share=float((seen.error_m <= WITHIN_M).mean()),
+        error_if_honest=honest,
+        before=None if told is None else _judge(photos, seen, *_stated(told, seen))[0],
+        now=now,
+    )
+
+
+def _parts(photos: OutsidePhotos, occasions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which photos are judged together, by what was fitted to all the others."""
+    if np.unique(occasions).size > 1:
+        return np.asarray(occasions % _MOST_FOLDS)
+    squares = place_groups(Positions.from_degrees(photos.lat, photos.lon), _SQUARE_M)
+    return np.asarray(np.random.default_rng(0).permutation(squares.max() + 1)[squares] % _FOLDS)
+
+
+def _stated(method: MethodCalibration, trials: Trials) -> tuple[Float64Array, Float64Array]:
+    confidence = method.confidences(trials.evidence)
+    return confidence, method.radii_m(confidence)
+
+
+def _judge(
+    photos: OutsidePhotos, seen: Trials, confidence: Float64Array, radius_m: Float64Array
+) -> tuple[Judgement, float]:
+    fixes = Fixes(photos.lat, photos.lon, confidence, radius_m)
+    report = confidence_report(fixes, seen.error_m, np.arange(photos.count), Bootstrap(resamples=1))
+    assert report is not None
+    held = float((seen.error_m <= radius_m).mean())
+    error = report.calibration_error.value
+    assert error is not None
+    return Judgement(float(confidence.mean()), error, held), report.calibration_error_if_honest
+
+
+def _some(trials: Trials, which: NDArray[np.bool_]) -> Trials:
+    return Trials(trials.evidence[which], trials.error_m[which], trials.familiarity[which])
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS):
+            raise
+        shutil.copyfile(source, target)

@@ -1,0 +1,103 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index_builder import held_out
+from index_builder.described_index import DescribedIndex
+from index_builder.held_out import PAUSE_S
+from index_builder.outside_photos import OutsidePhotos, OutsideSearch
+from retrieval.errors import ParameterError
+from retrieval.geo import haversine_m
+from tests.index_builder.surveyed import survey
+
+
+def outside(index: DescribedIndex) -> OutsidePhotos:
+    every = np.arange(index.count)
+    return OutsidePhotos.from_references(index.references(every), index.descriptors(every))
+
+
+def left_to_find(index: DescribedIndex, photos: OutsidePhotos, place: int, away_m: float | None) -> np.ndarray:
+    """The rows that one photo may find, row by row."""
+    allowed = []
+    for row in range(index.count):
+        reference = index.references(np.array([row]))[0]
+        own, seconds = photos.sessions[place], photos.seconds[place]
+        if own and reference.session:
+            apart = own != reference.session
+        else:
+            taken = reference.captured_at
+            apart = taken is None or np.isnan(seconds) or abs(taken.timestamp() - seconds) > PAUSE_S
+        metres = haversine_m(photos.lat[place], photos.lon[place], index.lat[row], index.lon[row])
+        copy = index.descriptors(np.array([row]))[0] @ photos.descriptors[place] > 1.0 - 1e-5
+        if apart and not copy and (away_m is None or metres > away_m):
+            allowed.append(row)
+    return np.array(allowed)
+
+
+@pytest.mark.parametrize("away_m", [None, 200.0])
+@pytest.mark.parametrize("block", [8192, 37])
+def test_search_agrees_with_one_row_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, away_m: float | None, block: int
+) -> None:
+    """Of the index's own sessions, of others, without a session, and with nothing known at all."""
+    monkeypatch.setattr(held_out, "_BLOCK", block)
+    index = survey(3, 40)
+    photos = outside(survey(4, 3, seed=5))
+    photos = replace(
+        photos,
+        sessions=[*photos.sessions[:6], None, None, "drive-9", None, "", "drive-1"],
+        seconds=np.array([*photos.seconds[:9], np.nan, photos.seconds[4], np.nan]),
+    )
+    found = OutsideSearch(index, photos).search(12, away_m)
+    for place in range(photos.count):
+        allowed = left_to_find(index, photos, place, away_m)
+        scores = index.descriptors(allowed).astype(np.float64) @ photos.descriptors[place]
+        best = np.argsort(-scores, kind="stable")[:12]
+        np.testing.assert_array_equal(found.rows[place], allowed[best])
+        np.testing.assert_allclose(found.scores[place], scores[best], atol=1e-5)
+        centre = index.descriptors(allowed).astype(np.float64).mean(axis=0)
+        around = index.descriptors(allowed[best]) - centre
+        own = photos.descriptors[place] - centre
+        centred = around @ own / np.linalg.norm(own) / np.linalg.norm(around, axis=1)
+        np.testing.assert_allclose(found.centred[place], centred, atol=1e-4)
+        assert found.remained[place] == len(allowed)
+
+
+@pytest.mark.parametrize("block", [8192, 7])
+def test_a_place_is_known_from_other_occasions_only(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(held_out, "_BLOCK", block)
+    index, photos = survey(1, 40), outside(survey(1, 40))
+    assert not OutsideSearch(index, photos).known(25.0).any(), "all of them are of drive-0"
+    renamed = replace(photos, sessions=["another"] * 40, lat=photos.lat + np.where(np.arange(40) < 10, 0.0, 0.01))
+    np.testing.assert_array_equal(OutsideSearch(index, renamed).known(25.0), np.arange(40) < 10)
+
+
+def test_occasions_are_sessions_or_blocks_of_time() -> None:
+    photos = outside(survey(2, 4))
+    np.testing.assert_array_equal(photos.occasions, [0, 0, 0, 0, 1, 1, 1, 1])
+    unnamed = replace(photos, sessions=[None] * 8)
+    np.testing.assert_array_equal(unnamed.occasions, [0, 0, 0, 0, 1, 1, 1, 1])
+    unknown = replace(unnamed, seconds=np.full(8, np.nan))
+    assert set(unknown.occasions) == {0}
+    mixed = replace(photos, sessions=["drive-0"] * 4 + [None] * 4)
+    np.testing.assert_array_equal(mixed.occasions, [0, 0, 0, 0, 1, 1, 1, 1])
+
+
+def test_what_was_written_is_read_bit_by_bit(tmp_path: Path) -> None:
+    photos = outside(survey(2, 3))
+    photos = replace(photos, sessions=["a", None, "b", "b", None, "ü"], seconds=np.array([*photos.seconds[:5], np.nan]))
+    photos.write(tmp_path / "photos.parquet")
+    read = OutsidePhotos.read(tmp_path / "photos.parquet")
+    assert read.sessions == photos.sessions
+    for name in ("descriptors", "lat", "lon", "seconds"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(photos, name))
+    assert read.descriptors.dtype == np.float32
+
+
+def test_a_photo_without_a_position_is_refused() -> None:
+    index = survey(1, 3)
+    without = [replace(reference, position=None) for reference in index.references(np.arange(3))]
+    with pytest.raises(ParameterError, match="no position in degrees"):
+        OutsidePhotos.from_references(without, index.descriptors(np.arange(3)))

@@ -1,0 +1,251 @@
+"""Calibrating on photos of known position: honest where references mislead, kept by updates, and never silent."""
+
+import errno
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index_builder import recalibrating
+from index_builder.building import build_index
+from index_builder.calibrating import fit_calibration, fit_on_photos, make_trials
+from index_builder.calibration_fitting import WITHIN_M, CalibrationSettings
+from index_builder.described_index import DescribedIndex
+from index_builder.maintenance.versions import verify_version
+from index_builder.outside_photos import OutsidePhotos, OutsideSearch, calibration_photos_for
+from index_builder.publishing import draft_version
+from index_builder.recalibrating import recalibrate
+from index_builder.reference_rows import ReferenceRows
+from index_builder.updating import IndexUpdater
+from index_builder.vectors.design import IndexDesign
+from index_builder.version_writer import VersionContent, write_version
+from retrieval.bundle import Bundle
+from retrieval.describer import Describer
+from retrieval.errors import IndexNotFoundError, ParameterError
+from retrieval.fix import FixSettings
+from retrieval.index_folder import published_versions
+from retrieval.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
+from retrieval.place_index_manifest import Source
+from retrieval.stores.folders import FolderStore
+from tests.index_builder.surveyed import DIM, survey
+from tests.places import make_places
+from tests.retrieval.other_bundle import write_other_bundle
+
+SETTINGS = CalibrationSettings(away_m=200.0)
+
+
+def outside(index: DescribedIndex, *, prefix: str = "robot", dim: int = DIM) -> OutsidePhotos:
+    """Photos of another camera, in sessions of their own."""
+    every = np.arange(index.count)
+    photos = OutsidePhotos.from_references(index.references(every), widened(index.descriptors(every), dim))
+    return replace(photos, sessions=[f"{prefix} {session}" for session in photos.sessions])
+
+
+def photographed(index: DescribedIndex, *, off_m: float) -> OutsidePhotos:
+    """By a phone whose positions are off to the north."""
+    photos = outside(index)
+    return replace(photos, lat=photos.lat + off_m / 111_195.0)
+
+
+def widened(descriptors: np.ndarray, dim: int) -> np.ndarray:
+    return np.pad(descriptors, ((0, 0), (0, dim - descriptors.shape[1])))
+
+
+@pytest.fixture(scope="module")
+def known() -> DescribedIndex:
+    return survey(6, 80, noise=1.0, seed=1)
+
+
+def test_where_another_camera_is_worse_photos_tell_and_references_do_not(known: DescribedIndex) -> None:
+    given, later = (
+        photographed(survey(sessions, 70, noise=2.6, seed=seed), off_m=15.0) for sessions, seed in ((6, 2), (8, 3))
+    )
+    matches = OutsideSearch(known, later).search(FixSettings().matches_needed)
+    trials = make_trials(known, later.lat, later.lon, matches, FixSettings())
+    right = (trials.error_m <= WITHIN_M).mean()
+    assert 0.15 < right < 0.8, "else the test says nothing"
+    own = fit_calibration(known, SETTINGS)
+    assert own is not None
+    gaps, held = [], []
+    for calibration in (own, fit_on_photos(known, given, SETTINGS)):
+        method = calibration.of_method(FixSettings())
+        confidence = method.confidences(trials.evidence)
+        gaps.append(confidence.mean() - right)
+        held.append((trials.error_m <= method.radii_m(confidence)).mean())
+    assert gaps[0] > 0.1, "what references say is too sure"
+    assert abs(gaps[1]) < 0.07
+    assert abs(held[1] - 0.68) < 0.08 < abs(held[0] - 0.68)
+
+
+def test_what_it_says_of_itself(known: DescribedIndex) -> None:
+    calibration = fit_on_photos(known, outside(survey(3, 70, noise=2.6, seed=2)), SETTINGS)
+    assert (calibration.held_out, calibration.queries, calibration.groups) == ("photos", 210, 3)
+    assert calibration.rejected_share == pytest.approx(0.07, abs=0.01)
+    few = fit_on_photos(known, outside(survey(3, 70, noise=2.6, seed=2)), replace(SETTINGS, max_queries=150))
+    assert few.queries == 150
+
+
+def test_photos_that_were_indexed_meanwhile_teach_the_same(known: DescribedIndex) -> None:
+    """A robot's photos are often appended to the index: they must find neither themselves nor their neighbours."""
+    given = outside(survey(1, 210, noise=2.6, seed=2))
+    rows = known.references(np.arange(known.count))
+    new = [replace(one, session="robot drive-0") for one in survey(1, 210, seed=2).references(np.arange(210))]
+    stored = np.concatenate([known.descriptors(np.arange(known.count)), given.descriptors])
+    alone, together = (
+        fit_on_photos(index, given, SETTINGS) for index in (known, DescribedIndex([*rows, *new], stored))
+    )
+    assert together.right_share == alone.right_share
+    assert together.min_familiarity == pytest.approx(alone.min_familiarity, abs=1e-5)
+    for name, method in alone.methods.items():
+        np.testing.assert_allclose(together.methods[name].weights, method.weights, rtol=1e-3)
+
+
+def test_photos_that_cannot_tell_are_refused(known: DescribedIndex) -> None:
+    given = outside(survey(2, 49, noise=2.6, seed=2))
+    with pytest.raises(ParameterError, match="98 of 98 photos lie within 25 m") as caught:
+        fit_on_photos(known, given, SETTINGS)
+    assert caught.value.code == "not_calibrated"
+    far = outside(survey(3, 70, noise=2.6, seed=2))
+    with pytest.raises(ParameterError, match="0 of 210 photos lie within 25 m"):
+        fit_on_photos(known, replace(far, lat=far.lat + 1.0), SETTINGS)
+    with pytest.raises(ParameterError, match=r"of 210 fixes are right; 150 right and as many wrong ones are needed"):
+        fit_on_photos(known, far, replace(SETTINGS, min_of_a_kind=150))
+
+
+def publish(indexes: Path, bundle: Bundle, known: DescribedIndex, photos: OutsidePhotos | None = None) -> PlaceIndex:
+    """The same references as an index in a folder."""
+    rows = ReferenceRows(indexes)
+    for reference in known.references(np.arange(known.count)):
+        rows.append(reference)
+    descriptors = widened(known.descriptors(np.arange(known.count)), bundle.descriptor_dim)
+    with draft_version(indexes, "street") as draft:
+        content = VersionContent(
+            name="street",
+            version=draft.version,
+            bundle=bundle,
+            source=Source(spec="test:street", root=str(indexes)),
+            table=rows.table(),
+            described=lambda some: descriptors[some],
+            calibration_photos=photos,
+        )
+        write_version(draft.folder, content, IndexDesign(storage="fp32"))
+        draft.name_version()
+        draft.make_current()
+    return PlaceIndex.open(indexes / "street")
+
+
+def test_a_version_that_differs_in_its_calibration_alone(tmp_path: Path, bundle: Bundle, known: DescribedIndex) -> None:
+    before = publish(tmp_path, bundle, known)
+    assert before.manifest.calibration is not None
+    given = outside(survey(3, 70, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    done = recalibrate(tmp_path, "street", given)
+    after = PlaceIndex.open(tmp_path / "street")
+    assert after.version == done.version != before.version
+    assert after.manifest.calibration == done.calibration
+    assert after.manifest.calibration is not None
+    assert after.manifest.calibration.held_out == "photos"
+    changed = {"version", "calibration", "calibration_photos", "files"}
+    assert after.manifest.model_dump(exclude=changed) == before.manifest.model_dump(exclude=changed)
+    for name in before.manifest.files:
+        assert (after.folder / name).samefile(before.folder / name)
+    store = FolderStore(tmp_path)
+    assert verify_version(store, "street", done.version).whole
+    # Pruned of all but the new one, it is still whole.
+    assert store.prune("street", 1) == [before.version]
+    assert verify_version(store, "street", done.version).whole
+
+    forgotten = recalibrate(tmp_path, "street", None)
+    again = PlaceIndex.open(tmp_path / "street")
+    assert forgotten.check is None
+    assert again.manifest.calibration == before.manifest.calibration
+    assert again.manifest.calibration_photos == 0
+    assert not (again.folder / CALIBRATION_PHOTOS_NAME).exists()
+
+
+def test_the_check_judges_by_what_was_left_out(tmp_path: Path, bundle: Bundle, known: DescribedIndex) -> None:
+    publish(tmp_path, bundle, known)
+    given = outside(survey(4, 70, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    check = recalibrate(tmp_path, "street", given).check
+    assert check is not None
+    assert (check.photos, check.occasions) == (280, 4)
+    assert check.before is not None
+    assert check.before.stated_share > check.right_share + 0.04
+    assert abs(check.now.stated_share - check.right_share) < 0.04
+    assert abs(check.now.radius_share - 0.68) < 0.08
+    one = outside(survey(1, 280, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    squares = recalibrate(tmp_path, "street", one).check
+    assert squares is not None
+    assert squares.occasions == 1
+    assert abs(squares.now.stated_share - squares.right_share) < 0.08
+
+
+def test_nothing_is_published_of_photos_that_cannot_tell(tmp_path: Path, bundle: Bundle, known: DescribedIndex) -> None:
+    before = publish(tmp_path, bundle, known)
+    few = outside(survey(1, 20, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    with pytest.raises(ParameterError, match="100 are needed"):
+        recalibrate(tmp_path, "street", few)
+    assert published_versions(tmp_path / "street") == [before.version]
+    with pytest.raises(IndexNotFoundError):
+        recalibrate(tmp_path / "none", "street", few)
+
+
+def test_a_disk_without_links_gets_copies(
+    tmp_path: Path, bundle: Bundle, known: DescribedIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = publish(tmp_path, bundle, known)
+
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(recalibrating.os, "link", refused)
+    version = recalibrate(tmp_path, "street", None).version
+    after = PlaceIndex.open(tmp_path / "street")
+    assert after.version == version
+    for name in before.manifest.files:
+        assert not (after.folder / name).samefile(before.folder / name)
+        assert (after.folder / name).read_bytes() == (before.folder / name).read_bytes()
+
+
+def test_a_version_that_is_written_anew_is_calibrated_on_its_photos(
+    tmp_path: Path, bundle: Bundle, known: DescribedIndex
+) -> None:
+    publish(tmp_path, bundle, known)
+    given = outside(survey(3, 70, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    done = recalibrate(tmp_path, "street", given)
+    kept = calibration_photos_for(bundle.fingerprint, PlaceIndex.open(tmp_path / "street"))
+    again = publish(tmp_path, bundle, known, kept)
+    assert again.manifest.calibration == done.calibration
+    assert again.manifest.calibration_photos == given.count
+
+
+def test_updates_keep_the_photos_and_say_when_they_cannot(
+    tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twelve references are too few to be calibrated by: the photos stay for the day there are more."""
+    places = make_places(tmp_path / "photos", 12)
+    build_index(replace(places, rows=places.rows[:10]), describer, tmp_path / "indexes", "town")
+    given = outside(survey(1, 120, noise=2.6), dim=describer.bundle.descriptor_dim)
+    monkeypatch.setattr(recalibrating, "fit_on_photos", lambda index, photos: None)
+    monkeypatch.setattr(recalibrating, "check_on_photos", lambda index, photos, before: None)
+    recalibrate(tmp_path / "indexes", "town", given)
+
+    def update(bundle_of: Describer) -> IndexUpdater:
+        return IndexUpdater(bundle_of, tmp_path / "indexes", "town")
+
+    with caplog.at_level(logging.WARNING, "sightfix.index"):
+        update(describer).append(places)
+    appended = PlaceIndex.open(tmp_path / "indexes" / "town")
+    assert (appended.count, appended.manifest.calibration_photos) == (12, 120)
+    assert "100 are needed to calibrate" in caplog.text
+    assert "calibrated on its own references instead" in caplog.text
+    update(describer).build(places)
+    assert PlaceIndex.open(tmp_path / "indexes" / "town").manifest.calibration_photos == 120
+
+    caplog.clear()
+    other = Describer(write_other_bundle(describer.bundle, tmp_path / "other"))
+    with caplog.at_level(logging.WARNING, "sightfix.index"):
+        update(other).build(places)
+    assert PlaceIndex.open(tmp_path / "indexes" / "town").manifest.calibration_photos == 0
+    assert "120 photos that another bundle described" in caplog.text
