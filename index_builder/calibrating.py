@@ -102,8 +102,10 @@ def _fit(
         away=search_held_out(index, occasions, queries, k, settings.away_m),
         known=np.ones(len(queries), bool),
     )
-    calibration = _calibration_of(index, localized, settings)
-    return calibration if isinstance(calibration, Calibration) else None
+    try:
+        return _calibration_of(index, localized, settings)
+    except _AllAlikeError:
+        return None
 
 
 def fit_on_photos(
@@ -125,9 +127,7 @@ def fit_on_photos(
             fixes (``not_calibrated``).
     """
     settings = settings or CalibrationSettings()
-    wanted = max(1, min(settings.max_queries, settings.max_pairs // index.count))
-    if photos.count > wanted:
-        photos = photos.take(np.sort(np.random.default_rng(settings.seed).permutation(photos.count)[:wanted]))
+    photos = draw_photos(index, photos, settings)
     search, k = OutsideSearch(index, photos), FixSettings().matches_needed
     known = search.known(WITHIN_M)
     if known.sum() < settings.min_queries:
@@ -139,17 +139,20 @@ def fit_on_photos(
         )
     here, away = search.search(k), search.search(k, settings.away_m)
     groups = int(np.unique(photos.occasions).size)
-    localized = _Localized("photos", groups, photos.lat, photos.lon, here, away, known)
-    calibration = _calibration_of(index, localized, settings)
-    if isinstance(calibration, Calibration):
-        return calibration
-    right = round(calibration * photos.count)
-    raise ParameterError(
-        f"{right} of {photos.count} fixes are right; {settings.min_of_a_kind} right and as many wrong ones are needed "
-        "to tell them apart",
-        remedy="Give more photos",
-        code="not_calibrated",
-    )
+    return _calibration_of(index, _Localized("photos", groups, photos.lat, photos.lon, here, away, known), settings)
+
+
+def draw_photos(index: ReferenceIndex, photos: OutsidePhotos, settings: CalibrationSettings) -> OutsidePhotos:
+    """As many photos as a calibration takes, drawn at random where there are more."""
+    # Some of them may lie where a very large index knows nothing.
+    wanted = max(2 * settings.min_queries, min(settings.max_queries, settings.max_pairs // index.count))
+    if photos.count <= wanted:
+        return photos
+    return photos.take(np.sort(np.random.default_rng(settings.seed).permutation(photos.count)[:wanted]))
+
+
+class _AllAlikeError(ParameterError):
+    """Nearly all fixes are right, or wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +177,12 @@ class _Localized:
     known: NDArray[np.bool_]
 
 
-def _calibration_of(index: ReferenceIndex, localized: _Localized, settings: CalibrationSettings) -> Calibration | float:
-    """The calibration; or the share of right fixes of a method of which too few are right, or wrong."""
+def _calibration_of(index: ReferenceIndex, localized: _Localized, settings: CalibrationSettings) -> Calibration:
+    """The calibration that queries of known position give.
+
+    Raises:
+        _AllAlikeError: too few of their fixes are right, or wrong.
+    """
     fix_settings = FixSettings()
     here, away = localized.here, localized.away
     lost = np.flatnonzero(away.remained >= settings.min_queries)
@@ -188,7 +195,12 @@ def _calibration_of(index: ReferenceIndex, localized: _Localized, settings: Cali
         unseen = make_trials(index, localized.lat[lost], localized.lon[lost], _some(away, lost), made)
         right = seen.error_m <= WITHIN_M
         if min(right.sum(), (~right).sum()) < settings.min_of_a_kind:
-            return float(right.mean())
+            raise _AllAlikeError(
+                f"{right.sum()} of {len(right)} fixes are right; {settings.min_of_a_kind} right and as many wrong ones "
+                "are needed to tell them apart",
+                remedy="Give more photos",
+                code="not_calibrated",
+            )
         methods[method] = fit_method(seen, unseen, settings)
         if method == fix_settings.method:
             right_share = float(right.mean())

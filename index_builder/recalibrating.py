@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from index_builder.calibrating import fit_calibration, fit_on_photos, make_trials
+from index_builder.calibrating import draw_photos, fit_calibration, fit_on_photos, make_trials
 from index_builder.calibration_fitting import WITHIN_M, CalibrationSettings, Trials, fit_method
 from index_builder.outside_photos import OutsidePhotos, OutsideSearch
 from index_builder.publishing import DEFAULT_KEEP, draft_version, remove_old_versions
@@ -48,7 +48,7 @@ class PhotoCheck:
     """What photos of known position say about an index.
 
     Attributes:
-        photos: how many.
+        photos: how many were localized.
         occasions: how many sessions or blocks of time they come from.
         right_share: how many fixes lay within 25 m.
         error_if_honest: the calibration error that honest confidences would show with so few photos.
@@ -137,11 +137,12 @@ def check_on_photos(
 
     Args:
         index: which.
-        photos: described by its bundle, and whitened as it whitens.
+        photos: described by its bundle, and whitened as it whitens; drawn as for the calibration.
         before: the calibration in force.
         settings: of the calibration.
     """
     settings, made = settings or CalibrationSettings(), FixSettings()
+    photos = draw_photos(index, photos, settings)
     search = OutsideSearch(index, photos)
     here, away = (search.search(made.matches_needed, apart) for apart in (None, settings.away_m))
     seen = make_trials(index, photos.lat, photos.lon, here, made)

@@ -83,8 +83,10 @@ def test_what_it_says_of_itself(known: DescribedIndex) -> None:
     calibration = fit_on_photos(known, outside(survey(3, 70, noise=2.6, seed=2)), SETTINGS)
     assert (calibration.held_out, calibration.queries, calibration.groups) == ("photos", 210, 3)
     assert calibration.rejected_share == pytest.approx(0.07, abs=0.01)
-    few = fit_on_photos(known, outside(survey(3, 70, noise=2.6, seed=2)), replace(SETTINGS, max_queries=150))
-    assert few.queries == 150
+    few = fit_on_photos(known, outside(survey(3, 70, noise=2.6, seed=2)), replace(SETTINGS, max_queries=204))
+    assert few.queries == 204
+    of_large = replace(SETTINGS, max_pairs=known.count)
+    assert fit_on_photos(known, outside(survey(3, 70, noise=2.6, seed=2)), of_large).queries == 200
 
 
 def test_photos_that_were_indexed_meanwhile_teach_the_same(known: DescribedIndex) -> None:
