@@ -16,7 +16,7 @@ from index_builder.outside_photos import OutsidePhotos, OutsideSearch
 from index_builder.publishing import DEFAULT_KEEP, draft_version, remove_old_versions
 from retrieval.agreement import FixSettings
 from retrieval.artefact import record_files
-from retrieval.calibration import Calibration, MethodCalibration
+from retrieval.calibration import Calibration, HeldOut, MethodCalibration
 from retrieval.evaluation import Bootstrap, Fixes, Positions, place_groups
 from retrieval.evaluation.confidence import confidence_report
 from retrieval.geo import Float64Array
@@ -53,7 +53,8 @@ class PhotoCheck:
         right_share: how many fixes lay within 25 m.
         error_if_honest: the calibration error that honest confidences would show with so few photos.
         before: the calibration that was in force; None where there was none.
-        now: calibrations fitted on the other occasions, or for one occasion on the other squares of 100 m.
+        before_held_out: what that one was fitted to; photos, too, may have been these.
+        now: calibrations fitted on the other occasions, or for one occasion on other squares of 100 m.
     """
 
     photos: int
@@ -62,6 +63,7 @@ class PhotoCheck:
     error_if_honest: float
     before: Judgement | None
     now: Judgement
+    before_held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,7 @@ def check_on_photos(
         error_if_honest=honest,
         before=None if told is None else _judge(photos, seen, *_stated(told, seen))[0],
         now=now,
+        before_held_out=before.held_out if before is not None else None,
     )
 
 
@@ -172,6 +175,8 @@ def _parts(photos: OutsidePhotos, occasions: NDArray[np.int64]) -> NDArray[np.in
     if np.unique(occasions).size > 1:
         return np.asarray(occasions % _MOST_FOLDS)
     squares = place_groups(Positions.from_degrees(photos.lat, photos.lon), _SQUARE_M)
+    if squares.max() == 0:  # all in one: stretches in the order they were given
+        return np.arange(photos.count) * _FOLDS // photos.count
     return np.asarray(np.random.default_rng(0).permutation(squares.max() + 1)[squares] % _FOLDS)
 
 

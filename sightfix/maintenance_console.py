@@ -77,6 +77,8 @@ def print_recalibrated(done: Recalibrated) -> None:
         console.print(table)
         apart = "session or block of time" if check.occasions > 1 else "square of 100 m"
         console.print(f"[dim]now: each {apart} judged by what was fitted to all the others[/]", highlight=False)
+        if check.before_held_out == "photos":
+            console.print("[dim]before: fitted on photos, too; if these are among them, it looks too good[/]")
     elif calibration is None:
         console.print("[yellow]not calibrated[/] too few references see what references of other sessions see")
     else:

@@ -24,6 +24,7 @@ from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import IndexNotFoundError, ParameterError
+from retrieval.evaluation import Positions, place_groups
 from retrieval.fix import FixSettings
 from retrieval.index_folder import published_versions
 from retrieval.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
@@ -180,7 +181,19 @@ def test_the_check_judges_by_what_was_left_out(tmp_path: Path, bundle: Bundle, k
     squares = recalibrate(tmp_path, "street", one).check
     assert squares is not None
     assert squares.occasions == 1
+    assert squares.before_held_out == "photos"
     assert abs(squares.now.stated_share - squares.right_share) < 0.08
+
+
+def test_photos_of_one_street_corner_are_judged_in_stretches(
+    tmp_path: Path, bundle: Bundle, known: DescribedIndex
+) -> None:
+    publish(tmp_path, bundle, known)
+    corner = outside(survey(1, 280, noise=2.6, seed=2, street_m=10.0), dim=bundle.descriptor_dim)
+    assert place_groups(Positions.from_degrees(corner.lat, corner.lon), 100.0).max() == 0
+    check = recalibrate(tmp_path, "street", corner).check
+    assert check is not None
+    assert abs(check.now.stated_share - check.right_share) < 0.08
 
 
 def test_nothing_is_published_of_photos_that_cannot_tell(tmp_path: Path, bundle: Bundle, known: DescribedIndex) -> None:

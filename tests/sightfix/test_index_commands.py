@@ -93,7 +93,7 @@ def test_calibrating_needs_photos_of_places_in_the_index(indexed: Path) -> None:
 def test_what_calibrating_says(occasions: int, capsys: pytest.CaptureFixture[str]) -> None:
     now = Judgement(stated_share=0.49, calibration_error=0.054, radius_share=0.65)
     before = None if occasions == 1 else Judgement(stated_share=0.61, calibration_error=0.127, radius_share=0.5)
-    check = PhotoCheck(626, occasions, 0.481, 0.047, before, now)
+    check = PhotoCheck(626, occasions, 0.481, 0.047, before, now, "photos" if before else None)
     print_recalibrated(Recalibrated("campus", "2026-1", None, check))
     said = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in said.splitlines()]
@@ -101,6 +101,7 @@ def test_what_calibrating_says(occasions: int, capsys: pytest.CaptureFixture[str
     assert ("before not calibrated" if before is None else "before 61% 0.127 50%") in lines
     assert "now, left-out photos 49% 0.054 65%" in lines
     assert ("each square of 100 m" if before is None else "each session or block of time") in said
+    assert ("if these are among them, it looks too good" in said) == (before is not None)
     assert "published version 2026-1 of campus" in said
 
 
