@@ -114,41 +114,83 @@ def fit_on_photos(
     """Measure how far to trust an index's fixes, on photos of known position that it does not hold.
 
     They should be like those that will be asked about: of that camera, height and light. What the index holds of their
-    own occasion is left out. Unlike held-out references they lose nothing that a new photo would meet, and photos that
-    were taken where the index knows nothing count as wrong fixes.
+    own occasion is left out. Unlike held-out references they lose nothing that a new photo would meet. Photos that were
+    taken where the index knows nothing take part in confidence and radius, not in NO_MATCH.
 
     Args:
         index: a place index.
-        photos: described by its bundle, and whitened as it whitens; at most `max_queries` are drawn.
+        photos: described by its bundle, and whitened as it whitens.
         settings: how.
 
     Raises:
-        ParameterError: there is no honest way: too few photos of places that the index knows, too few right or wrong
-            fixes (``not_calibrated``).
+        ParameterError: see `match_photos`; or too few right or wrong fixes (``not_calibrated``).
     """
     settings = settings or CalibrationSettings()
-    photos = draw_photos(index, photos, settings)
-    search, k = OutsideSearch(index, photos), FixSettings().matches_needed
+    return fit_on_matches(index, match_photos(index, photos, settings), settings)
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedPhotos:
+    """Photos of known position, and what an index finds for them.
+
+    Attributes:
+        photos: Q of them, all or as many as were drawn.
+        here: their matches.
+        away: their matches without anything around them.
+        known: (Q,) bool, whether their place is in the index.
+    """
+
+    photos: OutsidePhotos
+    here: HeldOutMatches
+    away: HeldOutMatches
+    known: NDArray[np.bool_]
+
+
+def match_photos(index: ReferenceIndex, photos: OutsidePhotos, settings: CalibrationSettings) -> MatchedPhotos:
+    """Search for photos that an index does not hold.
+
+    Args:
+        index: where.
+        photos: described by its bundle, and whitened as it whitens; at most `max_queries` are drawn, or as many more as
+            it takes for enough of places in the index.
+        settings: of the calibration.
+
+    Raises:
+        ParameterError: too few photos of places that the index knows, or photos that it holds and nothing says what
+            else was taken with them (``not_calibrated``).
+    """
+    search = OutsideSearch.of(index, photos)
+    untold = int(search.indexed_untold().sum())
+    if untold:
+        raise ParameterError(
+            f"{untold} of {photos.count} photos are in the index, and neither session nor time says what else was "
+            "taken with them",
+            remedy="Give photos that are not in the index, or sessions or times with the photos and the references",
+            code="not_calibrated",
+        )
     known = search.known(WITHIN_M)
     if known.sum() < settings.min_queries:
         raise ParameterError(
-            f"{known.sum()} of {photos.count} photos lie within {WITHIN_M:g} m of a reference of another occasion; "
-            f"{settings.min_queries} are needed to calibrate",
+            f"{known.sum()} of {photos.count} photos lie within {WITHIN_M:g} m of a reference that was not taken with "
+            f"them (same session, or within half an hour); {settings.min_queries} are needed to calibrate",
             remedy="Give more photos of places that are in the index",
             code="not_calibrated",
         )
-    here, away = search.search(k), search.search(k, settings.away_m)
+    wanted = min(settings.max_queries, settings.max_pairs // index.count)
+    wanted = max(wanted, int(np.ceil(1.5 * settings.min_queries * photos.count / known.sum())))
+    if wanted < photos.count:
+        drawn = np.sort(np.random.default_rng(settings.seed).permutation(photos.count)[:wanted])
+        search, known = search.take(drawn), known[drawn]
+    k = FixSettings().matches_needed
+    return MatchedPhotos(search.photos, search.search(k), search.search(k, settings.away_m), known)
+
+
+def fit_on_matches(index: ReferenceIndex, matched: MatchedPhotos, settings: CalibrationSettings) -> Calibration:
+    """As `fit_on_photos`, of photos that were searched for already."""
+    photos = matched.photos
     groups = int(np.unique(photos.occasions).size)
-    return _calibration_of(index, _Localized("photos", groups, photos.lat, photos.lon, here, away, known), settings)
-
-
-def draw_photos(index: ReferenceIndex, photos: OutsidePhotos, settings: CalibrationSettings) -> OutsidePhotos:
-    """As many photos as a calibration takes, drawn at random where there are more."""
-    # Some of them may lie where a very large index knows nothing.
-    wanted = max(2 * settings.min_queries, min(settings.max_queries, settings.max_pairs // index.count))
-    if photos.count <= wanted:
-        return photos
-    return photos.take(np.sort(np.random.default_rng(settings.seed).permutation(photos.count)[:wanted]))
+    localized = _Localized("photos", groups, photos.lat, photos.lon, matched.here, matched.away, matched.known)
+    return _calibration_of(index, localized, settings)
 
 
 class _AllAlikeError(ParameterError):

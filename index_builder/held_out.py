@@ -206,11 +206,11 @@ def search_held_out(
             near.clear(mask, rows)
         return mask
 
-    return search_allowed(index, index.descriptors(queries), allowed, k)
+    return search_allowed(index, index.descriptors(queries), allowed, k, _COPY)
 
 
 def search_allowed(
-    index: ReferenceIndex, wanted: Float32Array, allowed: Callable[[Int64Array], Mask], k: int
+    index: ReferenceIndex, wanted: Float32Array, allowed: Callable[[Int64Array], Mask], k: int, copy: float
 ) -> HeldOutMatches:
     """The k best of the rows that are allowed, exactly.
 
@@ -219,6 +219,7 @@ def search_allowed(
         wanted: (Q, d) float32.
         allowed: for some ascending rows, (Q, R): which may be found.
         k: matches for each.
+        copy: what is at most so much less alike than the query itself is a copy of it, and left out.
     """
     own = np.einsum("qd,qd->q", wanted, wanted)
     best = np.full((len(wanted), k), -np.inf)
@@ -228,7 +229,7 @@ def search_allowed(
         mask = allowed(rows)
         scores = wanted @ index.descriptors(rows).T
         # What is the query itself but for its name, a copy in another folder, is no photo of another occasion.
-        mask &= scores < own[:, None] - _COPY
+        mask &= scores < own[:, None] - copy
         remained += mask.sum(axis=1)
         scores = np.where(mask, scores, -np.inf)
         best, found = _merged(best, found, scores.astype(np.float64), rows, k)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,19 +20,26 @@ from index_builder.held_out import (
     NearPairs,
     ReferenceIndex,
     TakenWhen,
-    row_blocks,
     search_allowed,
     time_blocks,
 )
+from retrieval.artefact import verify_files
 from retrieval.describer import Descriptors
-from retrieval.errors import ParameterError
+from retrieval.errors import ParameterError, PlaceIndexError
 from retrieval.geo import Float64Array
-from retrieval.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
+from retrieval.place_index import CALIBRATION_PHOTOS_NAME
+from retrieval.place_index_manifest import PlaceIndexManifest
 from retrieval.references.reference import Reference
 
 _log = logging.getLogger("sightfix.index")
 
 _DESCRIPTOR: Final = "descriptor"
+
+# A photo that was described elsewhere and stored in fewer bits differs by less than this from what it is a copy of.
+_COPY: Final = 3e-3
+# Positions of one photo in two lists.
+_SAME_PLACE_M: Final = 1.0
+_PAIRS_AT_ONCE: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -117,25 +124,31 @@ class OutsidePhotos:
         return np.unique(np.array(told, np.int64), return_inverse=True)[1].ravel()
 
 
-def calibration_photos_for(fingerprint: str, before: PlaceIndex) -> OutsidePhotos | None:
-    """What an index was given to be calibrated on, not whitened.
+def calibration_photos_of(version: Path, fingerprint: str) -> OutsidePhotos | None:
+    """What a version was given to be calibrated on, not whitened; read without opening the rest of it.
 
     Args:
+        version: its folder.
         fingerprint: of the bundle that they must have been described by.
-        before: the index.
 
     Returns:
-        None where it was given nothing, or where another bundle described it, which is logged.
+        None where it was given nothing, and where that is damaged or another bundle described it, which is logged.
     """
-    count = before.manifest.calibration_photos
-    if not count:
+    try:
+        manifest = PlaceIndexManifest.read(version, PlaceIndexError)
+        if not manifest.calibration_photos:
+            return None
+        record = {CALIBRATION_PHOTOS_NAME: manifest.files[CALIBRATION_PHOTOS_NAME]}
+        verify_files(version, record, error_type=PlaceIndexError)
+    except (PlaceIndexError, KeyError) as error:
+        _log.warning("whether %s was calibrated on photos cannot be told: %s", version, error)
         return None
-    if before.manifest.bundle.fingerprint == fingerprint:
-        return OutsidePhotos.read(before.folder / CALIBRATION_PHOTOS_NAME)
+    if manifest.bundle.fingerprint == fingerprint:
+        return OutsidePhotos.read(version / CALIBRATION_PHOTOS_NAME)
     _log.warning(
         "%s was calibrated on %d photos that another bundle described; give them again: sightfix index calibrate",
-        before.where,
-        count,
+        version,
+        manifest.calibration_photos,
     )
     return None
 
@@ -144,8 +157,8 @@ def calibration_photos_for(fingerprint: str, before: PlaceIndex) -> OutsidePhoto
 class OutsideSearch:
     """Searches an index for photos that it does not hold, without what it holds of the same occasion.
 
-    Left out are references of the photo's session; where one of both has no session, those taken within half an hour of
-    it; and copies of the photo.
+    Left out are references of the photo's session, those taken within half an hour of it or of what was photographed in
+    one go with it (no pause of half an hour), and copies of the photo.
 
     Args:
         index: where.
@@ -154,16 +167,29 @@ class OutsideSearch:
 
     index: ReferenceIndex
     photos: OutsidePhotos
-    _told: TakenWhen = field(init=False)
-    _session: Int64Array = field(init=False)
+    _told: TakenWhen
+    _session: Int64Array
+    _from: Float64Array
+    _until: Float64Array
 
-    def __post_init__(self) -> None:
-        told = TakenWhen.of(self.index)
+    @classmethod
+    def of(cls, index: ReferenceIndex, photos: OutsidePhotos) -> "OutsideSearch":
+        """Read when the references were taken."""
+        told = TakenWhen.of(index)
         # A session that the index does not know is known all the same, and no reference's.
         strange = len(told.number)
-        session = [told.number.get(name, strange) if name else UNKNOWN for name in self.photos.sessions]
-        object.__setattr__(self, "_told", told)
-        object.__setattr__(self, "_session", np.array(session, np.int64))
+        session = [told.number.get(name, strange) if name else UNKNOWN for name in photos.sessions]
+        block = time_blocks(photos.seconds)
+        begun, ended = np.full(photos.count, np.nan), np.full(photos.count, np.nan)
+        for one in np.unique(block[block >= 0]):
+            taken = photos.seconds[block == one]
+            begun[block == one], ended[block == one] = taken.min(), taken.max()
+        return cls(index, photos, told, np.array(session, np.int64), begun - PAUSE_S, ended + PAUSE_S)
+
+    def take(self, places: Int64Array) -> "OutsideSearch":
+        """The same for some of the photos."""
+        session, begun, ended = self._session[places], self._from[places], self._until[places]
+        return OutsideSearch(self.index, self.photos.take(places), self._told, session, begun, ended)
 
     def search(self, k: int, away_m: float | None = None) -> HeldOutMatches:
         """Search exactly.
@@ -173,29 +199,44 @@ class OutsideSearch:
             away_m: leave out everything within these metres of the photo, too.
         """
         near = None if away_m is None else NearPairs.of(self.index, self.photos.lat, self.photos.lon, away_m)
+        every = np.arange(self.photos.count)[:, None]
 
         def allowed(rows: Int64Array) -> Mask:
-            mask = self._others(rows)
+            mask = ~self._same_occasion(every, rows[None])
             if near is not None:
                 near.clear(mask, rows)
             return mask
 
-        return search_allowed(self.index, self.photos.descriptors, allowed, k)
+        return search_allowed(self.index, self.photos.descriptors, allowed, k, _COPY)
 
     def known(self, radius_m: float) -> Mask:
-        """(Q,): whether the index holds a reference of another occasion within a radius of the photo."""
+        """(Q,): whether the index holds a reference of another occasion within a radius of the photo, and no copy."""
         near = NearPairs.of(self.index, self.photos.lat, self.photos.lon, radius_m)
-        found = np.zeros(len(self._session), bool)
-        for rows in row_blocks(self.index.count):
-            mask = np.zeros((len(self._session), len(rows)), bool)
-            begin, end = np.searchsorted(near.rows, [rows[0], rows[-1] + 1])
-            mask[near.whose[begin:end], near.rows[begin:end] - rows[0]] = True
-            if end > begin:
-                found |= (mask & self._others(rows)).any(axis=1)
-        return found
+        counts = ~self._same_occasion(near.whose, near.rows) & ~self._copies(near)
+        return np.bincount(near.whose[counts], minlength=self.photos.count) > 0
 
-    def _others(self, rows: Int64Array) -> Mask:
-        own, theirs = self._session[:, None], self._told.session[rows][None]
-        named = (own != UNKNOWN) & (theirs != UNKNOWN)
-        soon = np.abs(self.photos.seconds[:, None] - self._told.seconds[rows][None]) <= PAUSE_S
-        return np.asarray(~np.where(named, own == theirs, soon))
+    def indexed_untold(self) -> Mask:
+        """(Q,): whether the index holds the photo itself and nothing says which references were taken with it."""
+        near = NearPairs.of(self.index, self.photos.lat, self.photos.lon, _SAME_PLACE_M)
+        session, seconds = self._told.session[near.rows], self._told.seconds[near.rows]
+        named = (self._session[near.whose] != UNKNOWN) & (session != UNKNOWN)
+        timed = np.isfinite(self.photos.seconds[near.whose]) & np.isfinite(seconds)
+        untold = self._copies(near) & ~named & ~timed
+        return np.bincount(near.whose[untold], minlength=self.photos.count) > 0
+
+    def _same_occasion(self, whose: Int64Array, rows: Int64Array) -> Mask:
+        """Whether photos and rows, broadcast together, are known to be of one occasion."""
+        own, theirs, taken = self._session[whose], self._told.session[rows], self._told.seconds[rows]
+        # Times that nobody knows are not close to any.
+        soon = (taken >= self._from[whose]) & (taken <= self._until[whose])
+        return np.asarray(((own == theirs) & (own != UNKNOWN)) | soon)
+
+    def _copies(self, near: NearPairs) -> Mask:
+        """(P,): which of some pairs are the same photo."""
+        found = np.zeros(len(near.rows), bool)
+        for begin in range(0, len(near.rows), _PAIRS_AT_ONCE):
+            some = slice(begin, begin + _PAIRS_AT_ONCE)
+            wanted = self.photos.descriptors[near.whose[some]]
+            alike = np.einsum("pd,pd->p", wanted, self.index.descriptors(near.rows[some]))
+            found[some] = alike >= np.einsum("pd,pd->p", wanted, wanted) - _COPY
+        return found

@@ -5,27 +5,33 @@ import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index_builder.calibrating import draw_photos, fit_calibration, fit_on_photos, make_trials
+from index_builder.calibrating import MatchedPhotos, fit_calibration, fit_on_matches, make_trials, match_photos
 from index_builder.calibration_fitting import WITHIN_M, CalibrationSettings, Trials, fit_method
-from index_builder.outside_photos import OutsidePhotos, OutsideSearch
+from index_builder.outside_photos import OutsidePhotos
 from index_builder.publishing import DEFAULT_KEEP, draft_version, remove_old_versions
 from retrieval.agreement import FixSettings
 from retrieval.artefact import record_files
+from retrieval.bundle import Bundle
 from retrieval.calibration import Calibration, HeldOut, MethodCalibration
 from retrieval.evaluation import Bootstrap, Fixes, Positions, place_groups
 from retrieval.evaluation.confidence import confidence_report
 from retrieval.geo import Float64Array
 from retrieval.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
 
+Split = Literal["occasions", "squares", "stretches"]
+
 # Photos of one occasion are judged by calibrations fitted on other squares of this side.
 _SQUARE_M: Final = 100.0
 _FOLDS: Final = 5
 _MOST_FOLDS: Final = 10
+# What a calibration that judges is fitted to, at the least.
+_LEAST_PHOTOS: Final = 50
+_LEAST_OF_A_KIND: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +60,18 @@ class PhotoCheck:
         error_if_honest: the calibration error that honest confidences would show with so few photos.
         before: the calibration that was in force; None where there was none.
         before_held_out: what that one was fitted to; photos, too, may have been these.
-        now: calibrations fitted on the other occasions, or for one occasion on other squares of 100 m.
+        now: calibrations fitted on some parts and judged on the others; None where no parts are large enough.
+        split: what the parts are; None without them.
     """
 
     photos: int
     occasions: int
     right_share: float
-    error_if_honest: float
+    error_if_honest: float | None
     before: Judgement | None
-    now: Judgement
-    before_held_out: HeldOut | None = None
+    before_held_out: HeldOut | None
+    now: Judgement | None
+    split: Split | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +82,24 @@ class Recalibrated:
         name, version: of the index, and the new version.
         calibration: in force now; None where its references cannot say anything.
         check: what the photos said; None without photos.
+        not_pruned: why old versions could not be removed, or None.
     """
 
     name: str
     version: str
     calibration: Calibration | None
     check: PhotoCheck | None
+    not_pruned: str | None = None
 
 
-def recalibrate(indexes: Path, name: str, photos: OutsidePhotos | None, *, keep: int = DEFAULT_KEEP) -> Recalibrated:
+def recalibrate(
+    indexes: Path,
+    name: str,
+    photos: OutsidePhotos | None = None,
+    bundle: Bundle | None = None,
+    *,
+    keep: int = DEFAULT_KEEP,
+) -> Recalibrated:
     """Publish a new version that differs from the current one in its calibration alone.
 
     Its other files are the current version's, by hard links where the disk allows. The photos are kept with it (their
@@ -91,23 +108,29 @@ def recalibrate(indexes: Path, name: str, photos: OutsidePhotos | None, *, keep:
     Args:
         indexes: the folder of all indexes.
         name: of this index.
-        photos: described by its bundle, not whitened; None goes back to its own references.
+        photos: not whitened; None goes back to its own references.
+        bundle: that described them.
         keep: how many versions remain.
 
     Raises:
         IndexNotFoundError: there is no such index.
+        ModelIndexMismatchError: another bundle described the current version.
         ParameterError: the photos allow no calibration (``not_calibrated``).
         StorageError: the disk refuses, or another process is building this index.
     """
     with draft_version(indexes, name) as draft:
         base = PlaceIndex.open(draft.index_folder)
+        if bundle is not None:
+            base.check_bundle(bundle)
         check = None
         if photos is None:
             calibration = fit_calibration(base)
         else:
+            settings = CalibrationSettings()
             whitened = replace(photos, descriptors=base.whitened(photos.descriptors))
-            calibration = fit_on_photos(base, whitened)
-            check = check_on_photos(base, whitened, base.manifest.calibration)
+            matched = match_photos(base, whitened, settings)
+            calibration = fit_on_matches(base, matched, settings)
+            check = check_on_matches(base, matched, base.manifest.calibration, settings)
         files = {file: told for file, told in base.manifest.files.items() if file != CALIBRATION_PHOTOS_NAME}
         for file in files:
             _link(base.folder / file, draft.folder / file)
@@ -122,62 +145,77 @@ def recalibrate(indexes: Path, name: str, photos: OutsidePhotos | None, *, keep:
                 "files": files,
             }
         ).write(draft.folder)
-        PlaceIndex.open(draft.folder)
+        # What is linked was compared with its hashes above; not in the memory twice.
+        PlaceIndex.open(draft.folder, memory_map=True)
         draft.name_version()
         draft.make_current()
-        remove_old_versions(draft.index_folder, keep)
-    return Recalibrated(name, draft.version, calibration, check)
+        not_pruned = remove_old_versions(draft.index_folder, keep)
+    return Recalibrated(name, draft.version, calibration, check, not_pruned)
 
 
-def check_on_photos(
-    index: PlaceIndex,
-    photos: OutsidePhotos,
-    before: Calibration | None,
-    settings: CalibrationSettings | None = None,
+def check_on_matches(
+    index: PlaceIndex, matched: MatchedPhotos, before: Calibration | None, settings: CalibrationSettings
 ) -> PhotoCheck:
     """How honest the confidence is, before and after calibrating on these photos, on photos left out of it.
 
     Args:
         index: which.
-        photos: described by its bundle, and whitened as it whitens; drawn as for the calibration.
+        matched: the photos.
         before: the calibration in force.
         settings: of the calibration.
     """
-    settings, made = settings or CalibrationSettings(), FixSettings()
-    photos = draw_photos(index, photos, settings)
-    search = OutsideSearch(index, photos)
-    here, away = (search.search(made.matches_needed, apart) for apart in (None, settings.away_m))
-    seen = make_trials(index, photos.lat, photos.lon, here, made)
-    unseen = make_trials(index, photos.lat, photos.lon, away, made)
-    lost = away.remained >= settings.min_queries
-    occasions = photos.occasions
-    parts = _parts(photos, occasions)
-    confidence, radius_m = np.empty(photos.count), np.empty(photos.count)
-    for part in np.unique(parts):
-        rest = parts != part
-        fitted = fit_method(_some(seen, rest), _some(unseen, rest & lost), settings)
-        confidence[~rest], radius_m[~rest] = _stated(fitted, _some(seen, ~rest))
-    now, honest = _judge(photos, seen, confidence, radius_m)
+    made, photos = FixSettings(), matched.photos
+    seen = make_trials(index, photos.lat, photos.lon, matched.here, made)
+    unseen = make_trials(index, photos.lat, photos.lon, matched.away, made)
+    lost = matched.away.remained >= settings.min_queries
+    now, honest = None, None
+    split, parts = _parts(photos, seen.error_m <= WITHIN_M)
+    if split is not None:
+        confidence, radius_m = np.empty(photos.count), np.empty(photos.count)
+        for part in np.unique(parts):
+            rest = parts != part
+            fitted = fit_method(_some(seen, rest), _some(unseen, rest & lost), settings)
+            confidence[~rest], radius_m[~rest] = _stated(fitted, _some(seen, ~rest))
+        now, honest = _judge(photos, seen, confidence, radius_m)
     told = before.of_method(made) if before is not None and before.holds_for(made) else None
     return PhotoCheck(
         photos=photos.count,
-        occasions=int(np.unique(occasions).size),
+        occasions=int(np.unique(photos.occasions).size),
         right_share=float((seen.error_m <= WITHIN_M).mean()),
         error_if_honest=honest,
         before=None if told is None else _judge(photos, seen, *_stated(told, seen))[0],
-        now=now,
         before_held_out=before.held_out if before is not None else None,
+        now=now,
+        split=split,
     )
 
 
-def _parts(photos: OutsidePhotos, occasions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which photos are judged together, by what was fitted to all the others."""
-    if np.unique(occasions).size > 1:
-        return np.asarray(occasions % _MOST_FOLDS)
+def _parts(photos: OutsidePhotos, right: NDArray[np.bool_]) -> tuple[Split | None, NDArray[np.int64]]:
+    """Which photos are judged together, by what was fitted to all the others: the first split that leaves enough."""
     squares = place_groups(Positions.from_degrees(photos.lat, photos.lon), _SQUARE_M)
-    if squares.max() == 0:  # all in one: stretches in the order they were given
-        return np.arange(photos.count) * _FOLDS // photos.count
-    return np.asarray(np.random.default_rng(0).permutation(squares.max() + 1)[squares] % _FOLDS)
+    splits: list[tuple[Split, NDArray[np.int64]]] = [
+        ("occasions", balanced(photos.occasions, _MOST_FOLDS)),
+        ("squares", balanced(squares, _FOLDS)),
+        ("stretches", np.arange(photos.count) * _FOLDS // photos.count),
+    ]
+    for split, parts in splits:
+        rests = [parts != part for part in np.unique(parts)]
+        if all(
+            rest.sum() >= _LEAST_PHOTOS and min(right[rest].sum(), (~right[rest]).sum()) >= _LEAST_OF_A_KIND
+            for rest in rests
+        ):
+            return split, parts
+    return None, np.zeros(photos.count, np.int64)
+
+
+def balanced(labels: NDArray[np.int64], folds: int) -> NDArray[np.int64]:
+    """Put whole labels into at most so many folds of about as many photos: (Q,) labels 0..L-1 → (Q,) folds."""
+    sizes = np.bincount(labels)
+    fold, filled = np.zeros(len(sizes), np.int64), np.zeros(folds, np.int64)
+    for label in np.argsort(-sizes, kind="stable"):
+        fold[label] = int(np.argmin(filled))
+        filled[fold[label]] += sizes[label]
+    return np.asarray(fold[labels])
 
 
 def _stated(method: MethodCalibration, trials: Trials) -> tuple[Float64Array, Float64Array]:

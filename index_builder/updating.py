@@ -19,7 +19,7 @@ from index_builder.describing import DescribeSettings
 from index_builder.gate import GateReport, GateSettings, check_version
 from index_builder.known_content import KnownContent, describing_record, known_content
 from index_builder.local_features import FeaturesPlan
-from index_builder.outside_photos import calibration_photos_for
+from index_builder.outside_photos import OutsidePhotos, calibration_photos_of
 from index_builder.part_describing import Engine, PartSettings, describe_in_parts, plan_parts
 from index_builder.publishing import (
     DEFAULT_KEEP,
@@ -157,7 +157,7 @@ class IndexUpdater:
                 parts = self._describe(plan, work, None if describe_again else base, features)
             if plan.base is not None and len(plan.kept) == plan.base.count and not len(parts.rows):
                 return _unchanged(plan.base, plan.skipped, parts.unreadable)
-            update = self._write(draft, plan, parts, before, features, base)
+            update = self._write(draft, plan, parts, before, features)
             if plan.base is not None:
                 _check_still_current(draft, before)
             self._publish(draft, update)
@@ -227,7 +227,6 @@ class IndexUpdater:
         parts: DescribedParts,
         before: str | None,
         features: FeaturesPlan | None,
-        base: PlaceIndex | None,
     ) -> Update:
         """Write the files of the draft, and have them pass the gate."""
         table = _new_table(plan, parts)
@@ -257,9 +256,7 @@ class IndexUpdater:
             kept=plan.kept,
             describing=self._describing(plan, parts),
             local_features=None if features is None else replace(features, tell=tell),
-            calibration_photos=None
-            if base is None
-            else calibration_photos_for(self.describer.bundle.fingerprint, base),
+            calibration_photos=self._calibration_photos(draft, before),
         )
         try:
             written = write_version(draft.folder, content, self.settings.design, self.watch.reached)
@@ -271,6 +268,13 @@ class IndexUpdater:
             raise
         self.watch.reached("gate passed")
         return _summary(draft, plan, parts, before, table, gate, written.choices)
+
+    def _calibration_photos(self, draft: Draft, before: str | None) -> OutsidePhotos | None:
+        """What the version before was given to be calibrated on, even where its other files are damaged."""
+        if before is None:
+            return None
+        folder = draft.index_folder / VERSIONS_NAME / before
+        return calibration_photos_of(folder, self.describer.bundle.fingerprint)
 
     def _gate(self, rows: int) -> GateSettings:
         gate = self.settings.gate

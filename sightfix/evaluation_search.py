@@ -11,7 +11,7 @@ from index_builder.calibrating import fit_calibration
 from index_builder.described_index import DescribedIndex, DescribedVectors
 from index_builder.describing import DescribeSettings
 from index_builder.held_out import ReferenceIndex
-from index_builder.outside_photos import calibration_photos_for
+from index_builder.outside_photos import calibration_photos_of
 from retrieval.calibration import Calibration
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import ParameterError
@@ -266,7 +266,7 @@ def _calibrated(index: ReferenceIndex) -> tuple[Calibration | None, tuple[str, .
 
 def _calibrated_on(index: PlaceIndex, descriptors: Descriptors) -> tuple[str, ...]:
     """What calibrating on photos has to do with these queries: (Q, D) float32."""
-    photos = calibration_photos_for(index.manifest.bundle.fingerprint, index)
+    photos = calibration_photos_of(index.folder, index.manifest.bundle.fingerprint)
     if photos is None:
         return ()
     same = int(((descriptors @ photos.descriptors.T).max(axis=1) > _SAME_PHOTO).sum())

@@ -11,12 +11,17 @@ from rich.table import Table
 from index_builder.maintenance.comparing import Kind, VersionDifference
 from index_builder.maintenance.doctor import Diagnosis
 from index_builder.maintenance.versions import Verdict, VersionSummary
-from index_builder.recalibrating import Recalibrated
+from index_builder.recalibrating import PhotoCheck, Recalibrated, Split
 from retrieval.place_index import PlaceIndex
 from sightfix.console import console
 from sightfix.index_console import bytes_text
 
 _SHOWN: Final = 10
+_SPLITS: Final[dict[Split, str]] = {
+    "occasions": "sessions or blocks of time, judged by what was fitted to the others",
+    "squares": "squares of 100 m, judged by what was fitted to the others; it says nothing of another day",
+    "stretches": "fifths in their order, judged by what was fitted to the others; it says nothing of another place",
+}
 _KINDS: Final[tuple[Kind, ...]] = ("added", "removed", "moved", "described again")
 
 
@@ -59,32 +64,41 @@ def versions_json(found: Sequence[VersionSummary]) -> str:
 
 def print_recalibrated(done: Recalibrated) -> None:
     """What the photos said of the index, and what is in force now."""
-    check, calibration = done.check, done.calibration
-    if check is not None:
-        of = "1 occasion" if check.occasions == 1 else f"{check.occasions} occasions"
-        console.print(
-            f"{check.photos} photos of {of}: {check.right_share:.0%} of the fixes lie within 25 m", highlight=False
-        )
-        table = Table(box=None, pad_edge=False)
-        for name in ("", "mean confidence", "calibration error", "68 % radius holds"):
-            table.add_column(name, justify="right" if name else "left")
-        for name, told in (("before", check.before), ("now, left-out photos", check.now)):
-            cells = ["not calibrated", "", ""] if told is None else [
-                f"{told.stated_share:.0%}", f"{told.calibration_error:.3f}", f"{told.radius_share:.0%}"
-            ]  # fmt: skip
-            table.add_row(name, *cells)
-        table.add_row("honest confidences", f"{check.right_share:.0%}", f"{check.error_if_honest:.3f}", "68%")
-        console.print(table)
-        apart = "session or block of time" if check.occasions > 1 else "square of 100 m"
-        console.print(f"[dim]now: each {apart} judged by what was fitted to all the others[/]", highlight=False)
-        if check.before_held_out == "photos":
-            console.print("[dim]before: fitted on photos, too; if these are among them, it looks too good[/]")
+    calibration = done.calibration
+    if done.check is not None:
+        _print_check(done.check)
     elif calibration is None:
         console.print("[yellow]not calibrated[/] too few references see what references of other sessions see")
     else:
         taken = f"{calibration.queries} references of {calibration.groups} {calibration.held_out}"
         console.print(f"calibrated on {taken}, each held out with its own", highlight=False)
+    if done.not_pruned is not None:
+        console.print(f"[yellow]old versions remain[/] {escape(done.not_pruned)}")
     console.print(f"[green]published[/] version {done.version} of [bold]{escape(done.name)}[/]")
+
+
+def _print_check(check: PhotoCheck) -> None:
+    of = "1 occasion" if check.occasions == 1 else f"{check.occasions} occasions"
+    console.print(
+        f"{check.photos} photos of {of}: {check.right_share:.0%} of the fixes lie within 25 m", highlight=False
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "mean confidence", "calibration error", "68 % radius holds"):
+        table.add_column(name, justify="right" if name else "left")
+    nothing = {"before": "not calibrated", "now, left-out photos": "too few to judge"}
+    for name, told in (("before", check.before), ("now, left-out photos", check.now)):
+        if told is None:
+            table.add_row(name, nothing[name])
+        else:
+            shares = f"{told.stated_share:.0%}", f"{told.calibration_error:.3f}", f"{told.radius_share:.0%}"
+            table.add_row(name, *shares)
+    if check.error_if_honest is not None:
+        table.add_row("honest confidences", f"{check.right_share:.0%}", f"{check.error_if_honest:.3f}", "68%")
+    console.print(table)
+    if check.split is not None:
+        console.print(f"[dim]now: {_SPLITS[check.split]}[/]", highlight=False)
+    if check.before_held_out == "photos":
+        console.print("[dim]before: fitted on photos, too; if these are among them, it looks too good[/]")
 
 
 def print_verdict(verdict: Verdict, name: str) -> None:

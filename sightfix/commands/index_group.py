@@ -256,6 +256,7 @@ def calibrate(
     from index_builder.outside_photos import OutsidePhotos
     from index_builder.recalibrating import recalibrate
     from retrieval.errors import ParameterError
+    from retrieval.place_index import PlaceIndex
     from sightfix.console import console
     from sightfix.described_photos import describe_photos
     from sightfix.maintenance_console import print_recalibrated
@@ -266,15 +267,16 @@ def calibrate(
             remedy="sightfix index calibrate PHOTOS, or: sightfix index calibrate --forget",
         )
     which = _folder(indexes, name).name
-    given = None
+    given, describer = None, None
     if photos is not None:
         describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
-        _open(indexes, which, None).check_bundle(describer.bundle)
+        # Before anything is described; once more when it is published.
+        PlaceIndex.open(indexes / which, memory_map=True).check_bundle(describer.bundle)
         settings = DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable)
         described = describe_photos("Describing the photos", photos, describer, settings)
         given = OutsidePhotos.from_references(described.references, described.descriptors)
     with console.status("Calibrating"):
-        done = recalibrate(indexes, which, given, keep=keep)
+        done = recalibrate(indexes, which, given, describer.bundle if describer else None, keep=keep)
     print_recalibrated(done)
 
 

@@ -82,7 +82,7 @@ def test_calibrating_needs_photos_of_places_in_the_index(indexed: Path) -> None:
     assert "give either photos of known position or --forget" in done.stderr
     done = sightfix("index", "calibrate", "csv:refs.csv", folder=indexed)
     assert done.returncode == 1
-    assert "of 10 photos lie within 25 m of a reference of another occasion; 100 are needed" in done.stderr
+    assert "10 of 10 photos are in the index, and neither session nor time says" in done.stderr
     done = sightfix("index", "calibrate", "--forget", folder=indexed)
     assert "not calibrated too few references see what references of other sessions see" in done.stdout, done.stderr
     assert "published version" in done.stdout
@@ -93,14 +93,15 @@ def test_calibrating_needs_photos_of_places_in_the_index(indexed: Path) -> None:
 def test_what_calibrating_says(occasions: int, capsys: pytest.CaptureFixture[str]) -> None:
     now = Judgement(stated_share=0.49, calibration_error=0.054, radius_share=0.65)
     before = None if occasions == 1 else Judgement(stated_share=0.61, calibration_error=0.127, radius_share=0.5)
-    check = PhotoCheck(626, occasions, 0.481, 0.047, before, now, "photos" if before else None)
+    split = "squares" if occasions == 1 else "occasions"
+    check = PhotoCheck(626, occasions, 0.481, 0.047, before, "photos" if before else None, now, split)
     print_recalibrated(Recalibrated("campus", "2026-1", None, check))
     said = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in said.splitlines()]
     assert lines[0].startswith("626 photos of 1 occasion:" if before is None else "626 photos of 3 occasions: 48% of")
     assert ("before not calibrated" if before is None else "before 61% 0.127 50%") in lines
     assert "now, left-out photos 49% 0.054 65%" in lines
-    assert ("each square of 100 m" if before is None else "each session or block of time") in said
+    assert ("now: squares of 100 m" if before is None else "now: sessions or blocks of time") in said
     assert ("if these are among them, it looks too good" in said) == (before is not None)
     assert "published version 2026-1 of campus" in said
 
