@@ -93,19 +93,46 @@ def _fit(
     index: ReferenceIndex, occasions: Occasions, queries: Int64Array, settings: CalibrationSettings
 ) -> Calibration | None:
     k = FixSettings().matches_needed
-    localized = _Localized(
+    localized = Localized(
         kind=occasions.kind,
-        groups=int(np.unique(occasions.label[queries]).size),
         lat=index.lat[queries],
         lon=index.lon[queries],
+        occasion=occasions.label[queries],
         here=search_held_out(index, occasions, queries, k),
         away=search_held_out(index, occasions, queries, k, settings.away_m),
         known=np.ones(len(queries), bool),
     )
     try:
-        return _calibration_of(index, localized, settings)
+        return calibration_of(index, localized, settings)
     except _AllAlikeError:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Localized:
+    """Queries whose position is known, and their matches.
+
+    Attributes:
+        kind: what they are.
+        lat, lon: (Q,) degrees, the truth.
+        occasion: (Q,) int64, which were taken on the same occasion.
+        here: their matches.
+        away: their matches without anything around them.
+        known: (Q,) bool, whether their place is in the index.
+    """
+
+    kind: HeldOut
+    lat: Float64Array
+    lon: Float64Array
+    occasion: Int64Array
+    here: HeldOutMatches
+    away: HeldOutMatches
+    known: NDArray[np.bool_]
+
+    @property
+    def count(self) -> int:
+        """Number of queries."""
+        return len(self.lat)
 
 
 def fit_on_photos(
@@ -126,27 +153,10 @@ def fit_on_photos(
         ParameterError: see `match_photos`; or too few right or wrong fixes (``not_calibrated``).
     """
     settings = settings or CalibrationSettings()
-    return fit_on_matches(index, match_photos(index, photos, settings), settings)
+    return calibration_of(index, match_photos(index, photos, settings), settings)
 
 
-@dataclass(frozen=True, slots=True)
-class MatchedPhotos:
-    """Photos of known position, and what an index finds for them.
-
-    Attributes:
-        photos: Q of them, all or as many as were drawn.
-        here: their matches.
-        away: their matches without anything around them.
-        known: (Q,) bool, whether their place is in the index.
-    """
-
-    photos: OutsidePhotos
-    here: HeldOutMatches
-    away: HeldOutMatches
-    known: NDArray[np.bool_]
-
-
-def match_photos(index: ReferenceIndex, photos: OutsidePhotos, settings: CalibrationSettings) -> MatchedPhotos:
+def match_photos(index: ReferenceIndex, photos: OutsidePhotos, settings: CalibrationSettings) -> Localized:
     """Search for photos that an index does not hold.
 
     Args:
@@ -181,49 +191,20 @@ def match_photos(index: ReferenceIndex, photos: OutsidePhotos, settings: Calibra
     if wanted < photos.count:
         drawn = np.sort(np.random.default_rng(settings.seed).permutation(photos.count)[:wanted])
         search, known = search.take(drawn), known[drawn]
-    k = FixSettings().matches_needed
-    return MatchedPhotos(search.photos, search.search(k), search.search(k, settings.away_m), known)
-
-
-def fit_on_matches(index: ReferenceIndex, matched: MatchedPhotos, settings: CalibrationSettings) -> Calibration:
-    """As `fit_on_photos`, of photos that were searched for already."""
-    photos = matched.photos
-    groups = int(np.unique(photos.occasions).size)
-    localized = _Localized("photos", groups, photos.lat, photos.lon, matched.here, matched.away, matched.known)
-    return _calibration_of(index, localized, settings)
+    photos, k = search.photos, FixSettings().matches_needed
+    here, away = search.search(k), search.search(k, settings.away_m)
+    return Localized("photos", photos.lat, photos.lon, photos.occasions, here, away, known)
 
 
 class _AllAlikeError(ParameterError):
     """Nearly all fixes are right, or wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Localized:
-    """Queries whose position is known, and their matches.
-
-    Attributes:
-        kind: what they are.
-        groups: how many sessions or blocks of time they come from.
-        lat, lon: (Q,) degrees, the truth.
-        here: their matches.
-        away: their matches without anything around them.
-        known: (Q,) bool, whether their place is in the index.
-    """
-
-    kind: HeldOut
-    groups: int
-    lat: Float64Array
-    lon: Float64Array
-    here: HeldOutMatches
-    away: HeldOutMatches
-    known: NDArray[np.bool_]
-
-
-def _calibration_of(index: ReferenceIndex, localized: _Localized, settings: CalibrationSettings) -> Calibration:
+def calibration_of(index: ReferenceIndex, localized: Localized, settings: CalibrationSettings) -> Calibration:
     """The calibration that queries of known position give.
 
     Raises:
-        _AllAlikeError: too few of their fixes are right, or wrong.
+        ParameterError: too few of their fixes are right, or wrong (``not_calibrated``).
     """
     fix_settings = FixSettings()
     here, away = localized.here, localized.away
@@ -249,8 +230,8 @@ def _calibration_of(index: ReferenceIndex, localized: _Localized, settings: Cali
     least = float(np.quantile(familiarity, settings.rejected_share))
     return Calibration(
         held_out=localized.kind,
-        queries=len(localized.lat),
-        groups=localized.groups,
+        queries=localized.count,
+        groups=int(np.unique(localized.occasion).size),
         within_m=WITHIN_M,
         right_share=right_share,
         min_familiarity=least,

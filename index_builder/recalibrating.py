@@ -10,7 +10,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from index_builder.calibrating import MatchedPhotos, fit_calibration, fit_on_matches, make_trials, match_photos
+from index_builder.calibrating import Localized, calibration_of, fit_calibration, make_trials, match_photos
 from index_builder.calibration_fitting import WITHIN_M, CalibrationSettings, Trials, fit_method
 from index_builder.outside_photos import OutsidePhotos
 from index_builder.publishing import DEFAULT_KEEP, draft_version, remove_old_versions
@@ -129,7 +129,7 @@ def recalibrate(
             settings = CalibrationSettings()
             whitened = replace(photos, descriptors=base.whitened(photos.descriptors))
             matched = match_photos(base, whitened, settings)
-            calibration = fit_on_matches(base, matched, settings)
+            calibration = calibration_of(base, matched, settings)
             check = check_on_matches(base, matched, base.manifest.calibration, settings)
         files = {file: told for file, told in base.manifest.files.items() if file != CALIBRATION_PHOTOS_NAME}
         for file in files:
@@ -154,20 +154,20 @@ def recalibrate(
 
 
 def check_on_matches(
-    index: PlaceIndex, matched: MatchedPhotos, before: Calibration | None, settings: CalibrationSettings
+    index: PlaceIndex, photos: Localized, before: Calibration | None, settings: CalibrationSettings
 ) -> PhotoCheck:
     """How honest the confidence is, before and after calibrating on these photos, on photos left out of it.
 
     Args:
         index: which.
-        matched: the photos.
+        photos: and what the index finds for them.
         before: the calibration in force.
         settings: of the calibration.
     """
-    made, photos = FixSettings(), matched.photos
-    seen = make_trials(index, photos.lat, photos.lon, matched.here, made)
-    unseen = make_trials(index, photos.lat, photos.lon, matched.away, made)
-    lost = matched.away.remained >= settings.min_queries
+    made = FixSettings()
+    seen = make_trials(index, photos.lat, photos.lon, photos.here, made)
+    unseen = make_trials(index, photos.lat, photos.lon, photos.away, made)
+    lost = photos.away.remained >= settings.min_queries
     now, honest = None, None
     split, parts = _parts(photos, seen.error_m <= WITHIN_M)
     if split is not None:
@@ -180,7 +180,7 @@ def check_on_matches(
     told = before.of_method(made) if before is not None and before.holds_for(made) else None
     return PhotoCheck(
         photos=photos.count,
-        occasions=int(np.unique(photos.occasions).size),
+        occasions=int(np.unique(photos.occasion).size),
         right_share=float((seen.error_m <= WITHIN_M).mean()),
         error_if_honest=honest,
         before=None if told is None else _judge(photos, seen, *_stated(told, seen))[0],
@@ -190,11 +190,11 @@ def check_on_matches(
     )
 
 
-def _parts(photos: OutsidePhotos, right: NDArray[np.bool_]) -> tuple[Split | None, NDArray[np.int64]]:
+def _parts(photos: Localized, right: NDArray[np.bool_]) -> tuple[Split | None, NDArray[np.int64]]:
     """Which photos are judged together, by what was fitted to all the others: the first split that leaves enough."""
     squares = place_groups(Positions.from_degrees(photos.lat, photos.lon), _SQUARE_M)
     splits: list[tuple[Split, NDArray[np.int64]]] = [
-        ("occasions", balanced(photos.occasions, _MOST_FOLDS)),
+        ("occasions", balanced(photos.occasion, _MOST_FOLDS)),
         ("squares", balanced(squares, _FOLDS)),
         ("stretches", np.arange(photos.count) * _FOLDS // photos.count),
     ]
@@ -224,7 +224,7 @@ def _stated(method: MethodCalibration, trials: Trials) -> tuple[Float64Array, Fl
 
 
 def _judge(
-    photos: OutsidePhotos, seen: Trials, confidence: Float64Array, radius_m: Float64Array
+    photos: Localized, seen: Trials, confidence: Float64Array, radius_m: Float64Array
 ) -> tuple[Judgement, float]:
     fixes = Fixes(photos.lat, photos.lon, confidence, radius_m)
     report = confidence_report(fixes, seen.error_m, np.arange(photos.count), Bootstrap(resamples=1))

@@ -103,9 +103,9 @@ def test_enough_photos_of_places_in_the_index_are_drawn(known: DescribedIndex) -
     off = replace(given, lat=given.lat + np.where(np.arange(given.count) % 4, 1.0, 0.0))
     for few in (replace(SETTINGS, max_queries=150), replace(SETTINGS, max_pairs=known.count)):
         matched = match_photos(known, off, few)
-        assert matched.photos.count == 600
+        assert matched.count == 600
         assert matched.known.sum() == 150
-    assert match_photos(known, given, replace(SETTINGS, max_pairs=known.count)).photos.count == 150
+    assert match_photos(known, given, replace(SETTINGS, max_pairs=known.count)).count == 150
 
 
 @pytest.mark.parametrize("session", ["robot drive-0", "elsewhere/drive-0", None])
@@ -322,7 +322,7 @@ def test_updates_keep_the_photos_and_say_when_they_cannot(
     places = make_places(tmp_path / "photos", 12)
     build_index(replace(places, rows=places.rows[:10]), describer, tmp_path / "indexes", "town")
     given = outside(survey(1, 120, noise=2.6), dim=describer.bundle.descriptor_dim)
-    for name in ("match_photos", "fit_on_matches", "check_on_matches"):
+    for name in ("match_photos", "calibration_of", "check_on_matches"):
         monkeypatch.setattr(recalibrating, name, lambda *_: None)
     recalibrate(tmp_path / "indexes", "town", given)
 
