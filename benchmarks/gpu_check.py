@@ -20,11 +20,10 @@ from benchmarks.gpu_outcome import FailedError, Report, SkippedError
 from benchmarks.indexing_throughput import PHOTOS
 from benchmarks.machine import describe_machine
 from retrieval.bundle import Precision, open_bundle
-from retrieval.engines.cuda_memory import open_cuda
-from retrieval.engines.nvidia_driver import first_gpu
+from retrieval.engines.cuda import first_gpu, open_cuda
 from retrieval.engines.onnx_runtime import PROVIDER_NAMES
-from retrieval.engines.tensorrt_machine import load_tensorrt
-from retrieval.engines.tensorrt_provider import load_linked_tensorrt
+from retrieval.engines.onnx_runtime_gpu import load_linked_tensorrt
+from retrieval.engines.tensorrt_library import load_tensorrt
 from retrieval.errors import MissingExtraError, ProviderUnavailableError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

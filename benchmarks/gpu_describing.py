@@ -17,8 +17,8 @@ from benchmarks.gpu_outcome import FailedError, Report, SkippedError, Timing
 from export.tensorrt_plan import build_plan
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, Bundle, Precision
 from retrieval.describer import Describer, Descriptors
-from retrieval.engines.batch_profiles import default_profiles
-from retrieval.engines.cuda_provider import cuda_provider_options
+from retrieval.engines.compiled import default_profiles
+from retrieval.engines.onnx_runtime_gpu import cuda_provider_options
 from retrieval.engines.tensorrt_plan import open_plan
 from retrieval.images import fit_image, read_image
 

@@ -17,11 +17,12 @@ from retrieval.bundle import (
     BundleManifest,
     ParityReport,
     Precision,
+    PrecisionReport,
     Provenance,
+    WhiteningReport,
     bundle_fingerprint,
     open_bundle,
 )
-from retrieval.bundle_reports import PrecisionReport, WhiteningReport
 from retrieval.errors import ParameterError, StorageError
 from retrieval.images import Preprocessing
 

@@ -23,8 +23,7 @@ from export.recall_change import recall_changes
 from export.source import Describe, ExportSource, run_on_cpu
 from export.whitening_layer import whiten
 from retrieval.artefact import FileRecord
-from retrieval.bundle import Bundle, Precision, bundle_fingerprint
-from retrieval.bundle_reports import PrecisionReport, RecallChange, WhiteningReport
+from retrieval.bundle import Bundle, Precision, PrecisionReport, RecallChange, WhiteningReport, bundle_fingerprint
 from retrieval.evaluation.eval_set import EvalSet
 from retrieval.images import Preprocessing
 from retrieval.references.reference import Reference

@@ -6,8 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.bundle import Precision
-from retrieval.bundle_reports import PrecisionReport, RecallChange
+from retrieval.bundle import Precision, PrecisionReport, RecallChange
 from retrieval.errors import BundleError, ParameterError
 
 MIN_PHOTOS: Final = 64

@@ -10,8 +10,7 @@ from export.gate import cosines, judge_precision
 from export.half import to_half
 from export.int8 import OnProgress, quantise
 from export.source import Describe, run_on_cpu
-from retrieval.bundle import Precision
-from retrieval.bundle_reports import PrecisionReport
+from retrieval.bundle import Precision, PrecisionReport
 from retrieval.errors import ParameterError
 
 # Images described at once; a batch of some hundred would take gigabytes.

@@ -3,8 +3,7 @@ Reporting", FAT* 2019)."""
 
 from collections.abc import Mapping, Sequence
 
-from retrieval.bundle import ParityReport, Precision, Provenance
-from retrieval.bundle_reports import PrecisionReport, RecallChange, WhiteningReport
+from retrieval.bundle import ParityReport, Precision, PrecisionReport, Provenance, RecallChange, WhiteningReport
 from retrieval.images import Preprocessing
 
 _WORDS = {None: "none: never trained for places", "simclr": "SimCLR", "mocov2": "MoCo v2", "byol": "BYOL"}

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from export.photos import describe_photos
 from export.source import Describe
-from retrieval.bundle_reports import RecallChange
+from retrieval.bundle import RecallChange
 from retrieval.evaluation import Bootstrap, Protocol, exact_ranking, first_hits
 from retrieval.evaluation.eval_set import EvalSet, Truth
 from retrieval.images import Preprocessing

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from retrieval.artefact import record_files, rename_into_place, storage_errors, write_flushed
 from retrieval.bundle import INPUT_NAME, Bundle, Precision
-from retrieval.engines.batch_profiles import BatchProfiles, default_profiles
-from retrieval.engines.engine_cache import EngineKey, default_engine_cache
-from retrieval.engines.plan_folder import (
+from retrieval.engines.compiled import BatchProfiles, EngineKey, default_engine_cache, default_profiles
+from retrieval.engines.tensorrt_library import TensorRtMachine, TensorRtMessages, load_tensorrt, tensorrt_machine
+from retrieval.engines.tensorrt_plan import (
     PLAN_NAME,
     PlanManifest,
     check_plan,
@@ -27,7 +27,6 @@ from retrieval.engines.plan_folder import (
     folder_in_cache,
     plan_key,
 )
-from retrieval.engines.tensorrt_machine import TensorRtMachine, TensorRtMessages, load_tensorrt, tensorrt_machine
 from retrieval.errors import EngineError
 
 # Phase, steps done, steps in all. TensorRT's phases are nested; the names are its own.

@@ -7,10 +7,8 @@ from typing import Any, Final
 from rich.markup import escape
 from rich.table import Table
 
-from retrieval.bundle import Bundle, BundleManifest, Precision, default_bundle_folder
-from retrieval.bundle_check import Check
-from retrieval.bundle_comparison import BundleComparison, manifest_fields
-from retrieval.bundle_reports import RecallChange
+from retrieval.bundle import Bundle, BundleManifest, Precision, RecallChange, default_bundle_folder
+from retrieval.bundle_inspection import BundleComparison, Check, manifest_fields
 from retrieval.images import Preprocessing
 from sightfix.console import console
 

@@ -3,8 +3,7 @@
 from rich.markup import escape
 from rich.table import Table
 
-from retrieval.bundle import Bundle
-from retrieval.bundle_reports import RecallChange
+from retrieval.bundle import Bundle, RecallChange
 from sightfix.console import console
 
 

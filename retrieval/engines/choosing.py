@@ -1,4 +1,4 @@
-"""Which provider describes: the one that was asked for, or the best there is. Never another one in silence."""
+"""Which provider describes: the one that was asked for, or the best there is. Never silently another one."""
 
 import logging
 from collections.abc import Callable
@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from retrieval.bundle import Bundle, Precision
-from retrieval.engines.batch_profiles import BatchProfiles, default_profiles
+from retrieval.engines.compiled import BatchProfiles, default_engine_cache, default_profiles
 from retrieval.engines.engine import Engine, Provider
-from retrieval.engines.engine_cache import default_engine_cache
 from retrieval.errors import (
     DeviceError,
     EngineError,
@@ -47,7 +46,7 @@ class EngineRequest:
         profiles: the batch sizes of compiled engines.
         cache: where compiled engines are kept.
         gpu_mem_limit: of ONNX Runtime's memory arena on a GPU, bytes; None sets no limit.
-        on_build: is told, in words for people, that a build of some minutes begins.
+        on_build: called, with a message for people, before a build of some minutes.
     """
 
     bundle: Bundle
@@ -95,7 +94,7 @@ def choose_engine(request: EngineRequest, choice: ProviderChoice, *, allow_cpu_f
         raise ParameterError(
             f"the provider {choice!r} is unknown", remedy=f"Choose {', '.join(PROVIDER_CHOICES[:-1])} or cpu"
         )
-    request.bundle.graph_path(request.precision)  # of a missing graph is told before a provider is looked for
+    request.bundle.graph_path(request.precision)  # a missing graph is reported before any provider's error
     chosen = _best(request) if choice == "auto" else _named(request, choice, allow_cpu_fallback)
     _log_choice(chosen, choice)
     return chosen
@@ -142,7 +141,7 @@ def _open_tensorrt(request: EngineRequest) -> Engine:
     plan = find_plan(request.bundle, request.precision, request.profiles, request.cache)
     if plan is not None:
         return open_plan(plan, request.bundle, request.precision, request.profiles)
-    from retrieval.engines.tensorrt_provider import open_tensorrt_provider
+    from retrieval.engines.onnx_runtime_gpu import open_tensorrt_provider
 
     return open_tensorrt_provider(
         request.bundle,
@@ -156,7 +155,7 @@ def _open_tensorrt(request: EngineRequest) -> Engine:
 
 
 def _open_cuda(request: EngineRequest) -> Engine:
-    from retrieval.engines.cuda_provider import open_cuda_provider
+    from retrieval.engines.onnx_runtime_gpu import open_cuda_provider
 
     return open_cuda_provider(
         request.bundle, request.precision, request.profiles, request.threads, request.gpu_mem_limit

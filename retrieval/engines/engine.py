@@ -1,14 +1,19 @@
-"""The engine: a graph made ready to run on one device by one runtime."""
+"""The engine: a graph made ready to run on one device by one runtime, and the contract that the graph must keep."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.bundle import Precision
+from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, Bundle, Precision
+from retrieval.errors import BundleError
 
 Provider = Literal["tensorrt", "cuda", "openvino", "cpu"]
+
+# Name, type as numpy calls it, and shape without the batch.
+TensorContract = tuple[str, str, list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +55,25 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free memory and device; the engine cannot be used afterwards."""
         ...
+
+
+def check_contract(bundle: Bundle, inputs: Sequence[TensorContract], outputs: Sequence[TensorContract]) -> None:
+    """Check what a runtime says of a loaded graph against what the bundle's manifest says.
+
+    Args:
+        bundle: whose graph.
+        inputs: name, type and shape without the batch of each input.
+        outputs: the same of each output.
+
+    Raises:
+        BundleError: other inputs or outputs than the bundle's.
+    """
+    preprocessing = bundle.preprocessing
+    wanted_in = [(INPUT_NAME, "uint8", [preprocessing.height, preprocessing.width, 3])]
+    wanted_out = [(OUTPUT_NAME, "float32", [bundle.descriptor_dim])]
+    if list(inputs) != wanted_in or list(outputs) != wanted_out:
+        raise BundleError(
+            f"the graph has input {list(inputs)} and output {list(outputs)}, which is not the bundle's contract",
+            where=str(bundle.folder),
+            remedy="Export the bundle again",
+        )

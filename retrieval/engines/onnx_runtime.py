@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, Bundle, Precision
-from retrieval.engines.contract import TensorContract, check_contract
-from retrieval.engines.engine import EngineDescription, Provider
+from retrieval.engines.engine import EngineDescription, Provider, TensorContract, check_contract
 from retrieval.errors import BundleError, MissingExtraError, ProviderUnavailableError
 from retrieval.machine import sums_bytes_exactly
 
@@ -49,7 +48,7 @@ def load_onnxruntime() -> ModuleType:
     Raises:
         MissingExtraError: it is not installed.
     """
-    # From 1.29 on the wheels for Linux tell Microsoft about each session: name and hash of the model, machine, package.
+    # From 1.29 on the wheels for Linux report each session to Microsoft: name and hash of the model, machine, package.
     # Only this variable, set before the import, keeps them from it, and from writing to the user's cache folder.
     os.environ.setdefault(NO_TELEMETRY, "1")
     try:
@@ -76,7 +75,7 @@ def keep_int8_exact(options: Any) -> None:
 
 
 def check_installed(ort: ModuleType, provider: Provider) -> None:
-    """Check that the installed ONNX Runtime was built with a provider; whether it works, only a session can tell.
+    """Check that the installed ONNX Runtime was built with a provider; only opening a session shows whether it works.
 
     Raises:
         ProviderUnavailableError: it was not.
@@ -89,7 +88,7 @@ def check_installed(ort: ModuleType, provider: Provider) -> None:
 
 
 def open_session(ort: ModuleType, graph: Path, providers: Sequence[ProviderWithOptions], threads: int) -> Any:
-    """A session that computes where it is told, with as many threads as it is told.
+    """A session on the given providers, with the given number of threads.
 
     Args:
         ort: the module `onnxruntime`.
@@ -134,7 +133,7 @@ def judge_providers(wanted: Provider, got: Sequence[str]) -> None:
 
 
 def placement(session: Any) -> dict[str, Counter[str]]:
-    """Which provider computes which nodes: their operators and how many of each; empty where it cannot be told.
+    """Which provider computes which nodes: their operators and how many of each; empty where ONNX Runtime cannot say.
 
     Args:
         session: of `open_session`.

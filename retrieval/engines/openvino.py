@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle import Bundle, Precision
-from retrieval.engines.contract import TensorContract, check_contract
-from retrieval.engines.engine import EngineDescription
+from retrieval.engines.engine import EngineDescription, TensorContract, check_contract
 from retrieval.engines.onnx_runtime import cpu_name
 from retrieval.errors import BundleError, MissingExtraError, ProviderUnavailableError
 from retrieval.machine import sums_bytes_exactly
@@ -53,7 +52,7 @@ def openvino_options(threads: int) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": threads,
         # Pinned threads of two processes share the first cores while others are idle.
         "ENABLE_CPU_PINNING": False,
-        # The default on processors with AMX is bf16, which no gate of the bundle has seen: measured, it turns an fp32
+        # The default on processors with AMX is bf16, which no precision check covers: measured, it turns an fp32
         # graph's descriptors to a cosine of 0.994 at worst. For the fp16 graph, f32 computes with its fp16 weights and
         # is nearer to fp32 than fp16 arithmetic (0.99998 against 0.9996) and faster on processors without it. What a
         # QDQ graph says is int8 stays int8; this is for the layers between.

@@ -32,7 +32,7 @@ def show(source: BundleArgument = "default", json: JsonOption = False) -> None:
 @bundle.command()
 def verify(source: BundleArgument = "default") -> None:
     """Check every file and run every graph; exits 1 if anything is wrong."""
-    from retrieval.bundle_check import check_bundle
+    from retrieval.bundle_inspection import check_bundle
     from sightfix.bundle_console import print_check, print_verdict
 
     checks = []
@@ -59,7 +59,7 @@ def diff(
 ) -> None:
     """Compare two bundles: what differs, and whether an index of one can be searched with the other."""
     from retrieval.bundle import open_bundle
-    from retrieval.bundle_comparison import compare_bundles, measure_agreement
+    from retrieval.bundle_inspection import compare_bundles, measure_agreement
     from sightfix.bundle_console import print_comparison
     from sightfix.console import progress_bar
 
@@ -90,7 +90,7 @@ def engine(
 
     from export.tensorrt_plan import build_plan
     from retrieval.bundle import Precision, open_bundle
-    from retrieval.engines.batch_profiles import default_profiles
+    from retrieval.engines.compiled import default_profiles
     from sightfix.console import console
 
     opened = open_bundle(_folder(source))

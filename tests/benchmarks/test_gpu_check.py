@@ -124,9 +124,9 @@ def test_the_native_door_is_built_found_opened_and_taken_by_the_describer(
 ) -> None:
     cuda = FakeCuda()
     trt = FakeTensorRt(cuda)
-    for module in ("retrieval.engines.tensorrt_machine", "retrieval.engines.tensorrt_plan", "export.tensorrt_plan"):
+    for module in ("retrieval.engines.tensorrt_library", "retrieval.engines.tensorrt_plan", "export.tensorrt_plan"):
         monkeypatch.setattr(f"{module}.load_tensorrt", lambda: trt)
-    monkeypatch.setattr("retrieval.engines.tensorrt_machine.first_gpu", lambda: TOY_GPU)
+    monkeypatch.setattr("retrieval.engines.tensorrt_library.first_gpu", lambda: TOY_GPU)
     monkeypatch.setattr("retrieval.engines.tensorrt_plan.open_cuda", lambda: cuda)
     assert "worst cosine 1.000000" in describing.native_plan("fp16")
     assert {timing.runtime for timing in describing.report.timings} == {"native: TensorRT 11.4.0.106"}

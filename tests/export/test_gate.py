@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from export.gate import MAX_RECALL_LOSS, MIN_COSINE, MIN_PHOTOS, cosines, judge_precision, require_gate, require_photos
-from retrieval.bundle_reports import PrecisionReport, RecallChange
+from retrieval.bundle import PrecisionReport, RecallChange
 from retrieval.errors import BundleError, ParameterError
 
 

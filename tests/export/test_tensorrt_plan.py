@@ -11,10 +11,9 @@ import pytest
 from export.tensorrt_plan import build_plan, publish_plan, timing_cache_path
 from retrieval.artefact import hash_file
 from retrieval.bundle import Bundle
-from retrieval.engines.batch_profiles import default_profiles
-from retrieval.engines.engine_cache import EngineKey
-from retrieval.engines.plan_folder import PlanManifest, check_plan, plan_key
-from retrieval.engines.tensorrt_machine import identify
+from retrieval.engines.compiled import EngineKey, default_profiles
+from retrieval.engines.tensorrt_library import identify
+from retrieval.engines.tensorrt_plan import PlanManifest, check_plan, plan_key
 from retrieval.errors import BundleError, EngineError, ProviderUnavailableError, StorageError
 from tests.retrieval.engines.colour_bundle import HEIGHT, WIDTH, write_colour_bundle
 from tests.retrieval.engines.fake_gpu import TOY_GPU, FakeCuda, FakeTensorRt, ParserError
@@ -31,9 +30,9 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
     module = FakeTensorRt(FakeCuda())
-    for name in ("export.tensorrt_plan", "retrieval.engines.tensorrt_machine"):
+    for name in ("export.tensorrt_plan", "retrieval.engines.tensorrt_library"):
         monkeypatch.setattr(f"{name}.load_tensorrt", lambda: module)
-    monkeypatch.setattr("retrieval.engines.tensorrt_machine.first_gpu", lambda: TOY_GPU)
+    monkeypatch.setattr("retrieval.engines.tensorrt_library.first_gpu", lambda: TOY_GPU)
     return module
 
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from retrieval.bundle import Bundle
-from retrieval.bundle_check import Check, check_bundle, made_up_images
+from retrieval.bundle_inspection import Check, check_bundle, made_up_images
 from retrieval.errors import BundleError
 from retrieval.images import Preprocessing
 from tests.retrieval.engines.colour_bundle import write_colour_bundle

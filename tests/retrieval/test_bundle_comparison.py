@@ -9,7 +9,7 @@ from onnx import helper
 from PIL import Image
 
 from retrieval.bundle import Bundle, open_bundle
-from retrieval.bundle_comparison import compare_bundles, manifest_fields, measure_agreement
+from retrieval.bundle_inspection import compare_bundles, manifest_fields, measure_agreement
 from retrieval.errors import ImageError, ParameterError
 from tests.retrieval.engines.colour_bundle import write_colour_bundle
 from tests.retrieval.other_bundle import change_manifest, copy_bundle, record_again, write_other_bundle

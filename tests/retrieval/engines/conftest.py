@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retrieval.bundle import Bundle
-from retrieval.engines.nvidia_driver import first_gpu
+from retrieval.engines.cuda import first_gpu
 from retrieval.errors import ProviderUnavailableError
 from tests.places import pattern
 from tests.retrieval.engines.small_graphs import write_small_bundle

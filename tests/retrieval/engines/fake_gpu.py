@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.engines.cuda_memory import PinnedMemory
-from retrieval.engines.nvidia_driver import NvidiaGpu
+from retrieval.engines.cuda import NvidiaGpu, PinnedMemory
 from retrieval.errors import DeviceError
 from tests.retrieval.engines.colour_bundle import HEIGHT, WIDTH
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from retrieval.engines.batch_profiles import BatchProfile, BatchProfiles, default_profiles
+from retrieval.engines.compiled import BatchProfile, BatchProfiles, default_profiles
 from retrieval.errors import ParameterError
 
 

@@ -8,8 +8,8 @@ import pytest
 from retrieval.bundle import Bundle
 from retrieval.engines import choosing
 from retrieval.engines import openvino as openvino_engine
-from retrieval.engines.batch_profiles import default_profiles
 from retrieval.engines.choosing import EngineRequest, choose_engine
+from retrieval.engines.compiled import default_profiles
 from retrieval.engines.engine import Engine, EngineDescription
 from retrieval.errors import BundleError, DeviceError, MissingExtraError, ParameterError, ProviderUnavailableError
 from tests.retrieval.refusal import refused

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.engines.batch_profiles import default_profiles
-from retrieval.engines.engine_cache import EngineKey, default_engine_cache
+from retrieval.engines.compiled import EngineKey, default_engine_cache, default_profiles
 from retrieval.errors import ParameterError
 
 KEY = EngineKey("a" * 64, "10.13.3", "sm90", "fp16", default_profiles(32), "onnxruntime-1.31.1")

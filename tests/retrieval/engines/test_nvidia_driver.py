@@ -2,7 +2,7 @@ import ctypes
 
 import pytest
 
-from retrieval.engines.nvidia_driver import NvidiaGpu, ask_driver, first_gpu
+from retrieval.engines.cuda import NvidiaGpu, ask_driver, first_gpu
 from retrieval.errors import ProviderUnavailableError
 from tests.retrieval.refusal import refused
 

@@ -11,8 +11,7 @@ import pytest
 
 from retrieval.bundle import Bundle
 from retrieval.engines import onnx_runtime
-from retrieval.engines.batch_profiles import default_profiles
-from retrieval.engines.cuda_provider import DeviceBoundEngine, cuda_provider_options, open_cuda_provider
+from retrieval.engines.compiled import default_profiles
 from retrieval.engines.engine import EngineDescription
 from retrieval.engines.onnx_runtime import (
     OnnxRuntimeEngine,
@@ -22,6 +21,7 @@ from retrieval.engines.onnx_runtime import (
     open_session,
     placement,
 )
+from retrieval.engines.onnx_runtime_gpu import DeviceBoundEngine, cuda_provider_options, open_cuda_provider
 from retrieval.errors import DeviceError, ParameterError, ProviderUnavailableError
 from tests.retrieval.engines.small_graphs import byte_product_graph
 from tests.retrieval.refusal import refused

@@ -10,10 +10,10 @@ import pytest
 
 from export.tensorrt_plan import build_plan
 from retrieval.bundle import Bundle, open_bundle
-from retrieval.engines.batch_profiles import BatchProfile, BatchProfiles, default_profiles
-from retrieval.engines.cuda_memory import CudaBindings, checked, open_cuda
+from retrieval.engines.compiled import BatchProfile, BatchProfiles, default_profiles
+from retrieval.engines.cuda import CudaBindings, checked, open_cuda
 from retrieval.engines.engine import Engine, EngineDescription
-from retrieval.engines.tensorrt_machine import identify, load_tensorrt
+from retrieval.engines.tensorrt_library import identify, load_tensorrt
 from retrieval.engines.tensorrt_plan import TensorRtPlanEngine, find_plan, open_plan, tensorrt_machine
 from retrieval.errors import BundleError, DeviceError, EngineError, ParameterError, ProviderUnavailableError
 from tests.places import pattern
@@ -282,9 +282,9 @@ def fake_machine(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
     """A machine with the toy GPU, for what looks the machine up by itself."""
     cuda = FakeCuda()
     trt = FakeTensorRt(cuda)
-    for module in ("retrieval.engines.tensorrt_machine", "retrieval.engines.tensorrt_plan", "export.tensorrt_plan"):
+    for module in ("retrieval.engines.tensorrt_library", "retrieval.engines.tensorrt_plan", "export.tensorrt_plan"):
         monkeypatch.setattr(f"{module}.load_tensorrt", lambda: trt)
-    monkeypatch.setattr("retrieval.engines.tensorrt_machine.first_gpu", lambda: TOY_GPU)
+    monkeypatch.setattr("retrieval.engines.tensorrt_library.first_gpu", lambda: TOY_GPU)
     monkeypatch.setattr("retrieval.engines.tensorrt_plan.open_cuda", lambda: cuda)
     return trt
 

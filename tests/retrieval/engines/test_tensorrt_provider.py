@@ -3,16 +3,16 @@ from pathlib import Path
 import pytest
 
 from retrieval.bundle import Bundle
-from retrieval.engines.batch_profiles import BatchProfile, default_profiles
-from retrieval.engines.nvidia_driver import NvidiaGpu
-from retrieval.engines.tensorrt_library import linked_tensorrt, load_linked_tensorrt, version_text
-from retrieval.engines.tensorrt_provider import (
+from retrieval.engines.compiled import BatchProfile, default_profiles
+from retrieval.engines.cuda import NvidiaGpu
+from retrieval.engines.onnx_runtime_gpu import (
     engine_failure,
     new_engine_folder,
     open_tensorrt_provider,
     provider_key,
     tensorrt_provider_options,
 )
+from retrieval.engines.tensorrt_library import linked_tensorrt, load_linked_tensorrt, version_text
 from retrieval.errors import ProviderUnavailableError, StorageError
 from tests.retrieval.refusal import refused
 

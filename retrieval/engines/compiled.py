@@ -1,12 +1,20 @@
-"""Batch sizes that a compiled engine is made for: a shape outside of them would build for minutes while serving."""
+"""What a compiled engine is made for: batch sizes, since any other shape would build for minutes while serving, and a
+place in the cache that no other model or machine shares.
+"""
 
+import os
 from bisect import bisect_left
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.bundle import Precision
 from retrieval.errors import ParameterError
+
+CACHE_VARIABLE: Final = "SIGHTFIX_ENGINE_CACHE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +111,45 @@ def default_profiles(max_batch: int = 32) -> BatchProfiles:
     if max_batch == 1:
         return BatchProfiles((single,))
     return BatchProfiles((single, BatchProfile(2, max(2, max_batch // 2), max_batch)))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKey:
+    """All that a compiled engine depends on.
+
+    Attributes:
+        graph_sha256: of the ONNX file it was built from, in hex.
+        tensorrt_version: such as `10.13.3`.
+        architecture: of the GPU, such as `sm90`.
+        precision: of the graph.
+        profiles: batch sizes it was built for.
+        built_by: `onnxruntime-1.31.1` or `tensorrt`: their files are not interchangeable.
+    """
+
+    graph_sha256: str
+    tensorrt_version: str
+    architecture: str
+    precision: Precision
+    profiles: BatchProfiles
+    built_by: str
+
+    def __post_init__(self) -> None:
+        for part in (self.tensorrt_version, self.architecture, self.built_by):
+            if not part or set(part) & set("/\\\0") or part.startswith("."):
+                raise ParameterError(f"{part!r} cannot be part of an engine's folder name")
+
+    @property
+    def folder(self) -> Path:
+        """Relative path of the engine's folder: one of the model, one of everything else in it."""
+        profiles = str(self.profiles).replace(":", "-").replace(",", "_")
+        name = f"{self.architecture}-trt{self.tensorrt_version}-{self.precision}-b{profiles}-{self.built_by}"
+        return Path(self.graph_sha256) / name
+
+
+def default_engine_cache() -> Path:
+    """`SIGHTFIX_ENGINE_CACHE`, or `sightfix/engines` in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        return Path(given)
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "sightfix" / "engines"

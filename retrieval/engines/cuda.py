@@ -1,7 +1,7 @@
-"""The CUDA runtime as an engine needs it: plain and pinned memory, one stream, copies.
+"""NVIDIA's driver and CUDA runtime as an engine needs them: the first GPU, memory, one stream, copies.
 
-`CudaRuntime` is all that our own GPU code asks of CUDA; `CudaBindings` answers with NVIDIA's Python bindings. The
-device is always the first visible one: choose another with CUDA_VISIBLE_DEVICES.
+The device is always the first visible one: choose another with CUDA_VISIBLE_DEVICES. The driver is asked directly:
+`first_gpu` needs neither CUDA nor a Python package.
 """
 
 import ctypes
@@ -15,9 +15,77 @@ from numpy.typing import NDArray
 
 from retrieval.errors import DeviceError, ProviderUnavailableError
 
+_LIBRARY: Final = "libcuda.so.1"
+_COMPUTE_CAPABILITY: Final = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_NAME_BYTES: Final = 256
 _REMEDIES: Final = {
     "cudaErrorMemoryAllocation": "Free GPU memory (nvidia-smi shows who uses it), or use a smaller max_batch",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class NvidiaGpu:
+    """The GPU that a session with device 0 uses.
+
+    Attributes:
+        name: such as `NVIDIA H100 80GB HBM3`.
+        architecture: such as `sm90`.
+    """
+
+    name: str
+    architecture: str
+
+
+def first_gpu() -> NvidiaGpu:
+    """The first GPU that CUDA_VISIBLE_DEVICES leaves visible.
+
+    Raises:
+        ProviderUnavailableError: no driver, or no GPU.
+    """
+    try:
+        driver = ctypes.CDLL(_LIBRARY)
+    except OSError as error:
+        raise ProviderUnavailableError(
+            f"there is no NVIDIA driver ({error})",
+            remedy="Use a machine with an NVIDIA GPU; start a container with --gpus all",
+        ) from error
+    return ask_driver(driver)
+
+
+def ask_driver(driver: Any) -> NvidiaGpu:
+    """Ask an opened driver library.
+
+    Args:
+        driver: the library `libcuda.so.1`.
+
+    Raises:
+        ProviderUnavailableError: it finds no GPU.
+    """
+    count, device = ctypes.c_int(0), ctypes.c_int(0)
+    _call_driver(driver, "cuInit", 0)
+    _call_driver(driver, "cuDeviceGetCount", ctypes.byref(count))
+    if count.value == 0:
+        raise ProviderUnavailableError(
+            "the NVIDIA driver finds no GPU", remedy="Check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )
+    _call_driver(driver, "cuDeviceGet", ctypes.byref(device), 0)
+    name = ctypes.create_string_buffer(_NAME_BYTES)
+    _call_driver(driver, "cuDeviceGetName", name, _NAME_BYTES, device)
+    capability = []
+    for attribute in _COMPUTE_CAPABILITY:
+        value = ctypes.c_int(0)
+        _call_driver(driver, "cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
+        capability.append(str(value.value))
+    return NvidiaGpu(name.value.decode(errors="replace"), f"sm{''.join(capability)}")
+
+
+def _call_driver(driver: Any, function: str, *arguments: Any) -> None:
+    code = getattr(driver, function)(*arguments)
+    if code != 0:
+        raise ProviderUnavailableError(
+            f"the NVIDIA driver refuses ({function} returned {code})",
+            remedy="Check that nvidia-smi lists a GPU; start a container with --gpus all",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +218,7 @@ def checked(function: str, answer: Sequence[Any]) -> Any:
 
 
 def open_cuda() -> CudaBindings:
-    """The CUDA of this machine; whether it has a GPU, `first_gpu` tells.
+    """The CUDA of this machine; `first_gpu` says whether it has a GPU.
 
     Raises:
         ProviderUnavailableError: the bindings are not installed.
