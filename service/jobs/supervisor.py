@@ -34,7 +34,8 @@ class WorkerSupervisor:
     def __init__(self, settings: JobSettings, store: JobStore, command: Sequence[str] | None = None) -> None:
         self._settings = settings
         self._store = store
-        self._command = [*(command or [sys.executable, "-m", "service.jobs.worker"]), settings.model_dump_json()]
+        # -P: nothing in the folder that the server happens to run in may be imported, such as a `service.py` there.
+        self._command = [*(command or [sys.executable, "-P", "-m", "service.jobs.worker"]), settings.model_dump_json()]
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._wake = threading.Event()

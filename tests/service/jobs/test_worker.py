@@ -336,6 +336,16 @@ def test_a_worker_that_cannot_start_is_told_in_the_log_and_loses_nothing(
         assert jobs.get(job.id).state == "PENDING"
 
 
+def test_what_lies_in_the_current_folder_is_not_imported(indexed: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m` alone would import from there first."""
+    for name in ("service", "json", "retrieval"):
+        (indexed.folder / f"{name}.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.chdir(indexed.folder)
+    with running_jobs(indexed.settings()) as jobs:
+        job, _ = jobs.submit(request("remove", reference_ids=["photos/0000.jpg"]))
+        assert wait_for(jobs, job.id).state == "SUCCEEDED"
+
+
 def test_settings_are_absolute_for_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Town(Path("x")).settings()
