@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser lint format bench default-bundle proto clean
+.PHONY: help demo test test-nightly browser lint format bench default-bundle proto clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,8 +13,12 @@ help:  ## Show this list
 demo: $(VENV)/.cpu  ## A toy town, indexed, served and asked where a photo was taken
 	@$(BIN)/sightfix demo
 
-test: $(VENV)/.dev  ## All tests
-	$(BIN)/python -m pytest -n auto
+# A worker takes whole modules (loadscope), so that what a module's tests share is made once.
+test: $(VENV)/.dev  ## The tests of every commit, and the 25 slowest of them
+	$(BIN)/python -m pytest -n auto --dist loadscope --durations=25 -m "not nightly"
+
+test-nightly: $(VENV)/.dev  ## All tests, also the long ones
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n auto --dist loadscope --durations=25
 
 browser:  ## Chromium for the tests of the web page, if there is none
 	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable; do \

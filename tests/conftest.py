@@ -16,7 +16,10 @@ import pytest
 from index_builder.building import build_index
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer
+from tests.hypothesis_profiles import load_profile
 from tests.places import Places, make_places
+
+load_profile()
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -9,6 +9,7 @@ from retrieval.answer import FixAnswer
 from retrieval.fix import FIX_METHODS, Fix, FixSettings, FixStatus, make_fix
 from retrieval.geo import Position, from_local_metres, haversine_m
 from retrieval.localizer import _fix_answer
+from tests.hypothesis_profiles import examples
 
 MUNICH = Position(48.0, 11.0)
 CLUSTER = FixSettings(method="weighted_cluster", score_scale=0.05)
@@ -141,7 +142,7 @@ def test_a_cluster_around_a_seam_or_a_pole_has_its_mean_in_the_middle(centre: Po
     np.testing.assert_allclose(fix.covariance_enu, [[62.5, 0], [0, 62.5]], atol=1e-3)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(100))
 @given(
     st.lists(st.tuples(st.floats(-3000, 3000), st.floats(-3000, 3000), st.floats(-1.0, 1.0)), min_size=1, max_size=20),
     st.sampled_from([MUNICH, Position(0.0, 180.0), Position(90.0, 0.0), Position(-89.999, 10.0)]),
@@ -167,7 +168,7 @@ def test_every_fix_is_sound(
     assert isinstance(_fix_answer(fix), FixAnswer)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(100))
 @given(st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=10))
 def test_confidence_never_exceeds_1_however_weights_are_rounded(scores: list[float]) -> None:
     ordered = np.sort(scores)[::-1]

@@ -26,6 +26,7 @@ from retrieval.images import (
     read_image_bytes,
     sniff_format,
 )
+from tests.hypothesis_profiles import examples
 from tests.retrieval.encoded import (
     FORMATS,
     bomb_heic,
@@ -544,7 +545,7 @@ DAMAGEABLE = [
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=400, deadline=20_000)
+@settings(max_examples=examples(150), deadline=20_000)
 @given(
     st.sampled_from(DAMAGEABLE),
     st.lists(st.tuples(st.floats(0.0, 1.0, exclude_max=True), st.integers(0, 255)), max_size=6),
@@ -566,7 +567,7 @@ def test_damaged_bytes_raise_nothing_but_image_errors(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=200, deadline=20_000)
+@settings(max_examples=examples(60), deadline=20_000)
 @given(st.lists(st.tuples(st.integers(6, 120), st.integers(0, 255)), min_size=1, max_size=6))
 def test_a_jpeg_with_a_damaged_exif_block_is_always_decoded(flips: list[tuple[int, int]]) -> None:
     exif = Image.Exif()

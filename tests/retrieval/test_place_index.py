@@ -25,6 +25,7 @@ from retrieval.vectors.exact import ExactVectors
 from retrieval.vectors.stored import StoredVectors
 from retrieval.version import __version__
 from tests.conftest import PublishedPlaces
+from tests.hypothesis_profiles import examples
 from tests.retrieval.other_bundle import change_manifest, flip_byte, record_again, write_other_bundle
 from tests.retrieval.refusal import refused
 from tests.retrieval.scattered import Scatter, priors, scatters, surely_inside
@@ -76,7 +77,7 @@ def version(published: PublishedPlaces, tmp_path: Path) -> Path:
 # Search
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(100))
 @given(
     scatters,
     st.lists(st.none() | priors(), min_size=1, max_size=20),

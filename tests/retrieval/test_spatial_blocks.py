@@ -6,10 +6,11 @@ from hypothesis import given, settings
 
 from retrieval.geo import EARTH_RADIUS_M, GeoPrior, Position, from_local_metres, haversine_m, unit_vectors
 from retrieval.spatial_blocks import BLOCK_ROWS, SpatialBlocks
+from tests.hypothesis_profiles import examples
 from tests.retrieval.scattered import Scatter, cluster, everywhere, priors, scatters, surely_inside
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(100))
 @given(scatters, priors())
 def test_rows_within_are_those_a_slow_search_finds(scatter: Scatter, prior: GeoPrior) -> None:
     lat, lon = scatter.positions()
@@ -20,7 +21,7 @@ def test_rows_within_are_those_a_slow_search_finds(scatter: Scatter, prior: GeoP
     assert np.array_equal(np.setdiff1d(found, border), inside)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(100))
 @given(scatters, priors())
 def test_blocks_change_no_answer(scatter: Scatter, prior: GeoPrior) -> None:
     """The same comparison of chords row by row, without blocks: equal to the last row, borders included."""

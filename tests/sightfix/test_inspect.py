@@ -27,6 +27,7 @@ from sightfix.inspection.identical_files import find_identical_files
 from sightfix.inspection.map_figure import write_map_figure
 from sightfix.inspection.report import InspectionReport, report_on
 from sightfix.inspection.survey import survey_references
+from tests.hypothesis_profiles import examples
 
 app = typer.Typer()
 app.command()(inspect)
@@ -91,7 +92,7 @@ def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(st.integers(2, 150), st.integers(1, 3), st.integers(0, 2**31), st.booleans())
 def test_the_nearest_other_point_is_exact(count: int, dimensions: int, seed: int, on_a_line: bool) -> None:
     points = np.random.default_rng(seed).normal(size=(count, dimensions)) * 100

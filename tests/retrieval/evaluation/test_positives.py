@@ -7,6 +7,7 @@ from retrieval.evaluation import Positions, count_positives
 from retrieval.evaluation import positives as positives_module
 from retrieval.evaluation.positions import field_ground, true_ground
 from retrieval.geo import haversine_m
+from tests.hypothesis_profiles import examples
 
 
 def slow_counts(queries: Positions, database: Positions, radii: list[float]) -> np.ndarray:
@@ -61,7 +62,7 @@ def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert whole.sum() > 1000
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     points=st.lists(st.tuples(st.integers(-40, 40), st.integers(-40, 40)), min_size=1, max_size=40),
     radius=st.sampled_from([1.0, 5.0, 13.0, 25.0, 1000.0]),

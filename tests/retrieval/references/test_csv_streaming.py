@@ -17,6 +17,7 @@ from retrieval.geo import Position
 from retrieval.references import Reference
 from retrieval.references.columns import TableOptions
 from retrieval.references.csv_table import CsvTable
+from tests.hypothesis_profiles import examples
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0\\/", exclude_categories=["Cc"]), min_size=1).filter(
     lambda text: text == text.strip() and text not in (".", "..")
@@ -38,7 +39,7 @@ rows = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(rows, min_size=1, max_size=8, unique_by=lambda row: row["path"]),
     st.sampled_from([",", ";", "\t"]),

@@ -12,6 +12,7 @@ from retrieval.references.bounding_box import BoundingBox
 from retrieval.references.columns import TableOptions
 from retrieval.references.csv_table import CsvTable
 from retrieval.references.reader import parse_options
+from tests.hypothesis_profiles import examples
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_bad_options(walk: Path, option: str, value: str, message: str) -> None:
     assert str(caught.value) == message
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.tuples(st.floats(-90, 90), st.floats(-90, 90)).map(sorted),
     st.floats(-180, 180),

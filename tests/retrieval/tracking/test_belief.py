@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from retrieval.tracking import Displacement, Distance, Odometry, Speed, Track, TrackSettings
 from retrieval.tracking.belief import Belief
+from tests.hypothesis_profiles import examples
 from tests.retrieval.tracking.laid_out import line, matched, references
 from tests.retrieval.tracking.slow_filter import dense, likeness_of, observed, predicted
 
@@ -61,7 +62,7 @@ def test_on_a_ring_of_places_it_is_the_textbook_filter() -> None:
         np.testing.assert_allclose(held, belief, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     seed=st.integers(0, 2**32 - 1),
     count=st.integers(1, 14),

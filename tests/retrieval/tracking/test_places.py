@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from retrieval.errors import ParameterError
 from retrieval.geo import EARTH_RADIUS_M, Position, from_local_metres, haversine_m
 from retrieval.tracking import PlaceMap
+from tests.hypothesis_profiles import examples
 from tests.retrieval.tracking.laid_out import line, references
 
 ORIGINS = [
@@ -27,7 +28,7 @@ def test_photos_a_few_metres_apart_are_one_place_at_their_mean() -> None:
 
 
 @pytest.mark.parametrize("origin", ORIGINS, ids=str)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(data=st.data())
 def test_neighbours_are_those_of_a_full_scan(origin: Position, data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))

@@ -10,6 +10,7 @@ from retrieval.errors import ParameterError
 from retrieval.fix import FixSettings, FixStatus, make_fix
 from retrieval.geo import Position, haversine_m
 from retrieval.tracking import Displacement, Distance, Odometry, PlaceMap, Speed, Track, TrackSettings
+from tests.hypothesis_profiles import examples
 from tests.retrieval.tracking.laid_out import line, local, matched, references
 
 ORIGINS = [Position(0.0, 11.0), Position(-48.0, 180.0), Position(48.0, -179.99995), Position(90.0, 0.0)]
@@ -241,7 +242,7 @@ def test_work_does_not_grow_with_the_number_of_references(million: PlaceMap) -> 
     assert (large <= 1.5 * small + 50).all(), (small, large)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 @given(seed=st.integers(0, 2**32 - 1), gap=st.sampled_from([0.0, 0.05, 1.0, 20.0]))
 def test_any_stream_gives_a_proper_belief(seed: int, gap: float) -> None:
     rng = np.random.default_rng(seed)

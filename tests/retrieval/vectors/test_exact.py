@@ -13,6 +13,7 @@ from retrieval.errors import MissingExtraError, PlaceIndexError
 from retrieval.vectors import exact as exact_vectors
 from retrieval.vectors.exact import ExactVectors
 from retrieval.vectors.faiss_library import faiss_module
+from tests.hypothesis_profiles import examples
 from tests.retrieval.refusal import refused
 from tests.retrieval.slow_search import assert_k_best
 
@@ -50,7 +51,7 @@ def test_search_is_the_slow_search(storage: str, queries: int) -> None:
         assert_k_best(rows[place], scores[place], true_scores(vectors, query), np.arange(700), 12)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.sampled_from(STORAGES), st.integers(1, 400), st.integers(1, 30), st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_search_in_some_rows_is_the_slow_search(storage: str, count: int, k: int, seed: int, share: float) -> None:
     descriptors, query = unit_rows(count, seed=seed), unit_rows(1, seed=seed + 1)[0]
