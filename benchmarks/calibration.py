@@ -21,13 +21,10 @@ from benchmarks.campus import PROTOCOLS, describe_campus
 from benchmarks.indexing_throughput import PHOTOS
 from benchmarks.machine import describe_machine
 from benchmarks.toy_drives import describe_cameras, describe_plans, plan_drive
-from index_builder.calibrating import fit_calibration, fit_on_photos
-from index_builder.calibration_fitting import CalibrationSettings
-from index_builder.described_index import DescribedIndex
+from index_builder.calibrating import CalibrationSettings, fit_calibration, fit_on_photos
+from index_builder.calibration_queries import DescribedIndex, OutsidePhotos
 from index_builder.describing import DescribeSettings, describe_references
-from index_builder.outside_photos import OutsidePhotos
 from retrieval.bundle import open_bundle
-from retrieval.calibration import Calibration
 from retrieval.describer import Describer, Descriptors
 from retrieval.evaluation import (
     Bootstrap,
@@ -40,16 +37,15 @@ from retrieval.evaluation import (
     fixes_of_matches,
     place_groups,
 )
-from retrieval.evaluation.confidence import confidence_report
 from retrieval.evaluation.evaluation import Evaluation
-from retrieval.evaluation.position_error import fix_errors_m
+from retrieval.evaluation.fixes import confidence_report, fix_errors_m
 from retrieval.evaluation.report import Estimate
-from retrieval.evidence import centre_of, centred_cosines
-from retrieval.fix import FIX_METHODS, FixSettings
 from retrieval.geo import Position
+from retrieval.localize.evidence import centre_of, centred_cosines
+from retrieval.localize.fix import FIX_METHODS, Calibration, FixSettings
 from retrieval.references import open_references
 from retrieval.references.reference import Reference
-from sightfix.evaluation_figures import answered_figure, confidence_figure, no_match_figure
+from sightfix.figures.evaluation import answered_figure, confidence_figure, no_match_figure
 from sightfix.toy_town import ToyTown, plan_queries, plan_references, town_for
 
 DRIVES: Final = 32

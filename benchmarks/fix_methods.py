@@ -6,7 +6,7 @@ from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.evaluation import Protocol, Ranked, evaluate, exact_ranking, fixes_of_matches
 from retrieval.evaluation.report import Estimate
-from retrieval.fix import FIX_METHODS, FixMethod, FixSettings
+from retrieval.localize.fix import FIX_METHODS, FixMethod, FixSettings
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from retrieval.geo import GeoPrior, hilbert_key
-from retrieval.spatial_blocks import SpatialBlocks
-from retrieval.vectors.exact import ExactVectors, Storage
+from retrieval.index.place_index import SpatialBlocks
+from retrieval.index.vectors.exact import ExactVectors, Storage
 
 ROWS, DIM, K, REPEATS = 200_000, 512, 10, 60
 

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from benchmarks.gpu_describing import medians_in_turn
 from benchmarks.gpu_outcome import FailedError, SkippedError
 from retrieval.describer import Descriptors
-from retrieval.vectors.candidates import CandidateParameters, Candidates
-from retrieval.vectors.exact import ExactVectors
-from retrieval.vectors.gpu import TEMP_MEMORY, GpuVectors
-from retrieval.vectors.stored import StoredVectors
+from retrieval.index.vectors.candidates import CandidateParameters, Candidates, StoredVectors
+from retrieval.index.vectors.exact import ExactVectors
+from retrieval.index.vectors.gpu import TEMP_MEMORY, GpuVectors
 
 SIZES = (1_000_000, 10_000_000)
 DIM, K, PIECE, SAMPLE = 512, 10, 100_000, 200_000

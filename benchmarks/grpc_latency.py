@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.indexing_throughput import PHOTOS, Repeated
 from benchmarks.machine import describe_machine
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from service.grpc.generated import localization_pb2 as pb

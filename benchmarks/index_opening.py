@@ -20,19 +20,19 @@ import pyarrow as pa
 
 from benchmarks.index_types import clustered
 from benchmarks.machine import describe_machine
-from index_builder.vectors.design import IndexDesign
+from index_builder.index_design import IndexDesign
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import open_bundle
-from retrieval.place_index_manifest import Source
-from retrieval.reference_table import REFERENCE_SCHEMA
-from retrieval.vectors.index_types import INDEX_TYPES
+from retrieval.index.manifest import Source
+from retrieval.index.reference_table import REFERENCE_SCHEMA
+from retrieval.index.vectors.candidates import INDEX_TYPES
 
 _OPENER = """
 import json, resource, sys, time
 from pathlib import Path
 import numpy as np
 from retrieval.place_index import PlaceIndex
-import retrieval.vectors.faiss_library as library
+import retrieval.index.vectors.faiss_library as library
 library.faiss_module()
 folder, mapped, dim = Path(sys.argv[1]), sys.argv[2] == "mapped", int(sys.argv[3])
 query = np.random.default_rng(0).standard_normal((1, dim)).astype(np.float32)

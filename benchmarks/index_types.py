@@ -21,17 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import describe_machine
-from index_builder.vectors.choosing import choose_parameters
-from index_builder.vectors.design import IndexDesign, parameters_for
-from index_builder.vectors.recall import HeldOut, hold_out, hold_out_twice, measure, tune
-from index_builder.vectors.sizing import measure_machine, memory_bytes, plan_indexes
-from index_builder.vectors.training import build_candidates
-from retrieval.place_index_manifest import RecallReport
-from retrieval.vectors.candidates import CandidateParameters
-from retrieval.vectors.exact import STORAGES, ExactVectors
-from retrieval.vectors.faiss_library import faiss_module
-from retrieval.vectors.index_types import INDEX_TYPES, ApproximateType
-from retrieval.vectors.stored import StoredVectors
+from index_builder.index_design import (
+    IndexDesign,
+    build_candidates,
+    choose_parameters,
+    measure_machine,
+    memory_bytes,
+    parameters_for,
+    plan_indexes,
+)
+from index_builder.quality import HeldOut, hold_out, hold_out_twice, measure, tune
+from retrieval.index.manifest import RecallReport
+from retrieval.index.vectors.candidates import INDEX_TYPES, ApproximateType, CandidateParameters, StoredVectors
+from retrieval.index.vectors.exact import STORAGES, ExactVectors
+from retrieval.index.vectors.faiss_library import faiss_module
 
 BATCH = 64
 K = 10

@@ -32,14 +32,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import describe_machine
-from index_builder.building import BuildSettings, build_index
-from index_builder.described_parts import DEFAULT_PART_PHOTOS
 from index_builder.describing import DEFAULT_BATCH_SIZE
+from index_builder.parts import DEFAULT_PART_PHOTOS
+from index_builder.update import BuildSettings, build_index
 from retrieval.artefact import record_files
 from retrieval.bundle import INPUT_NAME, Bundle, BundleManifest, bundle_fingerprint, open_bundle
 from retrieval.describer import Describer, Descriptors
 from retrieval.images import Preprocessing, RgbImage, decode_image
-from retrieval.index_folder import current_version
+from retrieval.index.folder import current_version
 from retrieval.machine import available_cores
 from retrieval.references import open_references
 from sightfix.toy_town.survey import town_for, write_survey

@@ -17,8 +17,8 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.machine import describe_machine
-from index_builder.building import BuildSettings, build_index
 from index_builder.describing import DEFAULT_BATCH_SIZE
+from index_builder.update import BuildSettings, build_index
 from retrieval.bundle import INPUT_NAME, open_bundle
 from retrieval.describer import Describer
 from retrieval.geo import Position

@@ -16,11 +16,11 @@ import numpy as np
 
 from benchmarks.indexing_throughput import PHOTOS, Repeated
 from benchmarks.machine import describe_machine
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.images import decode_image
-from retrieval.place_index import PlaceIndex
+from retrieval.index.place_index import PlaceIndex
 from tests.running_server import running_server
 
 ROUNDS, CALLS = 8, 40

@@ -21,16 +21,16 @@ from starlette.middleware import Middleware
 from starlette.types import Message, Receive, Scope, Send
 
 from benchmarks.machine import describe_machine
-from index_builder.building import build_index
-from retrieval.answer import LocalizeAnswer
+from index_builder.update import build_index
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
-from service.app import create_app
-from service.live_localizer import LiveLocalizer
+from retrieval.localize.answer import LocalizeAnswer
+from service.http.app import create_app
 from service.observing.metrics import Metrics
 from service.observing.observer import Observer
 from service.observing.requests import ObservedRequests
 from service.observing.tracing import Tracing
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.places import make_places, pattern
 

@@ -35,11 +35,15 @@ from retrieval.evaluation import (
 )
 from retrieval.evaluation.report import Estimate
 from retrieval.geo import haversine_m
-from retrieval.ordered_work import in_order
-from retrieval.reranking.features_file import StoredFeatures, write_features
-from retrieval.reranking.geometry import count_inliers
-from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, decode_features
-from retrieval.reranking.reranker import QueryFeatures, Reranker, RerankSettings
+from retrieval.machine import in_order
+from retrieval.reranking.local_features import (
+    FeatureSettings,
+    LocalFeatures,
+    StoredFeatures,
+    decode_features,
+    write_features,
+)
+from retrieval.reranking.reranker import QueryFeatures, Reranker, RerankSettings, count_inliers
 
 RADIUS_M = 25.0
 EAST_BEGINS_M = 252.0

@@ -13,8 +13,8 @@ from benchmarks.toy_drives import Knowledge, describe_cameras, describe_survey, 
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer, Descriptors
 from retrieval.evaluation import Bootstrap, exact_ranking
-from retrieval.fix import FixMethod, FixSettings, make_fix
 from retrieval.geo import Float64Array, Position, haversine_m
+from retrieval.localize.fix import FixMethod, FixSettings, make_fix
 from retrieval.tracking import Odometry, PlaceMap, Track, TrackSettings
 from sightfix.toy_town import town_for
 from sightfix.toy_town.randomness import generator

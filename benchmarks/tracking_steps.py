@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from benchmarks.machine import describe_machine
 from retrieval.geo import Float64Array, Position, from_local_metres
 from retrieval.tracking import Odometry, PlaceMap, Speed, Track
-from service.tracking.parameters import TrackParameters
+from service.tracking.model import TrackParameters
 
 COUNTS: Final = (1_000, 100_000, 1_000_000)
 FRAMES: Final = 300

@@ -21,10 +21,9 @@ from index_builder.describing import describe_references
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer, Descriptors
 from retrieval.evaluation import Bootstrap, Positions, exact_ranking, first_hits, place_groups
-from retrieval.evaluation.positions import true_ground
-from retrieval.evaluation.positives import count_positives
+from retrieval.evaluation.positions import count_positives, true_ground
+from retrieval.index.whitening import Whitening, fit_whitening
 from retrieval.references import open_references
-from retrieval.whitening import Whitening, fit_whitening
 from sightfix.toy_town import town_for, write_survey
 
 RADIUS_M = 25.0

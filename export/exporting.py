@@ -26,8 +26,8 @@ from retrieval.artefact import FileRecord
 from retrieval.bundle import Bundle, Precision, PrecisionReport, RecallChange, WhiteningReport, bundle_fingerprint
 from retrieval.evaluation.eval_set import EvalSet
 from retrieval.images import Preprocessing
+from retrieval.index.whitening import HALF_WHITENING, fit_whitening
 from retrieval.references.reference import Reference
-from retrieval.whitening import HALF_WHITENING, fit_whitening
 
 # More photos than this do not change the directions, and take memory and minutes.
 _MOST_TO_FIT: Final = 20_000
@@ -46,7 +46,7 @@ class WhiteningSettings:
         dim: numbers a descriptor shall have.
         photos: the reference database to fit on.
         fitted_on: what these photos are, for people.
-        power: of the singular values; see `retrieval.whitening`.
+        power: of the singular values; see `retrieval.index.whitening`.
     """
 
     dim: int

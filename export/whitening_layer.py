@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.source import ExportSource
 from retrieval.bundle import OUTPUT_NAME
-from retrieval.whitening import Whitening
+from retrieval.index.whitening import Whitening
 
 _RAW = "descriptors.before_whitening"
 

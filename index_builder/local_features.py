@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 from index_builder.update_watch import LeftOut
 from retrieval.errors import ImageError
 from retrieval.images import DEFAULT_LIMITS, ImageLimits, read_image_bytes
-from retrieval.ordered_work import in_order
-from retrieval.place_index import REFERENCES_NAME, PlaceIndex
-from retrieval.place_index_manifest import LocalFeaturesRecord
-from retrieval.reference_table import read_references
-from retrieval.reranking.features_file import write_features
-from retrieval.reranking.local_features import NO_FEATURES, FeatureSettings, LocalFeatures, decode_features
+from retrieval.index.manifest import LocalFeaturesRecord
+from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
+from retrieval.index.reference_table import read_references
+from retrieval.machine import in_order
+from retrieval.reranking.local_features import (
+    NO_FEATURES,
+    FeatureSettings,
+    LocalFeatures,
+    decode_features,
+    write_features,
+)
 
 
 def _tell_nobody(done: int, without: Sequence[LeftOut]) -> None:

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from index_builder.described_parts import Part, PartRecord, read_part
-from index_builder.part_describing import PartNews, PartSettings, PartTask, describe_locally
+from index_builder.parts import Part, PartNews, PartRecord, PartSettings, PartTask, describe_locally, read_part
 from index_builder.update_watch import LeftOut
 from retrieval import errors
 from retrieval.artefact import storage_errors

@@ -10,18 +10,27 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from index_builder.calibrating import Localized, calibration_of, fit_calibration, make_trials, match_photos
-from index_builder.calibration_fitting import WITHIN_M, CalibrationSettings, Trials, fit_method
-from index_builder.outside_photos import OutsidePhotos
-from index_builder.publishing import DEFAULT_KEEP, draft_version, remove_old_versions
-from retrieval.agreement import FixSettings
+from index_builder.calibrating import (
+    WITHIN_M,
+    CalibrationSettings,
+    Localized,
+    Trials,
+    calibration_of,
+    fit_calibration,
+    fit_method,
+    make_trials,
+    match_photos,
+)
+from index_builder.calibration_queries import OutsidePhotos
+from index_builder.publish import DEFAULT_KEEP, draft_version, remove_old_versions
 from retrieval.artefact import record_files
 from retrieval.bundle import Bundle
-from retrieval.calibration import Calibration, HeldOut, MethodCalibration
 from retrieval.evaluation import Bootstrap, Fixes, Positions, place_groups
-from retrieval.evaluation.confidence import confidence_report
+from retrieval.evaluation.fixes import confidence_report
 from retrieval.geo import Float64Array
-from retrieval.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
+from retrieval.index.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
+from retrieval.localize.evidence import FixSettings
+from retrieval.localize.fix import Calibration, HeldOut, MethodCalibration
 
 Split = Literal["occasions", "squares", "stretches"]
 

@@ -1,5 +1,6 @@
-"""What an update takes over from the current version, what it describes, and what it drops."""
+"""Paths of photos as they are told and kept."""
 
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,21 +13,120 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from index_builder.photo_paths import PathsBelow
-from index_builder.reference_rows import ReferenceRows
 from index_builder.update_watch import LeftOut, UpdateWatch
 from retrieval.artefact import flush_to_disk
 from retrieval.errors import IndexNotFoundError, ReferenceDataError
-from retrieval.place_index import REFERENCES_NAME, PlaceIndex
-from retrieval.place_index_manifest import Source
-from retrieval.reference_table import REFERENCE_SCHEMA, read_references
-from retrieval.references.reference import ReferenceSource
+from retrieval.geo import hilbert_key, longitude_bounds
+from retrieval.index.manifest import Bounds, Source
+from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
+from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references
+from retrieval.references.reference import Reference, ReferenceSource
+
+_NOT_PLAIN: Final = (f"{os.sep}{os.sep}", f"{os.sep}.")
+
+
+class PathsBelow:
+    """Paths below a root with ``/``, and whole paths elsewhere. Links stay as they are.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        whole = os.path.abspath(root)  # noqa: PTH100 - resolve() would follow links out of the root
+        self._start = whole if whole.endswith(os.sep) else whole + os.sep
+
+    def below(self, path: str | Path) -> str:
+        """The path below the root, or the whole path where it lies elsewhere."""
+        text = str(path)
+        # Nearly all paths are plain already, and there are millions.
+        if not os.path.isabs(text) or any(sign in text for sign in _NOT_PLAIN):  # noqa: PTH117
+            text = os.path.abspath(text)  # noqa: PTH100
+        if text.startswith(self._start):
+            text = text[len(self._start) :]
+            return text if os.sep == "/" else text.replace(os.sep, "/")
+        return text
+
+
+# The reference rows of a version that is being written.
+
+
+class ReferenceRows:
+    """References gathered column by column.
+
+    Args:
+        root: the folder that the paths of photos below it are kept relative to; other paths are kept absolute.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._below = PathsBelow(root).below
+        self._columns: dict[str, list[object]] = {name: [] for name in REFERENCE_SCHEMA.names}
+        self._ids: set[str] = set()
+
+    def append(self, reference: Reference) -> None:
+        """Add a row.
+
+        Raises:
+            ReferenceDataError: it has no position, or an id that is there already.
+        """
+        if reference.position is None:
+            raise ReferenceDataError(
+                f"reference {reference.id} has plane metres but no latitude and longitude",
+                where=str(reference.path),
+                remedy="A place index needs WGS84 positions; give the UTM zone in the spec (zone=33N)",
+            )
+        if reference.id in self._ids:
+            raise ReferenceDataError(f"two references have the id {reference.id!r}", where=str(reference.path))
+        self._ids.add(reference.id)
+        values = {
+            "id": reference.id,
+            "path": self._below(reference.path),
+            "lat": reference.position.lat,
+            "lon": reference.position.lon,
+            "altitude_m": reference.altitude_m,
+            "heading_deg": reference.heading_deg,
+            "captured_at": reference.captured_at.isoformat() if reference.captured_at else None,
+            "session": reference.session,
+            "metadata": json.dumps(dict(reference.metadata)) if reference.metadata else None,
+            "content_sha256": None,
+        }
+        for name, value in values.items():
+            self._columns[name].append(value)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def table(self) -> pa.Table:
+        """The rows in the order they came, with the columns of `REFERENCE_SCHEMA`."""
+        return pa.Table.from_pydict(self._columns, schema=REFERENCE_SCHEMA)
+
+
+def spatial_order(table: pa.Table) -> NDArray[np.int64]:
+    """Row numbers of a reference table along the spatial curve, (N,) int64; rows of one place keep their order."""
+    return np.argsort(hilbert_key(*_positions(table)), kind="stable")
+
+
+def bounds_of(table: pa.Table) -> Bounds:
+    """The narrowest box around the rows of a reference table."""
+    lat, lon = _positions(table)
+    west, east = longitude_bounds(lon)
+    return Bounds(lat_min=float(lat.min()), lat_max=float(lat.max()), lon_min=west, lon_max=east)
+
+
+def _positions(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return table["lat"].to_numpy(), table["lon"].to_numpy()
+
+
+# What an update takes over from the current version, what it describes, and what it drops.
 
 LISTING_NAME: Final = "listing.parquet"
 
 _META: Final = b"sightfix"
+
 _ASK_EVERY_S: Final = 0.2
+
 _NAMED: Final = 3
+
 _TOLD_BY_THE_SOURCE: Final = [name for name in REFERENCE_SCHEMA.names if name not in ("path", "content_sha256")]
 
 

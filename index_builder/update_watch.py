@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from index_builder.gate import GateReport
-from index_builder.vectors.choosing import Choice
+from index_builder.index_design import Choice
+from index_builder.quality import GateReport
 
 UpdateStep = Literal[
     "draft opened",

@@ -10,18 +10,24 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index_builder.calibrating import calibrate
+from index_builder.calibration_queries import OutsidePhotos
+from index_builder.index_design import Choice, IndexDesign, build_candidates, choose_parameters, sample_of
 from index_builder.local_features import FeaturesPlan, write_local_features
-from index_builder.outside_photos import OutsidePhotos
-from index_builder.reference_rows import bounds_of, spatial_order
-from index_builder.vectors.choosing import Choice, choose_parameters
-from index_builder.vectors.design import IndexDesign
-from index_builder.vectors.recall import hold_out_twice, tune
-from index_builder.vectors.training import build_candidates, sample_of
+from index_builder.quality import hold_out_twice, tune
+from index_builder.update_plan import bounds_of, spatial_order
 from retrieval.artefact import record_files
 from retrieval.bundle import Bundle
 from retrieval.describer import Descriptors
 from retrieval.errors import PlaceIndexError
-from retrieval.place_index import (
+from retrieval.index.manifest import (
+    BundleIdentity,
+    DescribingRecord,
+    PlaceIndexManifest,
+    RecallReport,
+    Source,
+    WhiteningRecord,
+)
+from retrieval.index.place_index import (
     CALIBRATION_PHOTOS_NAME,
     CANDIDATES_NAME,
     LOCAL_FEATURES_NAME,
@@ -31,20 +37,11 @@ from retrieval.place_index import (
     PlaceIndex,
     file_names,
 )
-from retrieval.place_index_manifest import (
-    BundleIdentity,
-    DescribingRecord,
-    PlaceIndexManifest,
-    RecallReport,
-    Source,
-    WhiteningRecord,
-)
-from retrieval.reference_table import write_reference_table
-from retrieval.searchable_index import SearchablePlaceIndex
-from retrieval.vectors.candidates import CandidateParameters
-from retrieval.vectors.exact import ExactVectors
-from retrieval.vectors.stored import StoredVectors
-from retrieval.whitening import Whitening, fit_whitening, score_spread, write_whitening
+from retrieval.index.reference_table import write_reference_table
+from retrieval.index.searchable import SearchablePlaceIndex
+from retrieval.index.vectors.candidates import CandidateParameters, StoredVectors
+from retrieval.index.vectors.exact import ExactVectors
+from retrieval.index.whitening import Whitening, fit_whitening, score_spread, write_whitening
 
 WriteStep = Literal["vectors written", "references written", "manifest written"]
 

@@ -1,1 +1,8 @@
 """Ground floor: what it means to localize an image (images, bundle, descriptors, place index, fix)."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("sightfix")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"

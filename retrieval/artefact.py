@@ -15,8 +15,8 @@ from typing import Annotated, Final, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from retrieval import __version__
 from retrieval.errors import ArtefactError, StorageError
-from retrieval.version import __version__
 
 MANIFEST_NAME: Final = "manifest.json"
 SEAL_NAME: Final = "manifest.sha256"

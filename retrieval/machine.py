@@ -1,13 +1,19 @@
 """What this machine gives this process: cores by affinity and container quota, and how exactly it sums bytes."""
 
+import ctypes
 import math
 import os
 import platform
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 _X86: Final = frozenset({"amd64", "i386", "i686", "x86_64"})
+
 _VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
 
 
@@ -47,3 +53,96 @@ def sums_bytes_exactly() -> bool:
         return not _VNNI.isdisjoint(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return False
+
+
+# The C library's heap: into how many parts it is cut, and when what was freed goes back to the system.
+#
+# Only glibc is asked. It gives threads arenas of their own, eight for each core, and keeps in each what was freed
+# there: with photos of many sizes decoded on many threads, that is a heap which grows for hours and never shrinks.
+
+# glibc's malloc.h.
+_M_ARENA_MAX: Final = -8
+
+_M_MMAP_MAX: Final = -4
+
+_M_TRIM_THRESHOLD: Final = -1
+
+_LARGEST: Final = 2**31 - 1
+
+_OPERATORS: Final = ("MALLOC_ARENA_MAX", "glibc.malloc.arena_max")
+
+
+def limit_arenas(count: int, environment: Mapping[str, str] | None = None) -> bool:
+    """Let the heap be cut into no more than so many arenas; those that there are already stay.
+
+    Args:
+        count: at least 1.
+        environment: variables, those of this process by default; an operator's own choice in them is left alone.
+
+    Returns:
+        whether that was done.
+    """
+    given = os.environ if environment is None else environment
+    if _OPERATORS[0] in given or _OPERATORS[1] in given.get("GLIBC_TUNABLES", ""):
+        return False
+    mallopt = _of_glibc("mallopt")
+    return mallopt is not None and bool(mallopt(_M_ARENA_MAX, count))
+
+
+def keep_freed_memory() -> None:
+    """Keep what is freed for allocations to come, for the whole process; `give_back_free_pages` still gives it back.
+
+    By itself glibc takes every large array from the system and gives it back at once, and the system clears its pages
+    again each time: in every step of a training, for example.
+    """
+    mallopt = _of_glibc("mallopt")
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+
+
+def give_back_free_pages() -> None:
+    """Return the pages in which nothing lives to the system. Takes the locks of the heap's arenas for a moment each."""
+    malloc_trim = _of_glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    """A function of glibc's; None where the C library is another one."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+
+
+# Work on many items on all cores, with outcomes in the items' order and few of them in memory.
+
+# Items in hand for each thread: enough that none waits for the slowest.
+_AHEAD: Final = 4
+
+Item = TypeVar("Item")
+
+Outcome = TypeVar("Outcome")
+
+
+def in_order(work: Callable[[Item], Outcome], items: Iterable[Item]) -> Iterator[Outcome]:
+    """Do some work on as many threads as there are cores.
+
+    Args:
+        work: on one item; releases Python's lock for most of its time, or threads are of no use.
+        items: taken as they are needed.
+
+    Yields:
+        the outcome of each item, in order; what the work raises is raised in its place.
+    """
+    threads = available_cores()
+    with ThreadPoolExecutor(threads, "work") as pool:
+        waiting: deque[Future[Outcome]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) == threads * _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

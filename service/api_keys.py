@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import secrets
 import threading
 import time
@@ -15,17 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from retrieval.artefact import replace_file, storage_errors
 from retrieval.errors import ParameterError, SightfixError
+from service.problems import RequestError, problem_response
 
 _log = logging.getLogger("sightfix.service")
 
 Scope = Literal["localize", "admin"]
+
 SCOPES: Final[tuple[Scope, ...]] = ("localize", "admin")
 
 PREFIX: Final = "sfx_"
+
 # A change is seen at the latest after this time; a stat for every request would be waste.
 _LOOK_EVERY_S: Final = 1.0
 
@@ -183,3 +191,96 @@ class KeyRing:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+# Refuses requests without a key that allows them, before anything of their body is read.
+
+# Probes cannot hold keys; the page and the documentation hold nothing secret, what they ask for does.
+_OPEN: Final = re.compile(
+    r"/(livez|healthz|readyz|v2/health/(live|ready)|docs(/.*)?|openapi\.json|static(-offline-docs)?/.*|favicon\.ico)?"
+)
+
+_ADMIN: Final = re.compile(r"(/v1)?/(jobs([/:].*)?|indexes/[^/]+/activate)", re.DOTALL)
+
+
+class KeyGuard:
+    """ASGI middleware: `Authorization: Bearer KEY`, or `X-API-Key: KEY`.
+
+    Args:
+        app: what to guard.
+        keys: who may come in.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Run the app for who may, else answer 401 or 403."""
+        wanted = scope_of(scope["path"]) if scope["type"] == "http" else None
+        if wanted is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            headers = Headers(scope=scope)
+            presented = presented_key(headers.get("authorization"), headers.get("x-api-key"))
+            # Whose key it is: what one has opened belongs to it.
+            scope.setdefault("state", {})["api_key"] = check_key(self._keys, presented, wanted).name
+        except RequestError as error:
+            response = problem_response(Request(scope), error)
+            if error.code == "unauthenticated":
+                response.headers["WWW-Authenticate"] = 'Bearer realm="sightfix"'
+            # The body was not read, so the connection cannot be used again.
+            response.headers["Connection"] = "close"
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def check_key(keys: KeyRing, presented: str | None, wanted: Scope) -> ApiKey:
+    """Refuse who may not come in.
+
+    Args:
+        keys: who may.
+        presented: the key that came with the request, if one did.
+        wanted: what it must allow.
+
+    Returns:
+        the key.
+
+    Raises:
+        RequestError: no key, or an unknown one (``unauthenticated``), or one for something else (``forbidden``).
+    """
+    if presented is None:
+        raise RequestError(
+            "this server wants an API key",
+            code="unauthenticated",
+            remedy="Send it as Authorization: Bearer KEY, or as X-API-Key: KEY",
+        )
+    key = keys.find(presented)
+    if key is None:
+        raise RequestError("the API key is unknown", code="unauthenticated", remedy="Ask whoever runs the server")
+    if not key.allows(wanted):
+        raise RequestError(
+            f"the API key {key.name!r} may not be used for {wanted}",
+            code="forbidden",
+            remedy=f"Use one with the scope {wanted}",
+        )
+    return key
+
+
+def scope_of(path: str) -> Scope | None:
+    """What a key must allow for a path; None where no key is wanted."""
+    # Routes end with `$`, which lets one line feed pass: what they serve must need what it needs without.
+    path = path.removesuffix("\n")
+    if _OPEN.fullmatch(path):
+        return None
+    return "admin" if _ADMIN.fullmatch(path) else "localize"
+
+
+def presented_key(authorization: str | None, api_key: str | None) -> str | None:
+    """The key in a request's headers, or None."""
+    if api_key:
+        return api_key
+    scheme, _, key = (authorization or "").partition(" ")
+    return key.strip() or None if scheme.lower() == "bearer" else None

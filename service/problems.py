@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from retrieval.answer import FieldProblem, Problem
 from retrieval.errors import SightfixError
-from retrieval.localizer import new_request_id
+from retrieval.localize.answer import FieldProblem, Problem
+from retrieval.localize.localizer import new_request_id
 
 _log = logging.getLogger("sightfix.service")
 

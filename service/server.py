@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from retrieval.errors import ServerError
-from retrieval.heap import limit_arenas
-from service.app import create_app
-from service.bounded_http import bounded_http
-from service.heap_keeper import ARENAS
-from service.jobs.job_service import JobService
-from service.live_localizer import LiveLocalizer
+from retrieval.machine import limit_arenas
+from service.http.app import create_app
+from service.http.limits import bounded_http
+from service.jobs.service import JobService
 from service.observing.metrics_server import metrics_served
+from service.serving.live_localizer import LiveLocalizer
+from service.serving.loading import ARENAS
 from service.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def serve(settings: ServerSettings) -> None:
     jobs = JobService(settings.jobs) if settings.source_roots else None
     config = uvicorn.Config(
         create_app(live, jobs),
-        log_config=None,  # its messages go where ours go, see service.logs
+        log_config=None,  # its messages go where ours go, see service.observing.logs
         access_log=False,  # ours knows the route, the fix and the trace, and never tells a path
         timeout_graceful_shutdown=settings.stop_timeout_s,
         server_header=False,

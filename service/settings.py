@@ -1,9 +1,13 @@
-"""What an operator can set: environment variables `SIGHTFIX_…`, overridden by the command line."""
+"""TLS, and client certificates (mTLS) where a certificate authority for clients is given."""
 
 import os
+import re
+import ssl
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -11,16 +15,137 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from retrieval.bundle import Precision
 from retrieval.engines.choosing import ProviderChoice
 from retrieval.errors import ParameterError
-from retrieval.fix import FixMethod
-from retrieval.index_folder import DEFAULT_INDEXES
+from retrieval.index.folder import DEFAULT_INDEXES
+from retrieval.index.milvus.connection import MilvusAddress
+from retrieval.index.searchable import PlaceIndexStore
+from retrieval.index.stores import open_store
+from retrieval.localize.fix import FixMethod
 from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
-from retrieval.stores.contract import PlaceIndexStore
-from retrieval.stores.milvus.address import MilvusAddress
-from retrieval.stores.opening import open_store
-from service.jobs.job_settings import JobSettings
-from service.logs import LogFormat
-from service.map_tiles import DEEPEST_ZOOM, MapTiles
-from service.tls import TlsFiles
+from service.jobs.settings import JobSettings
+from service.observing.logs import LogFormat
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files.
+
+    Attributes:
+        certificate: of the server, with its chain.
+        key: private, of the certificate.
+        client_ca: whose client certificates are let in; None asks for none.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def check(self) -> None:
+        """Load the files as the server will.
+
+        Raises:
+            ParameterError: one cannot be read or is no PEM, or certificate and key do not belong together.
+        """
+        for path in (self.certificate, self.key, self.client_ca):
+            if path is None:
+                continue
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise ParameterError(
+                    f"the TLS file cannot be read ({error.strerror})", where=str(path), remedy="Check path and owner"
+                ) from error
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.certificate, self.key, password=_no_password)
+        except (ssl.SSLError, ValueError) as error:
+            raise ParameterError(
+                f"certificate and key cannot be loaded ({_reason(error)})",
+                where=f"{self.certificate}, {self.key}",
+                remedy="Give PEM files that belong together; the key must not have a password",
+            ) from error
+        if self.client_ca is None:
+            return
+        try:
+            context.load_verify_locations(self.client_ca)
+        except ssl.SSLError as error:
+            raise ParameterError(
+                f"the certificate authority for clients cannot be loaded ({_reason(error)})",
+                where=str(self.client_ca),
+                remedy="Give a PEM file with its certificate",
+            ) from error
+
+
+def _no_password() -> str:
+    """Instead of the prompt that OpenSSL would put on the terminal."""
+    raise ValueError("the key has a password")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "reason", None) or str(error)
+
+
+# Where the page's map gets its pictures from, if an operator wants some; without, it draws a plain grid.
+
+DEEPEST_ZOOM: Final = 23
+
+_NAMES: Final = frozenset({"s", "z", "x", "y", "-y", "r"})
+
+# Nothing that could end a directive of the Content-Security-Policy or begin another.
+_HOST: Final = re.compile(r"(\{s\}\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d{1,5})?")
+
+_REMEDY: Final = "Write it as https://tile.example.org/{z}/{x}/{y}.png, or /tiles/{z}/{x}/{y}.png on this host"
+
+
+@dataclass(frozen=True, slots=True)
+class MapTiles:
+    """A source of map tiles in Web Mercator.
+
+    Attributes:
+        url: of one tile, with ``{z}``, ``{x}`` and ``{y}`` (or ``{-y}``, counted from the south); ``{s}`` is one of
+            a, b and c, ``{r}`` is ``@2x`` on fine screens. A path alone is one on the page's own host.
+        attribution: who made the map, as its licence wants it shown; plain text.
+        max_zoom: the deepest level that the source has; deeper views enlarge it.
+
+    Raises:
+        ParameterError: another URL than that.
+    """
+
+    url: str
+    attribution: str
+    max_zoom: int
+
+    def __post_init__(self) -> None:
+        names = re.findall(r"\{([^{}]*)\}", self.url)
+        if not {"z", "x"} <= set(names) or not {"y", "-y"} & set(names):
+            raise self._wrong("the URL of map tiles lacks {z}, {x} or {y}")
+        unknown = sorted(set(names) - _NAMES)
+        if unknown:
+            raise self._wrong(f"the URL of map tiles has an unknown part {{{unknown[0]}}}")
+        scheme, host = self._scheme_and_host()
+        if scheme not in ("http", "https", "") or not (_HOST.fullmatch(host) if scheme else self._is_path(host)):
+            raise self._wrong("the URL of map tiles is neither http, https nor a path")
+
+    @property
+    def csp_source(self) -> str | None:
+        """What the page may load pictures from for it (CSP level 3); None where that is its own host."""
+        scheme, host = self._scheme_and_host()
+        return f"{scheme}://{host.replace('{s}', '*')}" if scheme else None
+
+    def _scheme_and_host(self) -> tuple[str, str]:
+        try:
+            parts = urlsplit(self.url)
+        except ValueError as error:
+            raise self._wrong(f"the URL of map tiles cannot be read ({error})") from error
+        return parts.scheme, parts.netloc
+
+    def _is_path(self, host: str) -> bool:
+        return not host and re.match(r"/[^/\\]", self.url) is not None
+
+    def _wrong(self, what: str) -> ParameterError:
+        return ParameterError(what, where=f"--tile-url or SIGHTFIX_TILE_URL: {self.url}", remedy=_REMEDY)
+
+
+# What an operator can set: environment variables `SIGHTFIX_…`, overridden by the command line.
 
 
 class ServerSettings(BaseSettings):

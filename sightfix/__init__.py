@@ -1,5 +1,5 @@
 """sightfix: where was this photo taken? The command line, the Python client and the demo town."""
 
-from retrieval.version import __version__
+from retrieval import __version__
 
 __all__ = ["__version__"]

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from retrieval import __version__
 from retrieval.errors import SightfixError
-from retrieval.version import __version__
 
 app = typer.Typer(
     name="sightfix",
@@ -20,24 +20,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# Each module holds one function of the same name; modules import their heavy dependencies inside it,
+# Command → the module that holds the function of that name; modules import their heavy dependencies inside it,
 # so that `sightfix --help` stays instant.
-COMMANDS = (
-    "inspect",
-    "plan",
-    "serve",
-    "key",
-    "localize",
-    "train",
-    "export",
-    "evaluate",
-    "explain",
-    "compare",
-    "demo",
-)
+COMMANDS = {
+    "inspect": "inspect",
+    "plan": "index",
+    "serve": "serve",
+    "key": "serve",
+    "localize": "localize",
+    "train": "train",
+    "export": "export",
+    "evaluate": "evaluate",
+    "explain": "explain",
+    "compare": "compare",
+    "demo": "demo",
+}
 
-for _name in COMMANDS:
-    _function: Callable[..., None] = getattr(import_module(f"sightfix.commands.{_name}"), _name)
+for _name, _module in COMMANDS.items():
+    _function: Callable[..., None] = getattr(import_module(f"sightfix.commands.{_module}"), _name)
     app.command(name=_name)(_function)
 
 # Each module holds a typer application with subcommands.

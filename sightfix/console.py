@@ -1,8 +1,10 @@
-"""What the command line prints: one console, progress bars, and an answer for people."""
+"""Quantities as people write them: 64G, 50M."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Final
 
 from rich.console import Console
@@ -10,7 +12,84 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from retrieval.answer import LocalizeAnswer
+from retrieval.errors import MissingExtraError, ParameterError
+from retrieval.localize.answer import LocalizeAnswer
+
+_PATTERN: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMGTB]?)(i?)[bB]?\s*")
+
+_POWERS: Final = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "B": 3, "T": 4}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a text such as ``16G``, ``512M``, ``1.5TB`` (powers of 1000) or ``16GiB`` (of 1024).
+
+    Raises:
+        ParameterError: it is none.
+    """
+    return _parse(text, "a size", "16G")
+
+
+def parse_count(text: str) -> int:
+    """A number such as ``50M``, ``1.2B`` or ``300000``.
+
+    Raises:
+        ParameterError: it is none, or none at all.
+    """
+    count = _parse(text, "a number", "50M")
+    if count < 1:
+        raise ParameterError(f"{text!r} is not at least 1", remedy="Write it like 50M")
+    return count
+
+
+def _parse(text: str, what: str, example: str) -> int:
+    match = _PATTERN.fullmatch(text)
+    if match is None:
+        raise ParameterError(f"{text!r} is not {what}", remedy=f"Write it like {example}")
+    number, prefix, binary = match.groups()
+    return round(float(number) * float((1024 if binary else 1000) ** _POWERS[prefix]))
+
+
+# Commands that need an optional part of the installation say which, and how to get it.
+
+_NAMES: Final = {
+    "torch": "PyTorch",
+    "timm": "timm",
+    "lightning": "Lightning",
+    "safetensors": "safetensors",
+    "scipy": "SciPy",
+    "tensorboard": "TensorBoard",
+    "onnx": "ONNX",
+    "onnxscript": "ONNX Script",
+}
+
+_MODULES: Final = {
+    "training": ("torch", "timm", "lightning", "safetensors", "scipy", "tensorboard"),
+    "export": ("torch", "timm", "safetensors", "onnx", "onnxscript"),
+    "heat maps": ("torch", "timm", "safetensors"),
+}
+
+_INSTALL: Final = {"training": "training", "export": "cpu,export", "heat maps": "training"}
+
+
+def require(what: str) -> None:
+    """Check that what a command needs is installed, without importing it.
+
+    Args:
+        what: `training`, `export` or `heat maps`.
+
+    Raises:
+        MissingExtraError: names what is missing and the command that installs it.
+    """
+    missing = [_NAMES[module] for module in _MODULES[what] if find_spec(module) is None]
+    if missing:
+        raise MissingExtraError(
+            f"{what} {'need' if what.endswith('s') else 'needs'} {' and '.join(missing)}, "
+            f"which {'is' if len(missing) == 1 else 'are'} not installed",
+            remedy=f"Run: pip install 'sightfix[{_INSTALL[what]}]'",
+        )
+
+
+# What the command line prints: one console, progress bars, and an answer for people.
 
 # A pipe or a file has no width to keep to.
 _PIPE_WIDTH: Final = 200

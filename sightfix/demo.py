@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from index_builder.building import build_index
-from retrieval.answer import LocalizeAnswer
+from index_builder.update import build_index
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import ArtefactError, IndexNotFoundError, ServerError
 from retrieval.geo import Position, haversine_m
-from retrieval.index_folder import find_index
-from retrieval.place_index import PlaceIndex
+from retrieval.index.folder import find_index
+from retrieval.index.place_index import PlaceIndex
+from retrieval.localize.answer import LocalizeAnswer
 from retrieval.references import open_references
 from retrieval.references.reference import Reference
 from sightfix.client import SightfixClient

@@ -1,4 +1,4 @@
-"""What `sightfix evaluate` looks for and finds: queries, their matches in photos or in an index, and fixes of them."""
+"""Photos that a command was given, described."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -6,34 +6,53 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from index_builder.calibrating import fit_calibration
-from index_builder.described_index import DescribedIndex, DescribedVectors
-from index_builder.describing import DescribeSettings
-from index_builder.held_out import ReferenceIndex
-from index_builder.outside_photos import calibration_photos_of
-from retrieval.calibration import Calibration
+from index_builder.calibration_queries import DescribedIndex, DescribedVectors, ReferenceIndex, calibration_photos_of
+from index_builder.describing import DescribedReferences, DescribeSettings, describe_references
 from retrieval.describer import Describer, Descriptors
-from retrieval.errors import ParameterError
-from retrieval.evaluation import (
-    BeforeReranking,
-    Fixes,
-    Positions,
-    Protocol,
-    Ranked,
-    exact_ranking,
-    fixes_of_matches,
-)
-from retrieval.evidence import StoredDescriptors, centre_of, centred_cosines
-from retrieval.fix import FixSettings
-from retrieval.place_index import PlaceIndex
-from retrieval.references import Reference
+from retrieval.errors import ParameterError, ReferenceDataError
+from retrieval.evaluation import BeforeReranking, Fixes, Positions, Protocol, Ranked, exact_ranking, fixes_of_matches
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.searchable import PlaceIndexStore
+from retrieval.localize.evidence import StoredDescriptors, centre_of, centred_cosines
+from retrieval.localize.fix import Calibration, FixSettings
+from retrieval.references import Reference, open_references
 from retrieval.reranking.reranker import Reranker, RerankSettings, require_features, rerank_photos
-from retrieval.stores.contract import PlaceIndexStore
 from sightfix.console import console, progress_bar
-from sightfix.described_photos import describe_photos
+
+
+def describe_photos(what: str, spec: str, describer: Describer, settings: DescribeSettings) -> DescribedReferences:
+    """Describe all photos of a spec that have a position, with a progress bar; how many were left out is said.
+
+    Args:
+        what: is being done, for the bar.
+        spec: of the photos.
+        describer: that describes them.
+        settings: how.
+
+    Raises:
+        ReferenceDataError: there is none, the source cannot be read, or too many photos are unreadable.
+    """
+    source = open_references(spec)
+    with progress_bar(what, len(source)) as advance:
+        described = describe_references(source, describer, settings, advance)
+    if not described.references:
+        raise ReferenceDataError("there is no photo with a position", where=spec, remedy="Check folder and filters")
+    left_out = len(source.skipped) + len(described.unreadable)
+    if left_out:
+        console.print(
+            f"[yellow]left out[/] {left_out} photos of {escape(spec)}; see: sightfix inspect {escape(spec)}",
+            soft_wrap=True,
+        )
+    return described
+
+
+# What `sightfix evaluate` looks for and finds: queries, their matches in photos or in an index, and fixes of them.
 
 _SAME_PHOTO: Final = 0.999
+
 _QUERIES_AT_ONCE: Final = 256
 
 

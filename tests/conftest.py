@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer
 from tests.hypothesis_profiles import load_profile

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.toy_drives import noisy_odometry, plan_drive
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.geo import Position, haversine_m
 from retrieval.references.reference import Reference

@@ -6,7 +6,7 @@ gigabytes that no tensor holds.
 
 import gc
 
-from retrieval.heap import give_back_free_pages
+from retrieval.machine import give_back_free_pages
 
 
 def give_back_freed_memory() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import torch
 
 from retrieval.errors import ParameterError
-from retrieval.heap import keep_freed_memory
+from retrieval.machine import keep_freed_memory
 from training.recipe_settings import TrainingSettings
 from training.torchvision_ops import define_missing_operators
 

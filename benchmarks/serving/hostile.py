@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.machine import describe_machine
 from benchmarks.serving.process_watch import held_by
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from tests.places import make_places

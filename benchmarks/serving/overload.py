@@ -20,7 +20,7 @@ from benchmarks.indexing_throughput import PHOTOS, Repeated
 from benchmarks.machine import describe_machine
 from benchmarks.serving.load import Load, closed_loop, constant_rate, raw_request
 from benchmarks.serving.throughput import as_vga
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from tests.running_server import RunningServer, running_server

@@ -23,7 +23,7 @@ from PIL import Image
 from benchmarks.machine import describe_machine
 from benchmarks.serving.process_watch import Held, Slope, held_by, memory_slope, thread_names
 from benchmarks.serving.traffic import Tally, Traffic, as_table
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from tests.places import make_places, pattern

@@ -19,10 +19,10 @@ import httpx
 import numpy as np
 
 from benchmarks.machine import describe_machine
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
-from retrieval.index_folder import activate_version, current_version
+from retrieval.index.folder import activate_version, current_version
 from tests.places import make_places
 from tests.running_server import RunningServer, running_server
 

@@ -27,12 +27,12 @@ from PIL import Image
 from benchmarks.indexing_throughput import PHOTOS, Repeated
 from benchmarks.machine import describe_machine
 from benchmarks.serving.load import Load, closed_loop, multipart_request, raw_request
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.images import decode_image
+from retrieval.index.place_index import PlaceIndex
 from retrieval.machine import available_cores
-from retrieval.place_index import PlaceIndex
 from tests.running_server import running_server
 
 CLIENTS, BATCH = 32, 32

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.geo import GeoPrior, Position, from_local_metres, haversine_m, to_local_metres
-from retrieval.place_index import PlaceIndex
+from retrieval.index.place_index import PlaceIndex
 
 _BLOCK: Final = 512
 _NEIGHBOURS: Final = 11

@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from index_builder.publishing import DEFAULT_KEEP, draft_version, remove_old_versions
-from index_builder.vectors.design import IndexDesign
+from index_builder.index_design import IndexDesign
+from index_builder.publish import DEFAULT_KEEP, draft_version, remove_old_versions
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import Bundle
 from retrieval.errors import ModelIndexMismatchError, ParameterError, ReferenceDataError
-from retrieval.place_index import REFERENCES_NAME, PlaceIndex
-from retrieval.place_index_manifest import BundleIdentity, PlaceIndexManifest, Source
-from retrieval.reference_table import REFERENCE_SCHEMA, read_references
-from retrieval.vectors.exact import Storage
+from retrieval.index.manifest import BundleIdentity, PlaceIndexManifest, Source
+from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
+from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references
+from retrieval.index.vectors.exact import Storage
 
 DESCRIPTOR: Final = "descriptor"
 # Of a file that does not say how its vectors were stored.

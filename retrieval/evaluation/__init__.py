@@ -3,11 +3,8 @@
 from retrieval.evaluation.bootstrap import Bootstrap, place_groups, session_groups
 from retrieval.evaluation.evaluation import Evaluation, evaluate, evaluation_work
 from retrieval.evaluation.fixes import Fixes, fixes_of_matches
-from retrieval.evaluation.positions import Positions
-from retrieval.evaluation.positives import count_positives
-from retrieval.evaluation.protocol import CONVENTIONS, GROUPINGS, BeforeReranking, Protocol, Ranked
-from retrieval.evaluation.ranking import exact_ranking
-from retrieval.evaluation.recall import chance_at, first_hits, hits_at
+from retrieval.evaluation.positions import Positions, chance_at, count_positives, first_hits, hits_at
+from retrieval.evaluation.protocol import CONVENTIONS, GROUPINGS, BeforeReranking, Protocol, Ranked, exact_ranking
 from retrieval.evaluation.report import Convention, EvaluationReport, Grouping
 from retrieval.evaluation.tables import plain_text, report_tables
 

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from retrieval.errors import ParameterError
 from retrieval.evaluation.bootstrap import place_groups
-from retrieval.evaluation.positions import Ground, Int64Array, Positions, true_ground
-from retrieval.evaluation.positives import count_positives
+from retrieval.evaluation.positions import Ground, Int64Array, Positions, chance_at, count_positives, true_ground
 from retrieval.evaluation.protocol import Protocol
-from retrieval.evaluation.recall import chance_at
 from retrieval.geo import Float64Array
 from retrieval.references.reference import Reference
 

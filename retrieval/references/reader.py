@@ -1,18 +1,127 @@
-"""What all readers of reference databases share: their options, the filters, and photos that are not there."""
+"""A box of latitudes and longitudes that a reference database can be cut to."""
 
+import contextlib
+import os
+import stat
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, ClassVar, Final, Generic, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from retrieval.errors import ParameterError, ReferenceDataError
-from retrieval.references.bounding_box import BoundingBox
+from retrieval.geo import Position, check_lat_lon
+from retrieval.images import FILE_SUFFIXES
 from retrieval.references.reference import Reference, SkippedPhoto
+
+
+@dataclass(frozen=True, slots=True)
+class BoundingBox:
+    """A box on the Earth, border included, in WGS84 degrees; it crosses the antimeridian where lon_min > lon_max.
+
+    Raises:
+        ParameterError: a corner outside the Earth, or lat_min above lat_max.
+    """
+
+    lat_min: float
+    lon_min: float
+    lat_max: float
+    lon_max: float
+
+    def __post_init__(self) -> None:
+        for lat, lon in ((self.lat_min, self.lon_min), (self.lat_max, self.lon_max)):
+            check_lat_lon(lat, lon)
+        if self.lat_min > self.lat_max:
+            raise ParameterError(
+                f"bbox lat_min {self.lat_min:g} is above lat_max {self.lat_max:g}",
+                remedy="Give bbox=lat_min,lon_min,lat_max,lon_max",
+            )
+        for name in ("lon_min", "lon_max"):
+            lon = getattr(self, name)
+            if lon > 180.0:
+                object.__setattr__(self, name, lon - 360.0)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The box written as ``lat_min,lon_min,lat_max,lon_max``.
+
+        Raises:
+            ParameterError: not four numbers, or no box.
+        """
+        try:
+            lat_min, lon_min, lat_max, lon_max = (float(part) for part in text.split(","))
+        except ValueError:
+            raise ParameterError(
+                f"bbox={text} is not four numbers",
+                remedy="Give bbox=lat_min,lon_min,lat_max,lon_max, such as bbox=48.1,11.5,48.2,11.6",
+            ) from None
+        return cls(lat_min, lon_min, lat_max, lon_max)
+
+    def holds(self, position: Position) -> bool:
+        """Whether the position lies in the box."""
+        if not self.lat_min <= position.lat <= self.lat_max:
+            return False
+        if self.lon_min > self.lon_max:
+            return position.lon >= self.lon_min or position.lon <= self.lon_max
+        return self.lon_min <= position.lon <= self.lon_max
+
+    def __str__(self) -> str:
+        return f"{self.lat_min!r},{self.lon_min!r},{self.lat_max!r},{self.lon_max!r}"
+
+
+# Which ids have come before, for tables too long to keep every id in a Python set.
+
+_FIRST_SLOTS: Final = 1 << 10
+
+
+class SeenIds:
+    """A set of ids in 16 to 32 bytes each: it keeps their 64-bit hashes in an open-addressed table.
+
+    Two different ids share a hash once in about 400 000 databases of ten million, so the caller looks again before it
+    complains.
+    """
+
+    def __init__(self) -> None:
+        self._slots = array("Q", [0]) * _FIRST_SLOTS
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, reference_id: str) -> bool:
+        """Remember an id; whether it is new."""
+        key = (hash(reference_id) & 0xFFFF_FFFF_FFFF_FFFF) or 1  # 0 marks an empty slot
+        if not self._put(key):
+            return False
+        self._count += 1
+        if 2 * self._count > len(self._slots):
+            self._grow()
+        return True
+
+    def _put(self, key: int) -> bool:
+        slots, mask = self._slots, len(self._slots) - 1
+        place = key & mask
+        while (held := slots[place]) != 0:
+            if held == key:
+                return False
+            place = (place + 1) & mask
+        slots[place] = key
+        return True
+
+    def _grow(self) -> None:
+        before = self._slots
+        self._slots = array("Q", [0]) * (2 * len(before))
+        for key in before:
+            if key:
+                self._put(key)
+
+
+# What all readers of reference databases share: their options, the filters, and photos that are not there.
 
 _SHOWN_SESSIONS: Final = 6
 
@@ -250,3 +359,82 @@ def check_file(location: Path) -> None:
     """Raise ReferenceDataError unless the location is a file."""
     if not location.is_file():
         raise no_such(location, "file")
+
+
+# The photos below a folder, in an order that does not change.
+
+# Photos by their suffix, but of formats that `retrieval.images` does not decode.
+FOREIGN_SUFFIXES: Final[frozenset[str]] = frozenset(
+    {".tif", ".tiff", ".bmp", ".gif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
+)
+
+_PHOTO_SUFFIXES: Final = FILE_SUFFIXES | FOREIGN_SUFFIXES
+
+
+def walk_photos(root: Path, skipped: list[SkippedPhoto] | None = None) -> Iterator[Path]:
+    """Yield the photos below a folder: those of a folder by name, then its subfolders by name.
+
+    Links to folders are followed, each folder once. Names that start with a dot (``.thumbnails``, ``._IMG_1.jpg``) are
+    passed over, as are files that are no photos.
+
+    Args:
+        root: the folder.
+        skipped: gets the photos and folders that cannot be read, with the reason.
+    """
+    out = skipped if skipped is not None else []
+    seen: set[tuple[int, int]] = set()
+
+    def unreadable(error: OSError) -> None:
+        out.append(SkippedPhoto(Path(error.filename), f"the folder cannot be read ({error.strerror})"))
+
+    for folder, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for name in sorted(names):
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - this line runs for every file of a folder
+            if name.startswith(".") or suffix not in _PHOTO_SUFFIXES:
+                continue
+            path = Path(folder, name)
+            reason = _refusal(path, suffix)
+            if reason is None:
+                yield path
+            else:
+                out.append(SkippedPhoto(path, reason))
+
+
+def _refusal(path: Path, suffix: str) -> str | None:
+    if suffix in FOREIGN_SUFFIXES:
+        return f"{suffix} photos are not read; convert it to JPEG, PNG, WebP or HEIC"
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    with contextlib.suppress(OSError):  # a link that leads nowhere is told when the photo is read
+        if not stat.S_ISREG(path.stat().st_mode):  # whoever reads a pipe may wait for its writer for ever
+            return "it is no file, but a pipe, a socket or a device"
+    return None
+
+
+def relative_id(path: Path, root: Path) -> str:
+    """The path below the root with ``/``: the id of a photo that has no other."""
+    return path.relative_to(root).as_posix()
+
+
+def subfolder_session(path: Path, root: Path) -> str | None:
+    """The folder of a photo below the root with ``/``, or None in the root itself."""
+    folder = path.parent.relative_to(root).as_posix()
+    return None if folder == "." else folder
+
+
+def count_reasons(skipped: list[SkippedPhoto]) -> str:
+    """How many photos were left out for which reason, the most frequent first: ``no GPS position (10); … (2)``."""
+    counts: dict[str, int] = {}
+    for photo in skipped:
+        counts[photo.reason] = counts.get(photo.reason, 0) + 1
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    shown = [f"{reason} ({count})" for reason, count in ordered[:3]]
+    return "; ".join(shown) + ("; …" if len(ordered) > 3 else "")

@@ -11,16 +11,12 @@ from urllib.parse import unquote
 
 from retrieval.errors import ParameterError, ReferenceDataError
 from retrieval.references.columns import TableOptions
-from retrieval.references.csv_table import CsvTable
-from retrieval.references.exif_folder import ExifFolder, ExifOptions
-from retrieval.references.gsv_cities import GsvCities, GsvCitiesOptions
-from retrieval.references.msls import Msls, MslsOptions
-from retrieval.references.nordland_folder import NordlandFolder, NordlandOptions
-from retrieval.references.parquet_table import ParquetTable
+from retrieval.references.data_sets import GsvCities, GsvCitiesOptions, Msls, MslsOptions
+from retrieval.references.exif import ExifFolder, ExifOptions
+from retrieval.references.named_folders import NordlandFolder, NordlandOptions, UtmFolder, UtmOptions
 from retrieval.references.reader import Options, parse_options
 from retrieval.references.reference import ReferenceSource
-from retrieval.references.sniffing import sniff_kind
-from retrieval.references.utm_folder import UtmFolder, UtmOptions
+from retrieval.references.table_files import CsvTable, ParquetTable, sniff_kind
 
 # At least two letters: C:\photos is a path.
 _PREFIX: Final = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):(.*)", re.DOTALL)

@@ -1,43 +1,251 @@
-"""The belief of a track, and the two steps of a Bayes filter over it.
+"""The motion model: how likely is it to have come from one place to another in the time since.
 
-The state is a reference place, or *lost*: anywhere, all P places alike. With w(p) the weight of the places held, and u
-that of lost, the belief is b(p) = w(p) + u / P. One frame (Thrun, Burgard & Fox, Probabilistic Robotics, 2005, table
-4.1: the discrete Bayes filter; section 4.1.4: selective updating; section 8.3.5: random poses against kidnapping) takes
-it through
-
-    predict   w'(q) = (1 - ε) Σ_p T(q | p) w(p)          u' = 1 - Σ_q w'(q)
-    observe   w''(q) ∝ L(q) w'(q) + s(q) u'              u'' ∝ κ u'
-
-with a(q) the likeness of the place (`Evidence`), κ = `miss_share` and
-
-    L(q) = κ + ρ a(q)            ρ = min(`contrast`, (1 - κ) P / Σ a)
-    s(q) = (1 - κ) a(q) / Σ a
-
-T(q | p) = k(p, q) / Σ_q' k(p, q') · min(1, max_q' k(p, q') / `FAR`), where k is the motion kernel. What it falls short
-of 1 goes to lost: no place lies where the motion would have led. ε = 1 - exp(-`jump_rate` · seconds) goes there too.
-
-Where the contrast does not bind, ρ a(q) / P = s(q): this is Bayes' rule exactly, with lost as the uniform distribution.
-Where it binds, lost still starts anew from the frame with its full weight (as sensor resetting does, Lenser & Veloso
-2000), but what is held is multiplied by less: frames in a row show the same street, so their errors are not
-independent, and a look-alike must not win by P to 1 for looking alike twice. A frame that is only partly news
-(`freshness` f) counts as L^f, κ^f and (1 - κ^f) a / Σ a.
+Probabilistic Robotics (Thrun, Burgard & Fox 2005), chapter 5 (odometry as noisy measurement of displacement) and
+section 8.2 (what coarse cells do to a motion model). Here the cells are places some metres apart, so every displacement
+between two places is known only up to where in its place the camera stood: that variance is added to the odometry's.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from retrieval.errors import ParameterError
 from retrieval.geo import Float64Array
-from retrieval.tracking.evidence import Evidence
-from retrieval.tracking.motion import MotionKernel
 from retrieval.tracking.places import Int64Array, PlaceMap
-from retrieval.tracking.settings import TrackSettings
+from retrieval.tracking.settings import Displacement, Distance, Odometry, TrackSettings
+
+# Beyond this many σ a displacement has no weight.
+CUT_SIGMAS = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """What is known about the motion of some time.
+
+    Attributes:
+        seconds: how long.
+        distance_m: travelled, or None where that is not known.
+        variance_m2: of the distance.
+        mean_enu: displacement (2,) east and north in metres, or None where no direction is known.
+        covariance_enu: (2, 2) of the displacement, m².
+    """
+
+    seconds: float
+    distance_m: float | None = None
+    variance_m2: float = 0.0
+    mean_enu: Float64Array | None = None
+    covariance_enu: Float64Array | None = None
+
+    @classmethod
+    def of(cls, seconds: float, odometry: Odometry | None) -> "Motion":
+        """The motion of one interval.
+
+        Args:
+            seconds: since the last frame, not negative.
+            odometry: what the robot tells about the same interval.
+        """
+        if odometry is None:
+            return cls(seconds)
+        if isinstance(odometry, Displacement):
+            mean = np.array([odometry.east_m, odometry.north_m])
+            variance = odometry.std_m**2
+            return cls(seconds, float(np.hypot(*mean)), variance, mean, np.eye(2) * variance)
+        if isinstance(odometry, Distance):
+            metres, std = odometry.metres, odometry.std_m
+        else:
+            metres, std = odometry.mps * seconds, odometry.std_mps * seconds
+        if odometry.heading_deg is None:
+            return cls(seconds, abs(metres), std**2)
+        heading = math.radians(odometry.heading_deg)
+        along = np.array([math.sin(heading), math.cos(heading)])
+        across = np.array([along[1], -along[0]])
+        sideways = metres * math.radians(odometry.heading_std_deg)
+        covariance = std**2 * np.outer(along, along) + sideways**2 * np.outer(across, across)
+        return cls(seconds, abs(metres), std**2, metres * along, covariance)
+
+    def then(self, later: "Motion") -> "Motion":
+        """Both motions, one after the other; what only one of them knows is forgotten."""
+        seconds = self.seconds + later.seconds
+        if self.distance_m is None or later.distance_m is None:
+            return Motion(seconds)
+        together = Motion(seconds, self.distance_m + later.distance_m, self.variance_m2 + later.variance_m2)
+        if self.mean_enu is None or later.mean_enu is None:
+            return together
+        assert self.covariance_enu is not None
+        assert later.covariance_enu is not None
+        return replace(
+            together,
+            mean_enu=self.mean_enu + later.mean_enu,
+            covariance_enu=self.covariance_enu + later.covariance_enu,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MotionKernel:
+    """Weights of displacements between places, 1 for the likeliest.
+
+    Attributes:
+        motion: what is known.
+        spread_m2: variance per axis of where a camera stands between two places, m².
+        settings: speeds, where no distance is known.
+    """
+
+    motion: Motion
+    spread_m2: float
+    settings: TrackSettings
+
+    @property
+    def reach_m(self) -> float:
+        """No displacement beyond it has weight."""
+        motion, place = self.motion, math.sqrt(self.spread_m2)
+        if motion.distance_m is None:
+            # The bound of speed, and the place's own size on top: its photos lie anywhere in it.
+            return self.settings.max_speed_mps * motion.seconds + CUT_SIGMAS * place
+        if motion.mean_enu is None or motion.covariance_enu is None:
+            return motion.distance_m + CUT_SIGMAS * math.sqrt(motion.variance_m2 + self.spread_m2)
+        widest = float(np.linalg.eigvalsh(motion.covariance_enu)[-1])
+        return float(np.hypot(*motion.mean_enu)) + CUT_SIGMAS * math.sqrt(max(widest, 0.0) + self.spread_m2)
+
+    def weights(self, east_north: Float64Array, distance_m: Float64Array) -> Float64Array:
+        """How likely displacements are beside the likeliest.
+
+        Args:
+            east_north: (N, 2) metres from the earlier to the later place.
+            distance_m: (N,) their lengths.
+
+        Returns:
+            (N,) float64 in [0, 1].
+        """
+        motion = self.motion
+        if motion.distance_m is None:
+            variance = (self.settings.speed_mps * motion.seconds) ** 2 + self.spread_m2
+            return np.asarray(np.exp(-(distance_m**2) / (2.0 * variance)))
+        if motion.mean_enu is None or motion.covariance_enu is None:
+            variance = motion.variance_m2 + self.spread_m2
+            return np.asarray(np.exp(-((distance_m - motion.distance_m) ** 2) / (2.0 * variance)))
+        precision = np.linalg.inv(motion.covariance_enu + np.eye(2) * self.spread_m2)
+        away = east_north - motion.mean_enu
+        return np.asarray(np.exp(-0.5 * np.einsum("ni,ij,nj->n", away, precision, away)))
+
+
+# What one frame says about places: its matches as a likelihood.
+#
+# A recogniser's scores are no likelihood, but they can be made its posterior p(place | frame) under a uniform prior: a
+# softmax over the scores. Bayes' rule then gives the likelihood up to a constant, p(frame | place) ∝ p(place | frame) /
+# p(place) (the scaled likelihood of Bourlard & Morgan, Connectionist Speech Recognition, 1994). Places that no match
+# speak for keep a floor, as the measurement models of Probabilistic Robotics do (Thrun, Burgard & Fox 2005, section
+# 6.4).
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """How far a frame's matches speak for places.
+
+    Attributes:
+        places: (M,) int64, ascending, all places near a match.
+        likeness: (M,) float64 in [0, 1]; 1 where the whole weight of the matches is. 0 for every other place.
+        touched: how many places were read.
+    """
+
+    places: Int64Array
+    likeness: Float64Array
+    touched: int
+
+    @classmethod
+    def of(
+        cls,
+        rows: NDArray[np.int64],
+        scores: NDArray[np.floating],
+        places: PlaceMap,
+        settings: TrackSettings,
+    ) -> "Evidence":
+        """The evidence of one frame.
+
+        Each match's share of the softmax counts at its own place in full, and at places around as a normal
+        distribution of `match_std_m` falls off: a frame taken between two places looks like both.
+
+        Args:
+            rows: (K,) rows of references, in any order; -1 is no match, as in `SearchResult`.
+            scores: (K,) cosines.
+
+        Raises:
+            ParameterError: shapes that do not fit, no such row, a score that is not a number.
+        """
+        rows, cosines = _checked(rows, scores, len(places.place_of))
+        if len(rows) == 0:
+            return cls(np.empty(0, np.int64), np.empty(0), 0)
+        best = np.argsort(-cosines, kind="stable")[: settings.max_matches]
+        weights = np.exp((cosines[best] - cosines[best[0]]) / settings.score_scale)
+        matched, whose = np.unique(places.place_of[rows[best]].astype(np.int64), return_inverse=True)
+        shares = np.bincount(whose.ravel(), weights / weights.sum())
+        pairs = places.near(matched, 3.0 * settings.match_std_m)
+        falls_off = np.exp(-(pairs.distance_m**2) / (2.0 * settings.match_std_m**2))
+        found, target = np.unique(pairs.target, return_inverse=True)
+        likeness = np.bincount(target.ravel(), shares[pairs.source] * falls_off).astype(np.float64)
+        return cls(found, likeness, pairs.touched)
+
+    def at(self, places: Int64Array) -> Float64Array:
+        """The likeness of some places: (S,) float64, 0 for those without."""
+        if len(self.places) == 0:
+            return np.zeros(len(places))
+        slot = np.minimum(np.searchsorted(self.places, places), len(self.places) - 1)
+        return np.where(self.places[slot] == places, self.likeness[slot], 0.0)
+
+
+def _checked(rows: NDArray[np.int64], scores: NDArray[np.floating], count: int) -> tuple[Int64Array, Float64Array]:
+    """The matches as numbers that can be trusted, without the empty slots."""
+    rows, cosines = np.asarray(rows), np.asarray(scores, np.float64)
+    if rows.ndim != 1 or rows.shape != cosines.shape or (len(rows) and rows.dtype.kind not in "iu"):
+        raise ParameterError(
+            f"matches of a frame are rows {rows.shape} {rows.dtype} and scores {cosines.shape}",
+            remedy="Give one row number and one score a match",
+        )
+    kept = rows >= 0
+    rows, cosines = rows[kept].astype(np.int64), cosines[kept]
+    if len(rows) and int(rows.max()) >= count:
+        raise ParameterError(
+            f"a frame matches reference {int(rows.max())} of {count}",
+            remedy="Open a new track when another version of the index is served",
+        )
+    if not np.isfinite(cosines).all():
+        raise ParameterError("a score of a frame's matches is not a finite number", remedy="Leave such matches out")
+    return rows, cosines
+
+
+# The belief of a track, and the two steps of a Bayes filter over it.
+#
+# The state is a reference place, or *lost*: anywhere, all P places alike. With w(p) the weight of the places held,
+# and u that of lost, the belief is b(p) = w(p) + u / P. One frame (Thrun, Burgard & Fox, Probabilistic Robotics,
+# 2005, table 4.1: the discrete Bayes filter; section 4.1.4: selective updating; section 8.3.5: random poses against
+# kidnapping) takes it through
+#
+#     predict   w'(q) = (1 - ε) Σ_p T(q | p) w(p)          u' = 1 - Σ_q w'(q)
+#     observe   w''(q) ∝ L(q) w'(q) + s(q) u'              u'' ∝ κ u'
+#
+# with a(q) the likeness of the place (`Evidence`), κ = `miss_share` and
+#
+#     L(q) = κ + ρ a(q)            ρ = min(`contrast`, (1 - κ) P / Σ a)
+#     s(q) = (1 - κ) a(q) / Σ a
+#
+# T(q | p) = k(p, q) / Σ_q' k(p, q') · min(1, max_q' k(p, q') / `FAR`), where k is the motion kernel. What it falls
+# short of 1 goes to lost: no place lies where the motion would have led. ε = 1 - exp(-`jump_rate` · seconds) goes
+# there too.
+#
+# Where the contrast does not bind, ρ a(q) / P = s(q): this is Bayes' rule exactly, with lost as the uniform
+# distribution. Where it binds, lost still starts anew from the frame with its full weight (as sensor resetting does,
+# Lenser & Veloso 2000), but what is held is multiplied by less: frames in a row show the same street, so their errors
+# are not independent, and a look-alike must not win by P to 1 for looking alike twice. A frame that is only partly
+# news (`freshness` f) counts as L^f, κ^f and (1 - κ^f) a / Σ a.
 
 # A motion whose likeliest target is less likely than this (2.1 σ off) loses weight.
 FAR: Final = 0.1
+
 # Weights below it are not worth their memory: together, 4,096 of them are 0.4 %.
 _NEGLIGIBLE: Final = 1e-6
+
 _LOST_FROM: Final = 0.5
 
 

@@ -2,11 +2,11 @@
 
 from typing import Final
 
-from retrieval.answer import FixAnswer, IndexAnswer, LocalizeAnswer, MatchAnswer, ModelAnswer, TimingsAnswer
-from retrieval.fix import FixStatus
+from retrieval.localize.answer import FixAnswer, IndexAnswer, LocalizeAnswer, MatchAnswer, ModelAnswer, TimingsAnswer
+from retrieval.localize.fix import FixStatus
 from service.grpc.generated import localization_pb2 as pb
-from service.routes.health import InfoAnswer
-from service.tracking.answer import TrackAnswer, TrackedFixAnswer
+from service.http.routes.health import InfoAnswer
+from service.tracking.model import TrackAnswer, TrackedFixAnswer
 
 _STATUS: Final = {
     FixStatus.LOCATED: pb.FIX_STATUS_LOCATED,

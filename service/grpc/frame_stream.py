@@ -1,28 +1,170 @@
-"""The frames of one stream: a few in flight, answers in order, stale ones superseded if the client wants that."""
+"""What the messages of `sightfix.v1` ask for; the rules are those of the HTTP interface."""
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
-from retrieval.errors import SightfixError
-from retrieval.localizer import Located
-from service.batching import Lane
-from service.grpc.answers import answer_message
-from service.grpc.errors import server_fault, status_of, wrong_field
+from pydantic import ValidationError
+
+from retrieval.errors import ParameterError, SightfixError
+from retrieval.localize.localizer import LocalizeOptions, Located
+from service.grpc.answers import answer_message, track_message
+from service.grpc.calls import server_fault, status_of, wrong_field, wrong_fields
 from service.grpc.generated import localization_pb2 as pb
-from service.grpc.requests import lane_of, options_of
-from service.grpc.stream_track import StreamTrack
-from service.live_localizer import LiveLocalizer
+from service.http.requests import MAX_DEADLINE_MS, LocalizeParameters
 from service.problems import RequestError
-from service.tracking.motion import FrameMotion
-from service.urgency import MAX_DEADLINE_MS
+from service.serving.admission import Lane
+from service.serving.live_localizer import LiveLocalizer
+from service.tracking.model import TrackParameters
+from service.tracking.tracks import FrameMotion, LiveTrack, MotionParameters
+
+if TYPE_CHECKING:
+    from service.grpc.calls import Context
+
+_LANES: Final[dict[int, Lane]] = {pb.LANE_UNSPECIFIED: "robot", pb.LANE_ROBOT: "robot", pb.LANE_BULK: "bulk"}
+
+_PLAIN: Final = LocalizeOptions()
+
+
+def options_of(options: pb.LocalizeOptions, path: str) -> LocalizeOptions:
+    """What to ask for one photo.
+
+    Args:
+        options: as the client sent them.
+        path: of the field that holds them, for errors.
+
+    Raises:
+        RequestError: a value outside its range (``validation_error``).
+    """
+    values: dict[str, Any] = {}
+    if options.HasField("top_k"):
+        values["top_k"] = options.top_k
+    if options.HasField("min_score"):
+        values["min_score"] = options.min_score
+    if options.HasField("geo_prior"):
+        prior = options.geo_prior
+        values["geo_prior"] = {"lat": prior.lat, "lon": prior.lon, "radius_m": prior.radius_m}
+    if not values:
+        return _PLAIN
+    try:
+        return LocalizeParameters.model_validate(values).options()
+    except ValidationError as error:
+        raise wrong_fields(error, f"{path}.") from error
+    except ParameterError as error:
+        raise RequestError(error.what, code="validation_error", remedy=error.remedy) from error
+
+
+def lane_of(lane: int, path: str) -> Lane:
+    """Who goes first.
+
+    Raises:
+        RequestError: there is no such lane (``validation_error``).
+    """
+    known = _LANES.get(lane)
+    if known is None:
+        raise wrong_field(path, f"there is no lane {lane}", remedy="Send LANE_ROBOT or LANE_BULK")
+    return known
+
+
+def deadline_of(context: "Context", live: LiveLocalizer) -> float:
+    """When the answer must be there, on `time.monotonic`: the call's deadline, or the server's usual one."""
+    left_s = context.time_remaining()
+    return live.deadline(None if left_s is None else min(left_s, MAX_DEADLINE_MS / 1e3))
+
+
+# The track of one stream: what its frames say of their motion, and the track after each of them.
+
+
+class StreamTrack:
+    """A track as a stream has it. Make one with `StreamTrack.open`, and close it.
+
+    Args:
+        live: where it is open.
+        track: that is open.
+    """
+
+    def __init__(self, live: LiveLocalizer, track: LiveTrack) -> None:
+        self._live = live
+        self._track = track
+        self._taken_at_s: float | None = None
+
+    @classmethod
+    async def open(cls, live: LiveLocalizer, settings: pb.TrackSettings) -> "StreamTrack":
+        """Open a track.
+
+        Raises:
+            RequestError: a value outside its range, too many tracks, or a server that is not ready.
+        """
+        try:
+            parameters = TrackParameters.model_validate(_values(settings))
+        except ValidationError as error:
+            raise wrong_fields(error, "settings.track.") from error
+        return cls(live, await live.tracks.open(parameters, lambda: live.require().place_index))
+
+    def motion_of(self, frame: pb.Frame) -> FrameMotion:
+        """What a frame says of its time and motion; called for every frame, in their order.
+
+        Raises:
+            RequestError: a value that is missing or outside its range (``validation_error``), or a time before that of
+                the frame before (``frame_out_of_order``).
+        """
+        kind = frame.WhichOneof("odometry")
+        values = _values(getattr(frame, kind)) if kind is not None else {}
+        if frame.HasField("captured_at_s"):
+            values["captured_at_s"] = frame.captured_at_s
+        try:
+            motion = MotionParameters.model_validate(values).motion()
+        except ValidationError as error:
+            # A model-wide complaint is about the odometry that was sent.
+            moved = {name: f"{kind}.{name}" for name in values if name != "captured_at_s"} | {"": kind or "odometry"}
+            raise wrong_fields(error, "frame.", moved) from error
+        before = self._taken_at_s
+        if before is not None and motion.at_s < before:
+            raise RequestError(
+                f"frame.captured_at_s: {motion.at_s:.3f} is before {before:.3f} of an earlier frame",
+                code="frame_out_of_order",
+                remedy="Send frames in the order they were taken, or open another stream",
+            )
+        self._taken_at_s = motion.at_s
+        return motion
+
+    async def after(self, motion: FrameMotion, located: Located | None) -> pb.TrackAnswer:
+        """The track after a frame.
+
+        Args:
+            motion: of the frame.
+            located: its matches; None if it was not answered.
+        """
+        return track_message(await self._live.tracks.step(self._track, motion, located))
+
+    @property
+    def matches(self) -> int:
+        """How many matches of a frame it can use."""
+        return self._track.matches
+
+    def close(self) -> None:
+        """Forget the track."""
+        self._live.tracks.close(self._track)
+
+
+def _values(message: Any) -> dict[str, float]:
+    """The numbers of a message that are set; those that are not optional always are."""
+    return {
+        field.name: getattr(message, field.name)
+        for field in message.DESCRIPTOR.fields
+        if not field.has_presence or message.HasField(field.name)
+    }
+
+
+# The frames of one stream: a few in flight, answers in order, stale ones superseded if the client wants that.
 
 _log = logging.getLogger("sightfix.service")
 
 MAX_IN_FLIGHT: Final = 4
+
 # With drop_stale the server always reads. Were the client never to read, what is superseded would pile up.
 _MAX_UNWRITTEN: Final = 64
 

@@ -6,16 +6,24 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
 from service.grpc.answers import answer_message, info_message, model_message
-from service.grpc.frame_stream import MAX_IN_FLIGHT, FrameStream, StreamRules, draining, stream_deadline
+from service.grpc.frame_stream import (
+    MAX_IN_FLIGHT,
+    FrameStream,
+    StreamRules,
+    StreamTrack,
+    deadline_of,
+    draining,
+    lane_of,
+    options_of,
+    stream_deadline,
+)
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceServicer
-from service.grpc.requests import deadline_of, lane_of, options_of
-from service.grpc.stream_track import StreamTrack
-from service.live_localizer import LiveLocalizer
-from service.observing.request_notes import CURRENT
+from service.http.routes.descriptors import checked_descriptor
+from service.http.routes.health import info_answer
+from service.observing.logs import CURRENT
 from service.problems import plain_request_id
-from service.routes.descriptors import checked_descriptor
-from service.routes.health import info_answer
+from service.serving.live_localizer import LiveLocalizer
 
 if TYPE_CHECKING:
     from service.grpc.calls import Context

@@ -1,39 +1,211 @@
-"""The gRPC server: beside the HTTP one on its event loop, on the same live localizer, so with the same limits."""
+"""The door: who may come in, how long a request may take to arrive, and what becomes of every call.
+
+It wraps the methods once, when they are registered. An interceptor would do the same at every call, for a tenth of a
+millisecond.
+"""
 
 import asyncio
 import contextlib
 import logging
-from typing import Final
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as grpc_health_aio
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 
 from retrieval.errors import ServerError
-from service.api_keys import KeyRing
+from service.api_keys import KeyRing, check_key, presented_key
+from service.api_keys import Scope as KeyScope
 from service.grpc.calls import Calls
-from service.grpc.door import Door
 from service.grpc.generated import jobs_pb2, localization_pb2
-from service.grpc.health import FollowingHealth
-from service.grpc.job_calls import JobServicer
+from service.grpc.jobs import JobServicer
 from service.grpc.localization import LocalizationServicer
-from service.jobs.job_service import JobService
-from service.live_localizer import LiveLocalizer
+from service.jobs.service import JobService
+from service.problems import RequestError
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from service.grpc.calls import Context
+
+Answer = Callable[[Any, "Context"], Awaitable[Message]]
+
+Answers = Callable[[AsyncIterator[Any], "Context"], AsyncGenerator[Message, None]]
+
+
+class Door:
+    """Stands before every call of our services. Health and reflection need none: probes cannot hold keys, and protos
+    are public.
+
+    A call that is not let in is refused before anything of its message is read.
+
+    Args:
+        calls: watches the calls.
+        keys: who may come in; None lets everybody in.
+        read_timeout_s: how long the message of a call may take to arrive. Frames of a stream may take their time.
+    """
+
+    def __init__(self, calls: Calls, keys: KeyRing | None, read_timeout_s: float) -> None:
+        self._calls = calls
+        self._keys = keys
+        self._read_timeout_s = read_timeout_s
+
+    def add(self, server: grpc.aio.Server, service: ServiceDescriptor, servicer: object, scope: KeyScope) -> None:
+        """Serve a service behind the door.
+
+        Args:
+            server: that is not started yet.
+            service: what there is to serve.
+            servicer: has a method for each of the service's.
+            scope: what a key must allow.
+        """
+        handlers = {
+            method.name: self._streaming(method, getattr(servicer, method.name), scope)
+            if method.client_streaming
+            else self._single(method, getattr(servicer, method.name), scope)
+            for method in service.methods
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+
+    def _single(self, method: MethodDescriptor, answer: Answer, scope: KeyScope) -> "grpc.RpcMethodHandler[Any, Any]":
+        name = _full_name(method)
+
+        async def watched(_: object, context: "Context") -> Message:
+            async with self._calls.begin(context, name) as call:
+                self._check(context, scope)
+                request = await self._read(context)
+                call.name(getattr(request, "request_id", ""))
+                return await answer(request, context)
+
+        # As if the requests were a stream: gRPC reads a single message before it asks the handler.
+        return grpc.stream_unary_rpc_method_handler(watched, *_codec(method))
+
+    def _streaming(
+        self, method: MethodDescriptor, answers: Answers, scope: KeyScope
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        name = _full_name(method)
+
+        async def watched(requests: AsyncIterator[Any], context: "Context") -> None:
+            async with self._calls.begin(context, name):
+                self._check(context, scope)
+                # Closed at once when writing fails, not when somebody collects the garbage.
+                async with contextlib.aclosing(answers(requests, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+
+        return grpc.stream_stream_rpc_method_handler(watched, *_codec(method))
+
+    def _check(self, context: "Context", scope: KeyScope) -> None:
+        if self._keys is None:
+            return
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        check_key(self._keys, presented_key(metadata.get("authorization"), metadata.get("x-api-key")), scope)
+
+    async def _read(self, context: "Context") -> Any:
+        try:
+            async with asyncio.timeout(self._read_timeout_s):
+                request = await context.read()
+        except TimeoutError:
+            raise RequestError(
+                f"the request did not arrive within {self._read_timeout_s:g} s",
+                code="request_timeout",
+                remedy="Send a smaller photo, or use a better connection",
+            ) from None
+        if request is grpc.aio.EOF:
+            raise RequestError("the call has no message", remedy="Send one")
+        return request
+
+
+def _full_name(method: MethodDescriptor) -> str:
+    return f"{method.containing_service.full_name}/{method.name}"
+
+
+def _codec(method: MethodDescriptor) -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]]:
+    return GetMessageClass(method.input_type).FromString, GetMessageClass(method.output_type).SerializeToString
+
+
+# `grpc.health.v1.Health`: SERVING while /readyz says 200.
+
+# For those who watch; whoever asks is told what is so at that moment. The localizer becomes ready in another thread.
+_LOOK_EVERY_S: Final = 0.1
+
+
+class FollowingHealth(grpc_health_aio.HealthServicer):  # type: ignore[misc]
+    """Health that follows the readiness of the live localizer, for Check and for Watch.
+
+    Args:
+        live: whose readiness counts.
+        services: full names; the whole server, ``""``, comes beside them.
+    """
+
+    def __init__(self, live: LiveLocalizer, services: Sequence[str]) -> None:
+        super().__init__()
+        self._live = live
+        self._services = ("", *services)
+        self._following: asyncio.Task[None] | None = None
+        self._told: bool | None = None
+
+    async def start(self) -> None:
+        """Tell how it is now, and follow."""
+        await self._tell()
+        self._following = asyncio.create_task(self._follow())
+
+    async def stop(self) -> None:
+        """Tell NOT_SERVING, for good."""
+        if self._following is not None:
+            self._following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._following
+        await self.enter_graceful_shutdown()
+
+    async def Check(self, request: HealthCheckRequest, context: "Context") -> Any:  # noqa: N802
+        """How it is now."""
+        await self._tell()
+        return await super().Check(request, context)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            await self._tell()
+
+    async def _tell(self) -> None:
+        ready = self._live.readiness.state == "ready"
+        if ready == self._told:
+            return
+        self._told = ready
+        status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
+        for service in self._services:
+            await self.set(service, status)
+
+
+# The gRPC server: beside the HTTP one on its event loop, on the same live localizer, so with the same limits.
 
 _log = logging.getLogger("sightfix.service")
 
 _LOCALIZATION: Final = localization_pb2.DESCRIPTOR.services_by_name["LocalizationService"]
+
 _JOBS: Final = jobs_pb2.DESCRIPTOR.services_by_name["JobService"]
+
 # Of a message, beside the image.
 _MESSAGE_ROOM_BYTES: Final = 64 * 1024
+
 # A photo arrives without waiting for the window to move: 0.1 ms for 300 kB. What a stream may send ahead, too.
 _LOOKAHEAD_BYTES: Final = 1024 * 1024
+
 # Health watchers and idle reflection clients never end by themselves.
 _LAST_GRACE_S: Final = 0.5
+
 # A robot that drives out of the radio's reach closes nothing: it is found out by asking.
 _PING_EVERY_MS: Final = 60_000
+
 _PING_ANSWER_MS: Final = 20_000
+
 _CLIENT_PING_EVERY_MS: Final = 10_000
 
 

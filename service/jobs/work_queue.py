@@ -5,10 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from retrieval.answer import Problem
-from service.jobs.database import JobDatabase
-from service.jobs.job_problems import job_problem
-from service.jobs.job_settings import JobSettings
+from retrieval.localize.answer import Problem
 from service.jobs.model import (
     JOB_REQUEST,
     AppendJobRequest,
@@ -16,7 +13,10 @@ from service.jobs.model import (
     JobFailure,
     JobResult,
     RemoveJobRequest,
+    job_problem,
 )
+from service.jobs.settings import JobSettings
+from service.jobs.store import JobDatabase
 
 # Deaths of the worker in one job, with no part finished in between, after which the job is given up.
 MAX_DEATHS: Final = 4

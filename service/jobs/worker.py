@@ -1,42 +1,188 @@
-"""The process that does the jobs: ``python -m service.jobs.worker SETTINGS``, with `JobSettings` as JSON.
+"""One worker at a time for each jobs folder. The kernel releases the lock with the process, however that ends."""
 
-It runs at low priority, one job after another, and ends when there has been nothing to do for a while. On SIGTERM, or
-when the server that started it is gone, it stops after the batch in hand; the job waits and goes on from there later.
-"""
-
+import argparse
 import contextlib
+import fcntl
 import logging
+import os
 import shutil
+import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 from index_builder.describing import DescribeSettings
-from index_builder.gate import GateSettings
-from index_builder.publishing import finish_publishing
-from index_builder.pushing import PushSettings, push_to
+from index_builder.index_design import IndexDesign
+from index_builder.publish import finish_publishing
+from index_builder.push import PushSettings, push_to
+from index_builder.quality import GateSettings
+from index_builder.update import IndexUpdater, UpdateSettings
 from index_builder.update_watch import LeftOut, Update, UpdateStep, UpdateWatch
-from index_builder.updating import IndexUpdater, UpdateSettings
-from index_builder.vectors.design import IndexDesign
+from retrieval.artefact import storage_errors
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import ArtefactError, SightfixError
 from retrieval.images import ImageLimits
+from retrieval.index.stores import FolderStore
 from retrieval.references import open_references
-from retrieval.stores.folders import FolderStore
-from service.jobs.job_problems import job_problem
-from service.jobs.job_settings import JobSettings
-from service.jobs.model import AppendJobRequest, FullJobRequest, JobFailure, JobRequest, JobResult, RemoveJobRequest
+from service.jobs.model import (
+    AppendJobRequest,
+    FullJobRequest,
+    JobFailure,
+    JobRequest,
+    JobResult,
+    RemoveJobRequest,
+    job_problem,
+)
+from service.jobs.settings import JobSettings
 from service.jobs.sources import ConfinedSource, confined_spec
 from service.jobs.work_queue import TakenJob, WorkQueue
-from service.jobs.worker_process import run_worker
+from service.observing.logs import log_to_stderr
+
+_LOCK_RETRY_S: Final = 0.5
+
+
+@contextlib.contextmanager
+def worker_lock(path: Path, stop: threading.Event) -> Iterator[bool]:
+    """Hold the worker's lock, waiting for it as long as another worker lives.
+
+    Args:
+        path: of the lock file.
+        stop: ends the waiting.
+
+    Yields:
+        Whether the lock is held; False when `stop` was set first.
+
+    Raises:
+        StorageError: the file cannot be made.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield _wait_for(descriptor, stop)
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, stop: threading.Event) -> bool:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if stop.wait(_LOCK_RETRY_S):
+                return False
+        else:
+            return True
+
+
+# The worker as a process: one at a time, at low priority, stopped by a signal or with its server.
 
 _log = logging.getLogger("sightfix.jobs")
 
 _LOOK_EVERY_S: Final = 0.2
+
+_BEAT_EVERY_S: Final = 1.0
+
+_TRY_AGAIN_S: Final = 5.0
+
+
+class Runner(Protocol):
+    """Does jobs."""
+
+    def run(self, job: TakenJob) -> bool:
+        """Bring a job to its end, or put it back. False when its index is being built by somebody else."""
+        ...
+
+
+MakeRunner = Callable[[JobSettings, WorkQueue, threading.Event], Runner]
+
+
+def run_worker(make_runner: MakeRunner, arguments: Sequence[str] | None = None) -> int:
+    """Run a worker.
+
+    Args:
+        make_runner: makes what does the jobs.
+        arguments: of the command line; those of this process by default.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(prog="service.jobs.worker", description="Does the batch jobs of a sightfix server")
+    parser.add_argument("settings", help="JobSettings as JSON")
+    parser.add_argument("--until-stdin-closes", action="store_true", help="stop when the server that started this ends")
+    given = parser.parse_args(arguments)
+    settings = JobSettings.model_validate_json(given.settings)
+    log_to_stderr("info")
+    os.nice(settings.niceness)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if given.until_stdin_closes:
+        threading.Thread(target=_stop_with_stdin, args=(stop,), name="stdin", daemon=True).start()
+    try:
+        with worker_lock(settings.worker_lock, stop) as held:
+            if held:
+                serve_jobs(settings, stop, make_runner)
+    except SightfixError as error:
+        _log.error("the worker stops: %s", error)
+        return 1
+    return 0
+
+
+def serve_jobs(settings: JobSettings, stop: threading.Event, make_runner: MakeRunner) -> None:
+    """Do jobs until there are none for a while, or `stop` is set. The caller holds the worker's lock."""
+    queue = WorkQueue(settings)
+    queue.recover()
+    _remove_leftovers(settings.work_folder(""), queue.unfinished())
+    threading.Thread(target=_beat, args=(settings,), name="beat", daemon=True).start()
+    runner = make_runner(settings, queue, stop)
+    built_elsewhere: dict[str, float] = {}
+    idle_since = time.monotonic()
+    while not stop.is_set():
+        now = time.monotonic()
+        built_elsewhere = {name: until for name, until in built_elsewhere.items() if until > now}
+        job = queue.take(not_of=list(built_elsewhere))
+        if job is not None:
+            if not runner.run(job):
+                built_elsewhere[job.request.index] = time.monotonic() + _TRY_AGAIN_S
+            idle_since = time.monotonic()
+        elif not built_elsewhere and now - idle_since >= settings.idle_exit_s:
+            break
+        else:
+            stop.wait(_LOOK_EVERY_S)
+    queue.close()
+
+
+def _stop_with_stdin(stop: threading.Event) -> None:
+    while os.read(0, 4096):
+        pass
+    stop.set()
+
+
+def _beat(settings: JobSettings) -> None:
+    queue = WorkQueue(settings)  # a connection of its own: it must not wait for the job's
+    while True:
+        with contextlib.suppress(SightfixError):  # a full disk is told by the job
+            queue.beat(os.getpid())
+        time.sleep(_BEAT_EVERY_S)
+
+
+def _remove_leftovers(work: Path, unfinished: set[str]) -> None:
+    for folder in work.iterdir() if work.is_dir() else ():
+        if folder.name not in unfinished:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# The process that does the jobs: ``python -m service.jobs.worker SETTINGS``, with `JobSettings` as JSON.
+#
+# It runs at low priority, one job after another, and ends when there has been nothing to do for a while. On SIGTERM, or
+# when the server that started it is gone, it stops after the batch in hand; the job waits and goes on from there later.
+
 _TELL_EVERY_S: Final = 0.5
 
 

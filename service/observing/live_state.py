@@ -9,13 +9,13 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from retrieval.errors import SightfixError
-from service.batching.waiting import LANES
 from service.jobs.model import JobKind, JobState
 from service.observing import definitions as defined
 from service.observing.definitions import Definition
+from service.serving.admission import LANES
 
 if TYPE_CHECKING:
-    from service.live_localizer import LiveLocalizer
+    from service.serving.live_localizer import LiveLocalizer
 
 _log = logging.getLogger("sightfix.service")
 

@@ -10,14 +10,14 @@ from typing import Final, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
-from retrieval.answer import LocalizeAnswer
+from retrieval import __version__
 from retrieval.errors import ImageError
-from retrieval.version import __version__
-from service.batching import RefusedError
-from service.batching.batcher import FinishedBatch
+from retrieval.localize.answer import LocalizeAnswer
 from service.observing import definitions as defined
 from service.observing.definitions import Definition
 from service.problems import RequestError
+from service.serving.admission import RefusedError
+from service.serving.batcher import FinishedBatch
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _IMAGE_CODES: Final = frozenset(

@@ -4,11 +4,11 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from retrieval.answer import LocalizeAnswer
-from service.batching.batcher import FinishedBatch
+from retrieval.localize.answer import LocalizeAnswer
+from service.observing.logs import CURRENT
 from service.observing.metrics import STAGES, Metrics
-from service.observing.request_notes import CURRENT
 from service.observing.tracing import Tracing, configured_tracing
+from service.serving.batcher import FinishedBatch
 
 if TYPE_CHECKING:
     from service.settings import ServerSettings

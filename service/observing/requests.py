@@ -8,8 +8,8 @@ from fastapi import Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.observing.logs import CURRENT, RequestNotes
 from service.observing.observer import Observer
-from service.observing.request_notes import CURRENT, RequestNotes
 from service.observing.tracing import trace_id_of, trace_response
 from service.problems import request_id_of
 

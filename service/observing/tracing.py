@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from os import environ
 from typing import TYPE_CHECKING, Final
 
+from retrieval import __version__
 from retrieval.errors import MissingExtraError, ParameterError
-from retrieval.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider

@@ -7,11 +7,11 @@ with SightfixClient("http://127.0.0.1:8080") as client:
 A camera's frames over one gRPC stream: `sightfix.client.grpc_stream.FrameStream`, apart because it imports gRPC.
 """
 
-from retrieval.answer import LocalizeAnswer, Problem
 from retrieval.geo import GeoPrior
+from retrieval.localize.answer import LocalizeAnswer, Problem
 from retrieval.tracking import Displacement, Distance, Speed
 from service.jobs.model import AppendJobRequest, FullJobRequest, Job, JobFailurePage, JobPage, RemoveJobRequest
-from service.tracking.parameters import TrackParameters
+from service.tracking.model import TrackParameters
 from sightfix.client.answers import BatchItem, Description, IndexListing, ServerInfo
 from sightfix.client.asynchronous import AsyncSightfixClient
 from sightfix.client.connection import DEFAULT_URL

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from retrieval.answer import IndexAnswer, LocalizeAnswer, ModelAnswer, Problem
 from retrieval.images import Preprocessing
-from retrieval.place_index_manifest import Bounds
+from retrieval.index.manifest import Bounds
+from retrieval.localize.answer import IndexAnswer, LocalizeAnswer, ModelAnswer, Problem
 
 
 class Told(BaseModel):

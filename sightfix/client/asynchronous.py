@@ -8,13 +8,12 @@ from typing import Self, TypeVar
 
 from numpy.typing import ArrayLike
 
-from retrieval.answer import LocalizeAnswer
 from retrieval.errors import ServerError
 from retrieval.geo import GeoPrior
+from retrieval.localize.answer import LocalizeAnswer
 from retrieval.tracking import Odometry
 from service.jobs.model import FINISHED, Job, JobFailurePage, JobPage, JobRequest, JobState
-from service.tracking.answer import TrackedAnswer
-from service.tracking.parameters import TrackParameters
+from service.tracking.model import TrackedAnswer, TrackParameters
 from sightfix.client import calls, operating, tracking
 from sightfix.client.answers import BatchItem, Description, IndexListing, OpenedTrack, ServerInfo
 from sightfix.client.calls import Call, Lane, Options

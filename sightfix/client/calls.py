@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ValidationError
 
-from retrieval.answer import LocalizeAnswer
 from retrieval.errors import ServerError
 from retrieval.geo import GeoPrior
+from retrieval.localize.answer import LocalizeAnswer
 from sightfix.client.answers import BatchAnswer, BatchItem, DescribedAnswer, Description, ServerInfo
 from sightfix.client.errors import ProblemError
 from sightfix.client.photos import EncodedPhoto

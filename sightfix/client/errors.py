@@ -9,8 +9,8 @@ from typing import Final
 import httpx
 from pydantic import ValidationError
 
-from retrieval.answer import Problem
 from retrieval.errors import ServerError, SightfixError
+from retrieval.localize.answer import Problem
 
 # No connection was made: the server knows nothing of the request.
 UNREACHABLE: Final = "server_unreachable"

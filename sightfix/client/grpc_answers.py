@@ -7,10 +7,10 @@ from typing import Final
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from retrieval.answer import FixAnswer, IndexAnswer, LocalizeAnswer, MatchAnswer, ModelAnswer, TimingsAnswer
-from retrieval.fix import FixStatus
+from retrieval.localize.answer import FixAnswer, IndexAnswer, LocalizeAnswer, MatchAnswer, ModelAnswer, TimingsAnswer
+from retrieval.localize.fix import FixStatus
 from service.grpc.generated import localization_pb2 as pb
-from service.tracking.answer import TrackAnswer, TrackedFixAnswer
+from service.tracking.model import TrackAnswer, TrackedFixAnswer
 
 _STATUS: Final = {
     pb.FIX_STATUS_LOCATED: FixStatus.LOCATED,

@@ -6,7 +6,7 @@ from retrieval.errors import ParameterError
 from retrieval.geo import GeoPrior
 from retrieval.tracking import Distance, Odometry, Speed
 from service.grpc.generated import localization_pb2 as pb
-from service.tracking.parameters import TrackParameters
+from service.tracking.model import TrackParameters
 from sightfix.client.calls import Lane
 from sightfix.client.tracking import odometry_values
 

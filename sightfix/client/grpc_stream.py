@@ -18,15 +18,14 @@ from typing import Any, Final, Literal, Self
 
 import grpc
 
-from retrieval.answer import LocalizeAnswer
 from retrieval.errors import ParameterError, ServerError
 from retrieval.geo import GeoPrior
 from retrieval.images import Preprocessing
+from retrieval.localize.answer import LocalizeAnswer
 from retrieval.tracking import Odometry
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
-from service.tracking.answer import TrackAnswer
-from service.tracking.parameters import TrackParameters
+from service.tracking.model import TrackAnswer, TrackParameters
 from sightfix.client.calls import Lane
 from sightfix.client.connection import Certificate
 from sightfix.client.grpc_answers import FrameProblem, frame_problem, localize_answer, track_answer

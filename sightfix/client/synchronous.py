@@ -6,12 +6,11 @@ from typing import Self
 
 from numpy.typing import ArrayLike
 
-from retrieval.answer import LocalizeAnswer
 from retrieval.geo import GeoPrior
+from retrieval.localize.answer import LocalizeAnswer
 from retrieval.tracking import Odometry
 from service.jobs.model import Job, JobFailurePage, JobPage, JobRequest, JobState
-from service.tracking.answer import TrackedAnswer
-from service.tracking.parameters import TrackParameters
+from service.tracking.model import TrackedAnswer, TrackParameters
 from sightfix.client.answers import BatchItem, Description, IndexListing, OpenedTrack, ServerInfo
 from sightfix.client.asynchronous import AsyncSightfixClient
 from sightfix.client.calls import Lane

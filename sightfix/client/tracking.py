@@ -3,8 +3,7 @@
 from urllib.parse import quote
 
 from retrieval.tracking import Distance, Odometry, Speed
-from service.tracking.answer import TrackedAnswer
-from service.tracking.parameters import TrackParameters
+from service.tracking.model import TrackedAnswer, TrackParameters
 from sightfix.client.answers import OpenedTrack
 from sightfix.client.calls import Call, Options, reads
 from sightfix.client.photos import EncodedPhoto

@@ -1,4 +1,4 @@
-"""`sightfix compare`: train several recipes with several seeds, evaluate them alike, and write one table."""
+"""What the command line shows of a comparison: a headline a run, the run's own lines, and the final table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,76 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from sightfix.commands.train import ConsoleObserver
+from sightfix.console import console
+from sightfix.figures.comparison import write_comparison_figure
+from training.comparison.comparison_observer import ComparisonObserver
+from training.comparison.report import ComparisonReport
+from training.comparison.table_text import contrast_sentence, epochs_text, percent, row_name, seeds_text
 
 if TYPE_CHECKING:
     from training.comparison.compare import CompareSettings
     from training.comparison.plan import ComparisonPlan
     from training.recipe import Recipe
     from training.train import TrainingPhotos
+
+FIGURE_NAME = "comparison.png"
+
+
+class ConsoleComparisonObserver(ConsoleObserver, ComparisonObserver):
+    """Prints a comparison as it goes, and draws the figure anew with every table.
+
+    Args:
+        folder: of the comparison.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def run_begins(self, number: int, total: int, label: str, seed: int, *, done: bool) -> None:
+        """One headline a run."""
+        before = "  [dim]done before[/]" if done else ""
+        console.print(f"[bold]{number} of {total}: {escape(label)}, seed {seed}[/]{before}")
+
+    def warning(self, text: str) -> None:
+        """A line that begins in yellow."""
+        console.print(f"[yellow]warning[/] {escape(text)}")
+
+    def reported(self, report: ComparisonReport) -> None:
+        """The figure beside the table."""
+        write_comparison_figure(report, self._folder / FIGURE_NAME)
+
+
+def print_report(report: ComparisonReport) -> None:
+    """Print recall@1 of every row, whether the paper's ordering holds, and what is missing; files hold the rest."""
+    table = Table(box=None, pad_edge=False, title="Recall@1, %", title_justify="left", title_style="bold")
+    table.header_style = "dim"
+    first = [(index, column) for index, column in enumerate(report.columns) if column.n == 1]
+    for heading in ("method", "backbone"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("seeds", "epochs", *(f"{column.eval_set}\n{column.radius_m:g} m" for _, column in first)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_row("queries", "", "", "", *(str(column.queries) for _, column in first), style="dim")
+    table.add_row("chance", "", "", "", *(f"{100 * column.chance:.1f}" for _, column in first), style="dim")
+    for row in report.rows:
+        table.add_row(
+            *(Text(row_name(row.row)), Text(row.row.backbone), seeds_text(row), epochs_text(row.epochs)),
+            *(Text(percent(row.cells[index].recall)) for index, _ in first),
+        )
+    console.print()
+    console.print(table)
+    for contrast in report.contrasts:
+        if contrast.verdict:
+            console.print(escape(contrast_sentence(contrast)))
+    for missing in report.missing:
+        console.print(f"[yellow]missing[/] {escape(missing)}")
+
+
+# `sightfix compare`: train several recipes with several seeds, evaluate them alike, and write one table.
 
 
 def compare(
@@ -47,10 +111,9 @@ def compare(
 ) -> None:
     """Compare objectives: recipes × seeds trained, evaluated, and put into one table; the same command goes on."""
     from retrieval.errors import ParameterError
-    from sightfix.console import console
-    from sightfix.eval_set_options import open_eval_sets
-    from sightfix.extras import require
-    from sightfix.matplotlib_figure import matplotlib_figure
+    from sightfix.commands.options import open_eval_sets
+    from sightfix.console import console, require
+    from sightfix.figures.canvas import matplotlib_figure
 
     if not recipes and not checkpoint:
         raise ParameterError(
@@ -76,7 +139,7 @@ def compare(
 
 
 def _compare(plan: "ComparisonPlan", out: Path, settings: "CompareSettings") -> None:
-    from sightfix.comparison_console import ConsoleComparisonObserver, print_report
+    pass  # LOOK
     from sightfix.console import console
     from training.comparison.compare import compare as compare_plan
     from training.training_run import TrainingStoppedError

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from retrieval.index_folder import DEFAULT_INDEXES
+from retrieval.index.folder import DEFAULT_INDEXES
 from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
-from sightfix.describer_options import (
+from sightfix.commands.options import (
     CpuFallbackOption,
+    IndexesOption,
     PrecisionOption,
     ProviderOption,
+    StoreOption,
     ThreadsOption,
     make_describer,
 )
-from sightfix.store_options import IndexesOption, StoreOption
 
 if TYPE_CHECKING:
     from retrieval.evaluation import Evaluation, EvaluationReport, Protocol, Ranked
@@ -66,7 +67,7 @@ def evaluate(
     from retrieval.errors import ParameterError
     from retrieval.evaluation import Protocol, evaluation_work
     from retrieval.evaluation import evaluate as evaluate_ranking
-    from retrieval.stores.opening import open_store
+    from retrieval.index.stores import open_store
     from sightfix.console import progress_bar
     from sightfix.evaluation_search import Asked, search_index, search_photos
 
@@ -84,7 +85,7 @@ def evaluate(
         grouping=group,  # type: ignore[arg-type]
     )
     if figures is not None:
-        from sightfix.matplotlib_figure import matplotlib_figure
+        from sightfix.figures.canvas import matplotlib_figure
 
         matplotlib_figure()
     describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
@@ -156,7 +157,7 @@ def _draw(evaluation: "Evaluation", ranked: "Ranked", protocol: "Protocol", foun
     import numpy as np
 
     from sightfix.console import console
-    from sightfix.evaluation_figures import EvaluatedPhotos, write_figures
+    from sightfix.figures.evaluation import EvaluatedPhotos, write_figures
 
     photos = EvaluatedPhotos(
         query=lambda row: found.queries[row].path,

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 if TYPE_CHECKING:
     from retrieval.images import RgbImage
-    from sightfix.heat_map_figure import ExplainedPhoto
+    from sightfix.figures.heat_map import ExplainedPhoto
     from training.encoder import Encoder
 
 _SHIPPED_RECIPE: Final = "simclr-efficientnet-lite0"
@@ -28,9 +28,8 @@ def explain(
     """Draw where the descriptor looks in a photo, or where the score of two photos comes from."""
     from retrieval.errors import ParameterError
     from retrieval.images import decode_image, read_image_bytes
-    from sightfix.console import console
-    from sightfix.extras import require
-    from sightfix.heat_map_figure import check_figure_path, write_heat_map_figure
+    from sightfix.console import console, require
+    from sightfix.figures.heat_map import check_figure_path, write_heat_map_figure
 
     if checkpoint is not None and recipe is not None:
         raise ParameterError("both --checkpoint and --recipe are given", remedy="Give one: a checkpoint has its recipe")
@@ -67,7 +66,7 @@ def _encoder(checkpoint: Path | None, recipe: str | None) -> "Encoder":
 
 
 def _explained(encoder: "Encoder", paths: list[Path], views: "list[RgbImage]") -> "tuple[list[ExplainedPhoto], float]":
-    from sightfix.heat_map_figure import ExplainedPhoto
+    from sightfix.figures.heat_map import ExplainedPhoto
     from training.heat_maps import energy_share, heat_maps
 
     first, last = views[0][None], views[-1][None]

@@ -1,4 +1,4 @@
-"""`sightfix export`: a checkpoint, a bundle or a foreign ONNX model in, a bundle out."""
+"""What `sightfix export` prints about the bundle it made."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,65 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
+
+from retrieval.bundle import Bundle, RecallChange
+from sightfix.console import console
 
 if TYPE_CHECKING:
     from export.exporting import WhiteningSettings
     from export.source import ExportSource
     from retrieval.bundle import Precision
     from retrieval.references import Reference
+
+
+def print_bundle_made(bundle: Bundle) -> None:
+    """Say what was written, how near it is to the truth, and what whitening and precisions do to recall."""
+    manifest = bundle.manifest
+    size_mb = sum(record.size for record in manifest.files.values()) / 1e6
+    console.print(
+        f"[green]exported[/] {escape(str(bundle.folder))}: {escape(bundle.name)}, "
+        f"{bundle.descriptor_dim} numbers a descriptor, {size_mb:.1f} MB"
+    )
+    if manifest.parity is not None:
+        parity = manifest.parity
+        console.print(f"  fp32: worst cosine to {escape(parity.reference)} {parity.min_cosine:.7f}")
+    for precision, report in manifest.precisions.items():
+        kept = f", {len(report.kept_in_fp32)} layers kept in fp32" if report.kept_in_fp32 else ""
+        verdict = "[yellow]below its gate, accepted[/]" if report.accepted_loss else "passed its gate"
+        console.print(
+            f"  {precision}: worst cosine to fp32 {report.min_cosine:.5f} on {report.images} photos{kept}; {verdict}"
+        )
+    if manifest.whitening is not None:
+        whitening = manifest.whitening
+        console.print(
+            f"  whitened: {whitening.from_dim} → {whitening.dim} numbers, fitted on {whitening.photos} photos of "
+            f"{escape(whitening.fitted_on)}, {100 * whitening.explained:.0f} % of the variance kept"
+        )
+        _print_recall("whitened", "raw", whitening.recall)
+    for precision, report in manifest.precisions.items():
+        _print_recall(precision, "fp32", report.recall)
+
+
+def _print_recall(after: str, before: str, changes: tuple[RecallChange, ...]) -> None:
+    if not changes:
+        return
+    table = Table(title=f"Recall@1: {before} and {after}", title_justify="left", box=None, padding=(0, 2))
+    for column in ("evaluation set", "queries", "chance", before, after, "change, 95 % interval"):
+        table.add_column(column, justify="left" if column == "evaluation set" else "right")
+    for change in changes:
+        table.add_row(
+            f"{escape(change.evaluation_set)}, {change.radius_m:g} m",
+            str(change.queries),
+            f"{100 * change.chance:.1f}",
+            f"{100 * change.before:.1f}",
+            f"{100 * change.after:.1f}",
+            f"{100 * change.change:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]",
+        )
+    console.print(table)
+
+
+# `sightfix export`: a checkpoint, a bundle or a foreign ONNX model in, a bundle out.
 
 
 def export(
@@ -56,10 +109,11 @@ def export(
     triton: Annotated[Path | None, typer.Option(help="Also write a Triton model repository to this folder")] = None,
 ) -> None:
     """Turn a checkpoint, another bundle or somebody else's ONNX model into a bundle that index and server use."""
+    from sightfix.commands.options import open_eval_sets
     from sightfix.console import console, progress_bar
-    from sightfix.eval_set_options import open_eval_sets
-    from sightfix.export_console import print_bundle_made
-    from sightfix.extras import require
+
+    pass  # LOOK
+    from sightfix.console import require
 
     require("export")
     from export.bundle_writer import check_free

@@ -1,36 +1,209 @@
-"""`sightfix index PHOTOS` builds; `sightfix index versions|verify|diff|…` looks after what was built."""
+"""What the commands that look after indexes print."""
 
 import contextlib
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 from typer.core import TyperGroup
 
-from retrieval.index_folder import DEFAULT_INDEXES
+from index_builder.maintenance.doctor import Diagnosis
+from index_builder.maintenance.versions import Kind, Verdict, VersionDifference, VersionSummary
+from index_builder.recalibrating import PhotoCheck, Recalibrated, Split
+from retrieval.index.folder import DEFAULT_INDEXES
+from retrieval.index.place_index import PlaceIndex
+from sightfix.commands.index import bytes_text
 from sightfix.commands.index import index as build
-from sightfix.describer_options import (
+from sightfix.commands.options import (
     CpuFallbackOption,
+    IndexesOption,
     PrecisionOption,
     ProviderOption,
-    ThreadsOption,
-    make_describer,
-)
-from sightfix.store_options import (
-    IndexesOption,
     StoreBuildOption,
     StoreOption,
     StoreTypeOption,
     StoreVectorsOption,
+    ThreadsOption,
+    make_describer,
     push_settings,
     push_shown,
 )
+from sightfix.console import console
 
 if TYPE_CHECKING:
-    from retrieval.place_index import PlaceIndex
-    from retrieval.stores.contract import PlaceIndexStore
+    from retrieval.index.place_index import PlaceIndex
+    from retrieval.index.searchable import PlaceIndexStore
+
+_SHOWN: Final = 10
+
+_SPLITS: Final[dict[Split, str]] = {
+    "occasions": "sessions or blocks of time, judged by what was fitted to the others",
+    "squares": "squares of 100 m, judged by what was fitted to the others; it says nothing of another day",
+    "stretches": "fifths in their order, judged by what was fitted to the others; it says nothing of another place",
+}
+
+_KINDS: Final[tuple[Kind, ...]] = ("added", "removed", "moved", "described again")
+
+
+def print_versions(found: Sequence[VersionSummary]) -> None:
+    """A table, the current version marked."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "version", "references", "type", "bundle", "size", ""):
+        table.add_column(name, justify="right" if name in ("references", "size") else "left")
+    for one in found:
+        manifest = one.manifest
+        table.add_row(
+            "[green]→[/]" if one.current else "",
+            one.version,
+            "?" if manifest is None else f"{manifest.count:,}",
+            "?" if manifest is None else f"{manifest.index_type} {manifest.storage}",
+            "?" if manifest is None else f"{manifest.bundle.name} ({manifest.bundle.fingerprint[:12]})",
+            bytes_text(one.bytes),
+            "" if one.problem is None else "[red]damaged[/]",
+        )
+    console.print(table)
+    for one in found:
+        if one.problem is not None:
+            console.print(f"[red]damaged[/] {escape(one.problem)}")
+
+
+def versions_json(found: Sequence[VersionSummary]) -> str:
+    """All there is to know, as JSON."""
+    listed = [
+        {
+            "version": one.version,
+            "current": one.current,
+            "bytes": one.bytes,
+            "problem": one.problem,
+            "manifest": None if one.manifest is None else one.manifest.model_dump(mode="json"),
+        }
+        for one in found
+    ]
+    return json.dumps(listed, indent=2) + "\n"
+
+
+def print_recalibrated(done: Recalibrated) -> None:
+    """What the photos said of the index, and what is in force now."""
+    calibration = done.calibration
+    if done.check is not None:
+        _print_check(done.check)
+    elif calibration is None:
+        console.print("[yellow]not calibrated[/] too few references see what references of other sessions see")
+    else:
+        taken = f"{calibration.queries} references of {calibration.groups} {calibration.held_out}"
+        console.print(f"calibrated on {taken}, each held out with its own", highlight=False)
+    if done.not_pruned is not None:
+        console.print(f"[yellow]old versions remain[/] {escape(done.not_pruned)}")
+    console.print(f"[green]published[/] version {done.version} of [bold]{escape(done.name)}[/]")
+
+
+def _print_check(check: PhotoCheck) -> None:
+    of = "1 occasion" if check.occasions == 1 else f"{check.occasions} occasions"
+    console.print(
+        f"{check.photos} photos of {of}: {check.right_share:.0%} of the fixes lie within 25 m", highlight=False
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "mean confidence", "calibration error", "68 % radius holds"):
+        table.add_column(name, justify="right" if name else "left")
+    nothing = {"before": "not calibrated", "now, left-out photos": "too few to judge"}
+    for name, told in (("before", check.before), ("now, left-out photos", check.now)):
+        if told is None:
+            table.add_row(name, nothing[name])
+        else:
+            shares = f"{told.stated_share:.0%}", f"{told.calibration_error:.3f}", f"{told.radius_share:.0%}"
+            table.add_row(name, *shares)
+    if check.error_if_honest is not None:
+        table.add_row("honest confidences", f"{check.right_share:.0%}", f"{check.error_if_honest:.3f}", "68%")
+    console.print(table)
+    if check.split is not None:
+        console.print(f"[dim]now: {_SPLITS[check.split]}[/]", highlight=False)
+    if check.before_held_out == "photos":
+        console.print("[dim]before: fitted on photos, too; if these are among them, it looks too good[/]")
+
+
+def print_verdict(verdict: Verdict, name: str) -> None:
+    """One line, and what to do."""
+    if verdict.problem is not None:
+        console.print(f"[red]damaged[/] {verdict.version}: {escape(verdict.problem)}")
+        console.print(f"Go back to one that is whole: sightfix index rollback --name {name}")
+        return
+    console.print(f"[green]whole[/] {verdict.version}: {verdict.checked}")
+    if verdict.missing_photos:
+        named = ", ".join(verdict.missing)
+        console.print(f"[yellow]{verdict.missing_photos} photos are gone[/], such as {escape(named)}")
+
+
+def print_difference(difference: VersionDifference) -> None:
+    """Counts, and the first changes of each kind."""
+    console.print(f"{difference.before} → {difference.after}")
+    console.print(
+        f"{difference.unchanged:,} unchanged, " + ", ".join(f"{difference.count(kind):,} {kind}" for kind in _KINDS)
+    )
+    if not difference.comparable:
+        console.print("[yellow]described in different ways[/]: only what was added, removed and moved can be told")
+    for kind in _KINDS:
+        changes = [change for change in difference.changes if change.kind == kind]
+        for change in changes[:_SHOWN]:
+            far = "" if change.metres is None else f", {change.metres:.1f} m"
+            alike = "" if change.similarity is None else f", cosine {change.similarity:.4f}"
+            console.print(f"  {kind} {escape(change.id)}{far}{alike}")
+        if len(changes) > _SHOWN:
+            console.print(f"  … and {len(changes) - _SHOWN:,} more {kind}: --csv FILE has all")
+
+
+def print_diagnosis(index: PlaceIndex, diagnosis: Diagnosis) -> None:
+    """Counts, and the strongest suspicions."""
+    console.print(f"{diagnosis.count:,} references of {index.name}, version {index.version}")
+    if diagnosis.examined < diagnosis.count:
+        console.print(f"{diagnosis.examined:,} of them examined for copies and positions")
+    console.print(f"[bold]{len(diagnosis.jumps)}[/] photos that lie off their session's way")
+    for jump in diagnosis.jumps[:_SHOWN]:
+        console.print(f"  {escape(_id(index, jump.row))}: {jump.metres:.0f} m from between those before and after it")
+    console.print(f"[bold]{len(diagnosis.misplaced)}[/] positions that look-alikes contradict")
+    for one in diagnosis.misplaced[:_SHOWN]:
+        console.print(
+            f"  {escape(_id(index, one.row))}: {one.votes} of 10 neighbours lie together {one.metres:.0f} m away, "
+            f"alike {one.score_there:.3f} against {one.score_here:.3f} here"
+        )
+    copies = sum(len(group.rows) for group in diagnosis.copies)
+    console.print(f"[bold]{len(diagnosis.copies)}[/] groups of look-alikes in one place, {copies} photos")
+    for group in diagnosis.copies[:_SHOWN]:
+        console.print(
+            f"  {escape(', '.join(_id(index, row) for row in group.rows[:4]))}: at least {group.least_score:.4f}"
+        )
+    console.print(f"[bold]{len(diagnosis.gaps)}[/] stretches without photos")
+    for gap in diagnosis.gaps[:_SHOWN]:
+        between = f"{_id(index, gap.before)} and {_id(index, gap.after)}"
+        console.print(f"  {gap.metres:.0f} m in {escape(gap.session)}, between {escape(between)}")
+    console.print(
+        f"{diagnosis.without_heading:,} without heading, {diagnosis.without_time:,} without time, "
+        f"{diagnosis.without_session:,} without session"
+    )
+
+
+def diagnosis_json(index: PlaceIndex, diagnosis: Diagnosis) -> str:
+    """Everything, rows as reference ids."""
+    told = asdict(diagnosis)
+    for group in told["copies"]:
+        group["references"] = [_id(index, row) for row in group.pop("rows")]
+    for one in [*told["misplaced"], *told["jumps"]]:
+        one["reference"] = _id(index, one.pop("row"))
+    for gap in told["gaps"]:
+        gap["before"], gap["after"] = _id(index, gap["before"]), _id(index, gap["after"])
+    return json.dumps({"index": index.name, "version": index.version, **told}, indent=2) + "\n"
+
+
+def _id(index: PlaceIndex, row: int) -> str:
+    return index.references([row])[0].id
+
+
+# `sightfix index PHOTOS` builds; `sightfix index versions|verify|diff|…` looks after what was built.
 
 _HELP = """Index photos, and look after indexes.
 
@@ -47,10 +220,13 @@ class _PhotosOrCommand(TyperGroup):
 
 
 index = typer.Typer(name="index", cls=_PhotosOrCommand, help=_HELP, no_args_is_help=True, add_completion=False)
+
 index.command(name="build")(build)
 
 NameOption = Annotated[str | None, typer.Option(help="Of the place index; the only one if left out")]
+
 VersionOption = Annotated[str | None, typer.Option(help="Which version, or its beginning; the current one if left out")]
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON")]
 
 
@@ -63,7 +239,8 @@ def versions(
 ) -> None:
     """List the versions of an index."""
     from index_builder.maintenance.versions import list_versions
-    from sightfix.maintenance_console import print_versions, versions_json
+
+    pass  # LOOK
 
     with _opened(store, indexes) as opened:
         found = list_versions(opened, _named(opened, name))
@@ -130,7 +307,8 @@ def verify(
 ) -> None:
     """Compare all files with their hashes and ask the index for its own photos; exits 1 if anything is wrong."""
     from index_builder.maintenance.versions import verify_version
-    from sightfix.maintenance_console import print_verdict
+
+    pass  # LOOK
 
     with _opened(store, indexes) as opened:
         which = _named(opened, name)
@@ -175,10 +353,10 @@ def diff(
     """What was added, removed, moved and described again between two versions."""
     import pyarrow.csv
 
-    from index_builder.maintenance.comparing import as_table, compare_versions
-    from index_builder.maintenance.versions import find_version
+    from index_builder.maintenance.versions import as_table, compare_versions, find_version
     from retrieval.artefact import storage_errors
-    from sightfix.maintenance_console import print_difference
+
+    pass  # LOOK
 
     folder = _folder(indexes, name)
     difference = compare_versions(find_version(folder, before), find_version(folder, after))
@@ -217,11 +395,11 @@ def import_(
     keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
 ) -> None:
     """Publish a Parquet file as the new version of an index."""
+    from index_builder.index_design import IndexDesign
     from index_builder.maintenance.parquet import import_index, stored_as
-    from index_builder.vectors.design import IndexDesign
     from retrieval.bundle import open_bundle
     from retrieval.errors import ParameterError
-    from retrieval.vectors.index_types import INDEX_TYPES
+    from retrieval.index.vectors.candidates import INDEX_TYPES
     from sightfix.console import console
 
     if type_ not in (*INDEX_TYPES, "auto"):
@@ -252,14 +430,15 @@ def calibrate(
     keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
 ) -> None:
     """Fit confidence, radius and NO_MATCH to photos of known position; publishes a version that differs in these."""
+    from index_builder.calibration_queries import OutsidePhotos
     from index_builder.describing import DescribeSettings
-    from index_builder.outside_photos import OutsidePhotos
     from index_builder.recalibrating import recalibrate
     from retrieval.errors import ParameterError
-    from retrieval.place_index import PlaceIndex
+    from retrieval.index.place_index import PlaceIndex
     from sightfix.console import console
-    from sightfix.described_photos import describe_photos
-    from sightfix.maintenance_console import print_recalibrated
+    from sightfix.evaluation_search import describe_photos
+
+    pass  # LOOK
 
     if (photos is None) != forget:
         raise ParameterError(
@@ -296,8 +475,9 @@ def doctor(
     from index_builder.maintenance.doctor import DoctorSettings, diagnose
     from retrieval.artefact import storage_errors
     from sightfix.console import console, progress_bar
-    from sightfix.doctor_page import doctor_page
-    from sightfix.maintenance_console import diagnosis_json, print_diagnosis
+    from sightfix.figures.doctor_page import doctor_page
+
+    pass  # LOOK
 
     opened = _open(indexes, name, version)
     settings = DoctorSettings(outlier_m=outlier_m, gap_m=gap_m)
@@ -313,7 +493,7 @@ def doctor(
 
 @contextlib.contextmanager
 def _opened(store: str | None, indexes: Path) -> "Iterator[PlaceIndexStore]":
-    from retrieval.stores.opening import open_store
+    from retrieval.index.stores import open_store
 
     opened = open_store(store, indexes)
     try:
@@ -323,7 +503,7 @@ def _opened(store: str | None, indexes: Path) -> "Iterator[PlaceIndexStore]":
 
 
 def _named(store: "PlaceIndexStore", name: str | None) -> str:
-    from retrieval.index_folder import check_index_name
+    from retrieval.index.folder import check_index_name
 
     # An index of which no version is current can still be listed, verified and repaired by its name.
     if name is not None and store.versions(check_index_name(name)):
@@ -332,7 +512,7 @@ def _named(store: "PlaceIndexStore", name: str | None) -> str:
 
 
 def _folder(indexes: Path, name: str | None) -> Path:
-    from retrieval.index_folder import check_index_name, find_index, published_versions
+    from retrieval.index.folder import check_index_name, find_index, published_versions
 
     # An index whose CURRENT is gone can still be listed, verified and repaired by its name.
     if name is not None and published_versions(indexes / check_index_name(name)):
@@ -342,6 +522,6 @@ def _folder(indexes: Path, name: str | None) -> Path:
 
 def _open(indexes: Path, name: str | None, version: str | None) -> "PlaceIndex":
     from index_builder.maintenance.versions import find_version
-    from retrieval.place_index import PlaceIndex
+    from retrieval.index.place_index import PlaceIndex
 
     return PlaceIndex.open(find_version(_folder(indexes, name), version))

@@ -7,16 +7,17 @@ from typing import Annotated
 import typer
 
 from retrieval.geo import GeoPrior
-from retrieval.index_folder import DEFAULT_INDEXES
+from retrieval.index.folder import DEFAULT_INDEXES
 from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
-from sightfix.describer_options import (
+from sightfix.commands.options import (
     CpuFallbackOption,
+    IndexesOption,
     PrecisionOption,
     ProviderOption,
+    StoreOption,
     ThreadsOption,
     make_describer,
 )
-from sightfix.store_options import IndexesOption, StoreOption
 
 
 def localize(
@@ -58,8 +59,8 @@ def localize(
         with SightfixClient(server, api_key=api_key) as client:
             answer = client.localize(photo, top_k=top_k, geo_prior=prior, min_score=min_score)
     else:
-        from retrieval.localizer import LocalizeOptions, Localizer
-        from retrieval.stores.opening import open_store
+        from retrieval.index.stores import open_store
+        from retrieval.localize.localizer import LocalizeOptions, Localizer
 
         options = LocalizeOptions(top_k, prior, min_score)
         opened = open_store(store, indexes)

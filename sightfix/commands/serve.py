@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from sightfix.describer_options import CpuFallbackOption, PrecisionOption, ProviderOption, ThreadsOption
+from sightfix.commands.options import CpuFallbackOption, PrecisionOption, ProviderOption, ThreadsOption
 
 if TYPE_CHECKING:
     from service.configuration import Configuration
@@ -73,7 +73,7 @@ def serve(
     import os
 
     from service.configuration import read_configuration
-    from service.logs import log_to_stderr
+    from service.observing.logs import log_to_stderr
     from service.server import serve as run
 
     ours = {"config", "check_config"}
@@ -100,7 +100,7 @@ def _is_flag(context: typer.Context, name: str) -> bool:
 def _check(configuration: "Configuration") -> None:
     from rich.table import Table
 
-    from service.configuration_check import check_settings
+    from service.configuration import check_settings
     from sightfix.console import console
 
     settings = configuration.settings
@@ -118,3 +118,27 @@ def _check(configuration: "Configuration") -> None:
         console.print(f"{mark} {finding.what}: {escape(finding.said)}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+# `sightfix key`: make an API key for a server.
+
+
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is, such as robot-7")],
+    file: Annotated[Path, typer.Option(help="File of the server's keys; made if it does not exist")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="localize, or admin (jobs, versions, and localize); localize if left out")
+    ] = None,
+) -> None:
+    """Make an API key; only its hash is kept, so it is shown this once."""
+    from retrieval.errors import ParameterError
+    from service.api_keys import SCOPES, make_key
+
+    scopes = tuple(dict.fromkeys(scope or ["localize"]))
+    unknown = [one for one in scopes if one not in SCOPES]
+    if unknown:
+        raise ParameterError(f"the scope {unknown[0]!r} is unknown", remedy=f"Choose among {', '.join(SCOPES)}")
+    made = make_key(file, name, scopes)  # type: ignore[arg-type]
+    # The key alone on stdout, so that it can be piped to where it belongs.
+    typer.echo(made)
+    typer.echo(f"{name} may {' and '.join(scopes)}; its hash is in {file}. It is not shown again.", err=True)

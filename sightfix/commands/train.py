@@ -1,14 +1,62 @@
-"""`sightfix train`: geo-tagged photos in, a checkpoint out."""
+"""What the command line shows of a training run: bars while it works, one line an epoch."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
+from sightfix.console import console, progress_bar
+from training.run_observer import EpochSummary, RunObserver
+
 if TYPE_CHECKING:
     from training.recipe import Recipe
     from training.train import TrainingPhotos
+
+
+class ConsoleObserver(RunObserver):
+    """Prints a run as it goes.
+
+    Args:
+        prefix: before each line, such as the name of one of several runs.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = f"[dim]{escape(prefix)}[/] " if prefix else ""
+
+    @contextmanager
+    def work(self, what: str, total: int, unit: str = "photos") -> Iterator[Callable[[int], None]]:
+        """A bar with rate and time left."""
+        with progress_bar(what, total, unit) as advance:
+            yield advance
+
+    def note(self, text: str) -> None:
+        """A dim line."""
+        console.print(f"{self._prefix}[dim]{escape(text)}[/]")
+
+    def epoch_ended(self, summary: EpochSummary) -> None:
+        """Loss, recall and rate; a warning on a line of its own."""
+        parts = []
+        if summary.loss is not None:
+            parts.append(f"loss {summary.loss:.4f}")
+        parts.extend(f"{name} {100 * value:.1f} %" for name, value in summary.recalls.items())
+        if summary.recalls and summary.chance is not None:
+            parts.append(f"(chance R@1 {100 * summary.chance:.1f} %)")
+        if summary.photos_per_second is not None:
+            parts.append(f"{summary.photos_per_second:.1f} img/s")
+        name = "untrained" if summary.epoch == 0 else f"epoch {summary.epoch} of {summary.epochs}"
+        best = "  [green]best so far[/]" if summary.best else ""
+        console.print(f"{self._prefix}[bold]{name}[/]  {'  '.join(parts)}{best}")
+        if summary.warning:
+            console.print(f"{self._prefix}[yellow]warning[/] {escape(summary.warning)}")
+
+    def saved(self, folder: Path) -> None:
+        """Nothing: a checkpoint follows every epoch."""
+
+
+# `sightfix train`: geo-tagged photos in, a checkpoint out.
 
 
 def train(
@@ -33,8 +81,7 @@ def train(
 ) -> None:
     """Train a place descriptor on geo-tagged photos; the same command goes on with an interrupted run."""
     from retrieval.errors import ParameterError
-    from sightfix.console import console
-    from sightfix.extras import require
+    from sightfix.console import console, require
 
     if recipe is None:
         _list_recipes()
@@ -42,7 +89,7 @@ def train(
     if photos is None:
         raise ParameterError("there are no photos to train on", remedy="Add --photos FOLDER, or a CSV or spec")
     require("training")
-    from sightfix.training_console import ConsoleObserver
+    pass  # LOOK
     from training.recipe import load_recipe
     from training.run_device import DeviceSettings
     from training.train import TrainSettings

@@ -7,10 +7,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.app import create_app
 from service.configuration import read_configuration
-from service.live_localizer import LiveLocalizer
+from service.http.app import create_app
 from service.observing.definitions import DEFINITIONS
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 
 KUBERNETES = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"

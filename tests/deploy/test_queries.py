@@ -11,8 +11,8 @@ import promql_parser
 import pytest
 import yaml
 
-from service.live_localizer import LiveLocalizer
 from service.observing.definitions import DEFINITIONS
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

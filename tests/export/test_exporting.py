@@ -15,8 +15,8 @@ from retrieval.describer import Describer
 from retrieval.errors import ParameterError, StorageError
 from retrieval.evaluation.eval_set import EvalSet
 from retrieval.images import Preprocessing, read_image
+from retrieval.index.whitening import fit_whitening
 from retrieval.references.reference import Reference
-from retrieval.whitening import fit_whitening
 from tests.places import make_places
 from tests.retrieval.mean_colour import mean_colour_graph
 

@@ -6,7 +6,7 @@ import pytest
 
 from export.source import run_on_cpu
 from export.whitening_layer import with_whitening
-from retrieval.whitening import fit_whitening
+from retrieval.index.whitening import fit_whitening
 from tests.retrieval.mean_colour import mean_colour_graph
 
 

@@ -8,8 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-from index_builder.building import BuildSettings, build_index
 from index_builder.describing import DescribeSettings
+from index_builder.update import BuildSettings, build_index
 from retrieval import artefact
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer

@@ -9,10 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
-from index_builder import pushing
-from index_builder.pushing import push_to
-from retrieval.stores.folders import FolderStore
-from retrieval.stores.milvus.records import MANIFEST_NAME, MilvusRecords
+from index_builder import push as pushing
+from index_builder.push import push_to
+from retrieval.index.milvus.records import MANIFEST_NAME, MilvusRecords
+from retrieval.index.stores import FolderStore
 
 
 def die() -> None:

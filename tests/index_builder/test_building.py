@@ -12,18 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from index_builder import version_writer
-from index_builder.building import BuildSettings, build_index
 from index_builder.describing import DescribeSettings
-from index_builder.publishing import check_free_space
-from index_builder.vectors.design import IndexDesign
+from index_builder.index_design import IndexDesign
+from index_builder.publish import check_free_space
+from index_builder.update import BuildSettings, build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError, PlaceIndexError, ReferenceDataError, StorageError
 from retrieval.geo import Position, hilbert_key
 from retrieval.images import read_image
-from retrieval.place_index import PlaceIndex
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.vectors.exact import ExactVectors
 from retrieval.references.reference import SkippedPhoto
-from retrieval.vectors.exact import ExactVectors
 from tests.places import Places, make_places
 from tests.retrieval.refusal import refused
 

@@ -3,15 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from index_builder.calibrating import fit_calibration
-from index_builder.calibration_fitting import CalibrationSettings, descending, fit_logistic, fit_radius
-from index_builder.described_index import DescribedIndex
-from retrieval.calibration import Calibration, logistic
+from index_builder.calibrating import CalibrationSettings, descending, fit_calibration, fit_logistic, fit_radius
+from index_builder.calibration_queries import DescribedIndex
 from retrieval.errors import ParameterError
 from retrieval.evaluation import exact_ranking
-from retrieval.evidence import centre_of, centred_cosines
-from retrieval.fix import FIX_METHODS, FixSettings, FixStatus, make_fix
 from retrieval.geo import haversine_m
+from retrieval.localize.evidence import centre_of, centred_cosines
+from retrieval.localize.fix import FIX_METHODS, Calibration, FixSettings, FixStatus, logistic, make_fix
 from tests.index_builder.surveyed import survey
 
 SETTINGS = CalibrationSettings(away_m=200.0)

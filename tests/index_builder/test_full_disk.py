@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from index_builder.building import BuildSettings, build_index
-from index_builder.publishing import WORK_NAME
-from index_builder.vectors.design import IndexDesign
+from index_builder.index_design import IndexDesign
+from index_builder.publish import WORK_NAME
+from index_builder.update import BuildSettings, build_index
 from retrieval.describer import Describer
 from retrieval.errors import StorageError
-from retrieval.index_folder import published_versions
-from retrieval.place_index import PlaceIndex
+from retrieval.index.folder import published_versions
+from retrieval.index.place_index import PlaceIndex
 from tests.index_builder.counting_describer import CountingDescriber
 from tests.places import make_places
 from tests.retrieval.refusal import refused

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder.building import build_index
-from index_builder.gate import GateReport, GateSettings, check_version, recall_against_exact
+from index_builder.quality import GateReport, GateSettings, check_version, recall_against_exact
+from index_builder.update import build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import ModelIndexMismatchError, PlaceIndexError
-from retrieval.place_index import PlaceIndex
-from retrieval.search_result import SearchResult
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.searchable import SearchResult
 from tests.places import Places, make_places
 from tests.retrieval.other_bundle import write_other_bundle
 

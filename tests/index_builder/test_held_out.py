@@ -3,9 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from index_builder import held_out
-from index_builder.described_index import DescribedIndex
-from index_builder.held_out import Occasions, coverage_of, occasions_of, search_held_out
+from index_builder import calibration_queries as held_out
+from index_builder.calibration_queries import DescribedIndex, Occasions, coverage_of, occasions_of, search_held_out
 from retrieval.geo import haversine_m
 from tests.index_builder.surveyed import survey
 

@@ -5,16 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder.building import BuildSettings, build_index
-from index_builder.updating import IndexUpdater
-from index_builder.vectors.design import IndexDesign
+from index_builder.index_design import IndexDesign
+from index_builder.update import BuildSettings, IndexUpdater, build_index
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError, PlaceIndexError
 from retrieval.geo import GeoPrior, haversine_m
 from retrieval.images import read_image
-from retrieval.localizer import Localizer
-from retrieval.place_index import PlaceIndex
-from retrieval.vectors.index_types import INDEX_TYPES
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.vectors.candidates import INDEX_TYPES
+from retrieval.localize.localizer import Localizer
 from tests.conftest import Places
 from tests.index_builder.test_updating import scattered
 
@@ -111,7 +110,7 @@ def test_a_memory_mapped_index_answers_the_same(tmp_path: Path, describer: Descr
 def test_a_recall_that_cannot_be_reached_publishes_nothing(
     tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from index_builder.vectors import recall
+    from index_builder import quality as recall
 
     monkeypatch.setattr(recall, "_efforts", lambda _: [1])
     places = scattered(tmp_path / "photos", 300)

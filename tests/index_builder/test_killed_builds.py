@@ -8,11 +8,11 @@ from typing import get_args
 
 import pytest
 
-from index_builder.building import Step, build_index
+from index_builder.update import Step, build_index
 from retrieval.describer import Describer
 from retrieval.errors import IndexNotFoundError
-from retrieval.index_folder import published_versions
-from retrieval.place_index import PlaceIndex
+from retrieval.index.folder import published_versions
+from retrieval.index.place_index import PlaceIndex
 from tests.places import make_places
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -11,13 +11,12 @@ import pytest
 from PIL import Image
 
 import index_builder.local_features
-from index_builder.building import BuildSettings, BuiltIndex, build_index
+from index_builder.index_design import IndexDesign
+from index_builder.update import BuildSettings, BuiltIndex, IndexUpdater, build_index
 from index_builder.update_watch import LeftOut, UpdateStep, UpdateWatch
-from index_builder.updating import IndexUpdater
-from index_builder.vectors.design import IndexDesign
 from retrieval.describer import Describer
 from retrieval.errors import MissingExtraError, PlaceIndexError
-from retrieval.place_index import LOCAL_FEATURES_NAME, PlaceIndex
+from retrieval.index.place_index import LOCAL_FEATURES_NAME, PlaceIndex
 from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, extract_features
 from tests.index_builder.recording_watch import RecordingWatch, StoppedError
 from tests.places import Places

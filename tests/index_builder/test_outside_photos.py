@@ -4,10 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder import held_out
-from index_builder.described_index import DescribedIndex
-from index_builder.held_out import PAUSE_S
-from index_builder.outside_photos import OutsidePhotos, OutsideSearch
+from index_builder import calibration_queries as held_out
+from index_builder.calibration_queries import PAUSE_S, DescribedIndex, OutsidePhotos, OutsideSearch
 from retrieval.errors import ParameterError
 from retrieval.geo import haversine_m
 from tests.index_builder.surveyed import survey

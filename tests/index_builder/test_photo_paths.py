@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from index_builder.photo_paths import PathsBelow
+from index_builder.update_plan import PathsBelow
 
 
 @pytest.mark.parametrize(

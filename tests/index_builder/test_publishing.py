@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from index_builder.building import BuildSettings, build_index
-from index_builder.publishing import draft_version
+from index_builder.publish import draft_version
+from index_builder.update import BuildSettings, build_index
 from retrieval.artefact import replace_file
 from retrieval.describer import Describer
 from retrieval.errors import IndexNotFoundError, StorageError
-from retrieval.index_folder import activate_version, current_version, prune, published_versions
-from retrieval.place_index import PlaceIndex
+from retrieval.index.folder import activate_version, current_version, prune, published_versions
+from retrieval.index.place_index import PlaceIndex
 from tests.index_builder.recording_watch import RecordingWatch
 from tests.places import make_places
 from tests.retrieval.refusal import refused
@@ -234,11 +234,11 @@ def test_a_version_that_is_pruned_at_this_moment_does_not_become_current(
     town = tmp_path / "town"
 
     def first_prune(path: Path, data: bytes) -> None:
-        monkeypatch.setattr("retrieval.index_folder.replace_file", replace_file)
+        monkeypatch.setattr("retrieval.index.folder.replace_file", replace_file)
         assert prune(town, 1) == [oldest]
         replace_file(path, data)
 
-    monkeypatch.setattr("retrieval.index_folder.replace_file", first_prune)
+    monkeypatch.setattr("retrieval.index.folder.replace_file", first_prune)
     with pytest.raises(IndexNotFoundError, match="was removed at this moment"):
         activate_version(town, oldest)
     assert current_version(town) == newest
@@ -261,7 +261,7 @@ def test_what_another_process_pruned_already_is_no_error(tmp_path: Path, monkeyp
     (town / "CURRENT").write_text(f"{max(versions)}\n")
     listed = published_versions(town)
     assert prune(town, 1) == listed[:2]
-    monkeypatch.setattr("retrieval.index_folder.published_versions", lambda _: listed)
+    monkeypatch.setattr("retrieval.index.folder.published_versions", lambda _: listed)
     assert prune(town, 1) == []
 
 
@@ -274,7 +274,7 @@ def test_versions_that_cannot_be_pruned_do_not_make_a_published_one_fail(
     def refuses(folder: Path, keep: int) -> list[str]:
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr("index_builder.publishing.prune", refuses)
+    monkeypatch.setattr("index_builder.publish.prune", refuses)
     watch = RecordingWatch()
     built = build_index(places, describer, indexes, "town", BuildSettings(keep=1), watch=watch)
     assert current_version(indexes / "town") == built.folder.name
@@ -308,11 +308,11 @@ def test_opening_goes_on_to_the_next_version_when_its_own_is_pruned(
     named = current_version
 
     def and_then_another_is_published(folder: Path) -> str:
-        monkeypatch.setattr("retrieval.place_index.current_version", named)
+        monkeypatch.setattr("retrieval.index.place_index.current_version", named)
         version = named(folder)
         build_index(places, describer, indexes, "town", BuildSettings(keep=1))
         return version
 
-    monkeypatch.setattr("retrieval.place_index.current_version", and_then_another_is_published)
+    monkeypatch.setattr("retrieval.index.place_index.current_version", and_then_another_is_published)
     opened = PlaceIndex.open(indexes / "town")
     assert [opened.version] == published_versions(indexes / "town")

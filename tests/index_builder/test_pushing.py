@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index_builder import pushing
-from index_builder.building import build_index
-from index_builder.pushing import PushSettings, push_to, push_version
+from index_builder import push as pushing
+from index_builder.push import PushSettings, push_to, push_version
+from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.errors import (
     IndexNotFoundError,
@@ -26,13 +26,12 @@ from retrieval.errors import (
     StorageError,
     StoreUnavailableError,
 )
-from retrieval.place_index import PlaceIndex
-from retrieval.stores.folders import FolderStore
-from retrieval.stores.milvus.address import MilvusAddress
-from retrieval.stores.milvus.claim import CLAIM_NAME, Claim
-from retrieval.stores.milvus.collection import MilvusCollection, MilvusRow
-from retrieval.stores.milvus.naming import collection_of
-from retrieval.stores.milvus.store import MilvusStore
+from retrieval.index.milvus.collection import MilvusCollection, MilvusRow
+from retrieval.index.milvus.connection import MilvusAddress, collection_of
+from retrieval.index.milvus.records import CLAIM_NAME, Claim
+from retrieval.index.milvus.store import MilvusStore
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.stores import FolderStore
 from tests.places import Places, make_places
 from tests.retrieval.refusal import refused
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder.building import BuildSettings, build_index
 from index_builder.describing import DescribeSettings
-from index_builder.part_describing import PartSettings
-from index_builder.publishing import WORK_NAME
+from index_builder.parts import PartSettings
+from index_builder.publish import WORK_NAME
 from index_builder.ray_describing import describe_on_ray
+from index_builder.update import BuildSettings, build_index
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import MissingExtraError, ModelIndexMismatchError
 from retrieval.geo import Position
-from retrieval.index_folder import current_version
-from retrieval.place_index import PlaceIndex
+from retrieval.index.folder import current_version
+from retrieval.index.place_index import PlaceIndex
 from tests.index_builder.recording_watch import RecordingWatch, StoppedError, stop_at
 from tests.places import Places, make_places, pattern
 from tests.retrieval.other_bundle import copy_bundle, write_other_bundle

@@ -10,30 +10,35 @@ import numpy as np
 import pytest
 
 from index_builder import recalibrating
-from index_builder.building import build_index
-from index_builder.calibrating import fit_calibration, fit_on_photos, make_trials, match_photos
-from index_builder.calibration_fitting import WITHIN_M, CalibrationSettings, Trials, fit_method
-from index_builder.described_index import DescribedIndex
+from index_builder.calibrating import (
+    WITHIN_M,
+    CalibrationSettings,
+    Trials,
+    fit_calibration,
+    fit_method,
+    fit_on_photos,
+    make_trials,
+    match_photos,
+)
+from index_builder.calibration_queries import DescribedIndex, OutsidePhotos, OutsideSearch, calibration_photos_of
+from index_builder.index_design import IndexDesign
 from index_builder.maintenance.versions import verify_version
-from index_builder.outside_photos import OutsidePhotos, OutsideSearch, calibration_photos_of
-from index_builder.publishing import draft_version
+from index_builder.publish import draft_version
 from index_builder.recalibrating import balanced, recalibrate
-from index_builder.reference_rows import ReferenceRows
-from index_builder.updating import IndexUpdater
-from index_builder.vectors.design import IndexDesign
+from index_builder.update import IndexUpdater, build_index
+from index_builder.update_plan import ReferenceRows
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import Bundle
-from retrieval.calibration import MethodCalibration
 from retrieval.describer import Describer
 from retrieval.errors import IndexNotFoundError, ModelIndexMismatchError, ParameterError
 from retrieval.evaluation import Positions, place_groups
-from retrieval.fix import FixSettings
 from retrieval.geo import Position
-from retrieval.index_folder import published_versions
-from retrieval.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
-from retrieval.place_index_manifest import Source
+from retrieval.index.folder import published_versions
+from retrieval.index.manifest import Source
+from retrieval.index.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
+from retrieval.index.stores import FolderStore
+from retrieval.localize.fix import FixSettings, MethodCalibration
 from retrieval.references.reference import Reference
-from retrieval.stores.folders import FolderStore
 from tests.index_builder.surveyed import DIM, survey
 from tests.places import make_places
 from tests.retrieval.other_bundle import flip_byte, write_other_bundle

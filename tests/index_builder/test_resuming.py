@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder.building import BuildSettings, build_index
-from index_builder.described_parts import PartRecord
 from index_builder.describing import DescribeSettings
-from index_builder.publishing import WORK_NAME
-from index_builder.vectors.design import IndexDesign
+from index_builder.index_design import IndexDesign
+from index_builder.parts import PartRecord
+from index_builder.publish import WORK_NAME
+from index_builder.update import BuildSettings, build_index
 from retrieval.errors import IndexNotFoundError, PlaceIndexError, ReferenceDataError
 from retrieval.geo import Position
-from retrieval.index_folder import current_version
-from retrieval.place_index import PlaceIndex
-from retrieval.vectors.exact import ExactVectors
+from retrieval.index.folder import current_version
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.vectors.exact import ExactVectors
 from tests.index_builder.counting_describer import CountingDescriber
 from tests.index_builder.recording_watch import RecordingWatch, StoppedError, stop_at
 from tests.places import Places, make_places

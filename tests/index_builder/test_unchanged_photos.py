@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder.building import BuildSettings, BuiltIndex, build_index
-from index_builder.describing import DescribeSettings
-from index_builder.known_content import KnownContent
-from index_builder.updating import IndexUpdater, UpdateSettings
-from index_builder.vectors.design import IndexDesign
+from index_builder.describing import DescribeSettings, KnownContent
+from index_builder.index_design import IndexDesign
+from index_builder.update import BuildSettings, BuiltIndex, IndexUpdater, UpdateSettings, build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.images import ImageLimits
-from retrieval.place_index import PlaceIndex
-from retrieval.reference_table import read_references
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.reference_table import read_references
 from tests.index_builder.counting_describer import CountingDescriber
 from tests.index_builder.recording_watch import RecordingWatch, StoppedError, stop_at
 from tests.places import Places, make_places, pattern

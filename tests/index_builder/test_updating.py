@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from index_builder.building import BuildSettings, build_index
 from index_builder.describing import DescribeSettings
-from index_builder.publishing import draft_version, finish_publishing
-from index_builder.updating import IndexUpdater, UpdateSettings
-from index_builder.vectors.design import IndexDesign
+from index_builder.index_design import IndexDesign
+from index_builder.publish import draft_version, finish_publishing
+from index_builder.update import BuildSettings, IndexUpdater, UpdateSettings, build_index
 from retrieval.artefact import replace_file
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
@@ -24,10 +23,10 @@ from retrieval.errors import (
     StorageError,
 )
 from retrieval.geo import Position, hilbert_key
-from retrieval.index_folder import published_versions
-from retrieval.place_index import PlaceIndex
+from retrieval.index.folder import published_versions
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.vectors.exact import ExactVectors
 from retrieval.references.reference import SkippedPhoto
-from retrieval.vectors.exact import ExactVectors
 from tests.index_builder.counting_describer import CountingDescriber
 from tests.index_builder.recording_watch import RecordingWatch, StoppedError, stop_at
 from tests.places import Places, make_places

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from retrieval.answer import (
+from retrieval.localize.answer import (
     FixAnswer,
     IndexAnswer,
     LocalizeAnswer,
@@ -13,7 +13,7 @@ from retrieval.answer import (
     Problem,
     TimingsAnswer,
 )
-from retrieval.fix import FixStatus
+from retrieval.localize.fix import FixStatus
 
 FIX = FixAnswer(
     lat=55.7,

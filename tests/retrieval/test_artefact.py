@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+from retrieval import __version__
 from retrieval.artefact import (
     FileRecord,
     Manifest,
@@ -19,7 +20,6 @@ from retrieval.artefact import (
     write_flushed,
 )
 from retrieval.errors import ArtefactError, BundleError, StorageError
-from retrieval.version import __version__
 from tests.retrieval.refusal import refused
 from tests.seal import seal
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from retrieval import __version__
 from retrieval.bundle import Bundle, bundle_fingerprint, default_bundle_folder, open_bundle
 from retrieval.errors import BundleError
-from retrieval.version import __version__
 from tests.retrieval.other_bundle import change_manifest, copy_bundle, flip_byte, record_again, write_other_bundle
 from tests.retrieval.refusal import refused
 

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from retrieval.agreement import FixSettings, agree
-from retrieval.evidence import centre_of, centre_rows, centred_cosines, evidence_of
 from retrieval.geo import Position, from_local_metres
+from retrieval.localize.evidence import FixSettings, agree, centre_of, centre_rows, centred_cosines, evidence_of
 
 MUNICH = Position(48.0, 11.0)
 

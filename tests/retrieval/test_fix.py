@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.answer import FixAnswer
-from retrieval.fix import FIX_METHODS, Fix, FixSettings, FixStatus, make_fix
 from retrieval.geo import Position, from_local_metres, haversine_m
-from retrieval.localizer import _fix_answer
+from retrieval.localize.answer import FixAnswer
+from retrieval.localize.fix import FIX_METHODS, Fix, FixSettings, FixStatus, make_fix
+from retrieval.localize.localizer import _fix_answer
 from tests.hypothesis_profiles import examples
 
 MUNICH = Position(48.0, 11.0)

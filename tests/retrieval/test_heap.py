@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from retrieval.heap import limit_arenas
+from retrieval.machine import limit_arenas
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has arenas")
 

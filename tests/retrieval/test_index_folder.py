@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import IndexNotFoundError, ParameterError
-from retrieval.index_folder import check_index_name, current_version, find_index, published_versions
+from retrieval.index.folder import check_index_name, current_version, find_index, published_versions
 from tests.retrieval.refusal import refused
 
 

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from index_builder.building import BuildSettings, build_index
-from index_builder.vectors.design import IndexDesign
-from retrieval.answer import LocalizeAnswer
+from index_builder.index_design import IndexDesign
+from index_builder.update import BuildSettings, build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import ImageError, ModelIndexMismatchError, ParameterError
-from retrieval.fix import FixSettings, FixStatus
 from retrieval.geo import GeoPrior, haversine_m
 from retrieval.images import ImageLimits
-from retrieval.localizer import LocalizeOptions, Localizer, new_request_id
-from retrieval.place_index import PlaceIndex
+from retrieval.index.place_index import PlaceIndex
+from retrieval.localize.answer import LocalizeAnswer
+from retrieval.localize.fix import FixSettings, FixStatus
+from retrieval.localize.localizer import LocalizeOptions, Localizer, new_request_id
 from tests.conftest import PublishedPlaces
 from tests.places import make_places
 from tests.retrieval.encoded import encode, smooth

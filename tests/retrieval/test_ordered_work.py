@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from retrieval.ordered_work import in_order
+from retrieval.machine import in_order
 
 
 def test_outcomes_come_in_order_whoever_is_done_first() -> None:

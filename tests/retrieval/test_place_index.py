@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval import __version__
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import IndexNotFoundError, ModelIndexMismatchError, ParameterError, PlaceIndexError
 from retrieval.geo import GeoPrior
 from retrieval.images import read_image
-from retrieval.place_index import PlaceIndex
-from retrieval.place_index_manifest import Bounds, BundleIdentity, PlaceIndexManifest, Source
-from retrieval.reference_table import REFERENCE_SCHEMA, ReferenceTable, write_reference_table
-from retrieval.vectors.exact import ExactVectors
-from retrieval.vectors.stored import StoredVectors
-from retrieval.version import __version__
+from retrieval.index.manifest import Bounds, BundleIdentity, PlaceIndexManifest, Source
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.reference_table import REFERENCE_SCHEMA, ReferenceTable, write_reference_table
+from retrieval.index.vectors.candidates import StoredVectors
+from retrieval.index.vectors.exact import ExactVectors
 from tests.conftest import PublishedPlaces
 from tests.hypothesis_profiles import examples
 from tests.retrieval.other_bundle import change_manifest, flip_byte, record_again, write_other_bundle

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrieval import reference_table as module
-from retrieval.reference_table import REFERENCE_SCHEMA, ReferenceTable, iterate_references, write_reference_table
+from retrieval.index import reference_table as module
+from retrieval.index.reference_table import REFERENCE_SCHEMA, ReferenceTable, iterate_references, write_reference_table
 
 ROWS = 100
 

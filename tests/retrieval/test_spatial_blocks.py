@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from retrieval.geo import EARTH_RADIUS_M, GeoPrior, Position, from_local_metres, haversine_m, unit_vectors
-from retrieval.spatial_blocks import BLOCK_ROWS, SpatialBlocks
+from retrieval.index.place_index import BLOCK_ROWS, SpatialBlocks
 from tests.hypothesis_profiles import examples
 from tests.retrieval.scattered import Scatter, cluster, everywhere, priors, scatters, surely_inside
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retrieval.errors import ParameterError, PlaceIndexError
-from retrieval.whitening import fit_whitening, read_whitening, score_spread, write_whitening
+from retrieval.index.whitening import fit_whitening, read_whitening, score_spread, write_whitening
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -11,14 +11,15 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from retrieval import artefact, index_folder
-from retrieval.place_index import PlaceIndex
-from service import live_localizer, server
-from service.index_watch import IndexWatch
-from service.jobs.database import JobDatabase
-from service.jobs.job_service import JobService
-from service.jobs.store import JobStore
-from service.live_localizer import LiveLocalizer
+from retrieval import artefact
+from retrieval.index import folder as index_folder
+from retrieval.index.place_index import PlaceIndex
+from service import server
+from service.jobs.service import JobService
+from service.jobs.store import JobDatabase, JobStore
+from service.serving import live_localizer
+from service.serving.live_localizer import LiveLocalizer
+from service.serving.loading import IndexWatch
 
 STARTING = ["socket open", "index opened", "model warm", "first canary"]
 ACTIVATING = ["half of CURRENT", "current", "new version opened", "swapped"]

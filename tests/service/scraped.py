@@ -3,7 +3,7 @@
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.live_localizer import LiveLocalizer
+from service.serving.live_localizer import LiveLocalizer
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -9,10 +9,9 @@ from fastapi.testclient import TestClient
 
 from retrieval.errors import ParameterError
 from service import api_keys
-from service.api_keys import ApiKeyError, KeyRing, make_key, read_keys
-from service.app import create_app
-from service.key_guard import presented_key, scope_of
-from service.live_localizer import LiveLocalizer
+from service.api_keys import ApiKeyError, KeyRing, make_key, presented_key, read_keys, scope_of
+from service.http.app import create_app
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.body_limit import BodyLimit
+from service.http.limits import BodyLimit
 from service.problems import RequestError
 
 SCOPE: Scope = {"type": "http", "headers": []}

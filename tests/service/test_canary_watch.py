@@ -9,10 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from retrieval.errors import PlaceIndexError
-from service.app import create_app
-from service.canary import Canary, choose_canary, sing
-from service.canary_watch import CanaryWatch
-from service.live_localizer import LiveLocalizer
+from service.http.app import create_app
+from service.serving.health import Canary, CanaryWatch, choose_canary, sing
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.service.scraped import samples_of, value

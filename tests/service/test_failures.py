@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
-from retrieval.index_folder import activate_version, published_versions
+from retrieval.index.folder import activate_version, published_versions
+from retrieval.index.place_index import PlaceIndex
 from retrieval.machine import available_cores
-from retrieval.place_index import PlaceIndex
-from service.app import create_app
-from service.live_localizer import LiveLocalizer
+from service.http.app import create_app
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.places import make_places
@@ -104,7 +104,7 @@ def test_while_a_new_version_is_opened_the_old_one_serves_and_the_server_is_read
             assert go_on.wait(60)
             return open_index(folder, **options)
 
-        monkeypatch.setattr("retrieval.place_index.PlaceIndex.open", slowly)
+        monkeypatch.setattr("retrieval.index.place_index.PlaceIndex.open", slowly)
         activate_version(index, new)
         assert opening.wait(60)
         for _ in range(3):

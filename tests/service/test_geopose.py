@@ -13,14 +13,14 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from index_builder.building import build_index
-from retrieval.answer import LocalizeAnswer
+from index_builder.update import build_index
 from retrieval.describer import Describer
-from retrieval.fix import FixSettings
 from retrieval.geo import haversine_m
-from retrieval.place_index import PlaceIndex
-from service.geopose.pose import pose_of
-from service.geopose.schema import REQUEST_SCHEMA
+from retrieval.index.place_index import PlaceIndex
+from retrieval.localize.answer import LocalizeAnswer
+from retrieval.localize.fix import FixSettings
+from service.geopose.localization import pose_of
+from service.geopose.protocol import REQUEST_SCHEMA
 from tests.conftest import PublishedPlaces
 from tests.places import make_places
 

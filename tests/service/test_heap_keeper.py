@@ -3,7 +3,7 @@
 import threading
 import time
 
-from service.heap_keeper import HeapKeeper
+from service.serving.loading import HeapKeeper
 
 
 def test_it_gives_back_at_once_again_and_again_and_stops() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.describer import Describer
 from tests.places import make_places
 from tests.running_server import running_server

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.describer import Describer
-from retrieval.index_folder import activate_version, current_version
-from retrieval.localizer import LocalizeOptions
-from service import live_localizer
-from service.app import create_app
-from service.live_localizer import LiveLocalizer
+from retrieval.index.folder import activate_version, current_version
+from retrieval.localize.localizer import LocalizeOptions
+from service.http.app import create_app
+from service.serving import live_localizer
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.places import Places, make_places
 

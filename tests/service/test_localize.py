@@ -8,12 +8,12 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from retrieval.answer import LocalizeAnswer
 from retrieval.describer import Describer
 from retrieval.geo import GeoPrior, haversine_m
 from retrieval.images import ImageLimits
-from retrieval.localizer import LocalizeOptions, Localizer
-from retrieval.place_index import PlaceIndex
+from retrieval.index.place_index import PlaceIndex
+from retrieval.localize.answer import LocalizeAnswer
+from retrieval.localize.localizer import LocalizeOptions, Localizer
 from tests.conftest import PublishedPlaces
 
 JPEG = {"Content-Type": "image/jpeg"}

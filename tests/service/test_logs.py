@@ -14,10 +14,9 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from service.app import create_app
-from service.live_localizer import LiveLocalizer
-from service.logs import JsonLines, TextLines, log_to_stderr
-from service.observing.request_notes import CURRENT, RequestNotes
+from service.http.app import create_app
+from service.observing.logs import CURRENT, JsonLines, RequestNotes, TextLines, log_to_stderr
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.running_server import running_server
@@ -152,7 +151,7 @@ def test_failures_of_ours_are_info_and_the_rest_debug(
     client.get("/no/such")
     client.get("/livez")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.routes.localize.answer_response", lambda *_: 1 // 0)
+        patch.setattr("service.http.routes.localize.answer_response", lambda *_: 1 // 0)
         client.post("/localize", content=published.places.rows[3].path.read_bytes(), headers=JPEG)
     levels = [(record.levelno, record.status) for record in accesses(records)]  # type: ignore[attr-defined]
     assert levels == [(logging.DEBUG, 404), (logging.DEBUG, 200), (logging.INFO, 500)]

@@ -6,8 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from retrieval.errors import ParameterError
-from service.map_tiles import MapTiles
-from service.settings import ServerSettings
+from service.settings import MapTiles, ServerSettings
 from sightfix.cli import app
 
 

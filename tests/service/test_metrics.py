@@ -15,19 +15,19 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.errors import ServerError, StorageError
-from retrieval.index_folder import current_version
-from retrieval.localizer import LocalizeOptions
-from service.app import create_app
-from service.batching import RefusedError
-from service.live_localizer import LiveLocalizer
+from retrieval.index.folder import current_version
+from retrieval.localize.localizer import LocalizeOptions
+from service.http.app import create_app
 from service.observing.definitions import DEFINITIONS
 from service.observing.live_state import JobStates
 from service.observing.metrics import Metrics
 from service.observing.metrics_server import MetricsServer, metrics_served
 from service.problems import RequestError
+from service.serving.admission import RefusedError
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.places import make_places

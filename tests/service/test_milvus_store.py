@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from index_builder.building import build_index
-from index_builder.pushing import PushSettings, push_version
+from index_builder.push import PushSettings, push_version
+from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError, StoreUnavailableError
-from retrieval.index_folder import current_version
-from retrieval.stores.folders import FolderStore
-from retrieval.stores.milvus.store import MilvusStore
-from service.app import create_app
-from service.configuration_check import check_settings
-from service.jobs.job_settings import JobSettings
-from service.live_localizer import LiveLocalizer
+from retrieval.index.folder import current_version
+from retrieval.index.milvus.store import MilvusStore
+from retrieval.index.stores import FolderStore
+from service.configuration import check_settings
+from service.http.app import create_app
+from service.jobs.settings import JobSettings
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.places import Places, make_places
 
@@ -114,7 +114,7 @@ def test_a_store_that_goes_away_is_a_503_that_says_so_and_comes_back(
 
     client = TestClient(create_app(live), raise_server_exceptions=False)
     with monkeypatch.context() as broken:
-        broken.setattr("retrieval.stores.milvus.collection.MilvusCollection.search", away)
+        broken.setattr("retrieval.index.milvus.collection.MilvusCollection.search", away)
         answer = client.post("/localize", content=places.rows[2].path.read_bytes(), headers=JPEG)
     assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
     assert int(answer.headers["retry-after"]) >= 1

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from retrieval.images import ImageLimits
-from service.opening import LocalizerParts
+from service.serving.loading import LocalizerParts
 from service.settings import ServerSettings
 
 

@@ -12,8 +12,8 @@ from retrieval.engines import choosing
 from retrieval.engines.choosing import EngineRequest
 from retrieval.engines.engine import Engine
 from retrieval.engines.onnx_runtime import OnnxRuntimeEngine
-from service.app import create_app
-from service.live_localizer import LiveLocalizer
+from service.http.app import create_app
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 

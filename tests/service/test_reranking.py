@@ -9,16 +9,16 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import retrieval.reranking.reranker
-from index_builder.building import BuildSettings, build_index
-from index_builder.vectors.design import IndexDesign
-from retrieval.answer import LocalizeAnswer
+from index_builder.index_design import IndexDesign
+from index_builder.update import BuildSettings, build_index
 from retrieval.describer import Describer
-from retrieval.index_folder import current_version
+from retrieval.index.folder import current_version
+from retrieval.localize.answer import LocalizeAnswer
 from retrieval.reranking.local_features import LocalFeatures
-from service.app import create_app
-from service.configuration_check import check_settings
+from service.configuration import check_settings
 from service.grpc.answers import answer_message
-from service.live_localizer import LiveLocalizer
+from service.http.app import create_app
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from sightfix.client.grpc_answers import localize_answer
 from tests.conftest import PublishedPlaces

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from retrieval.answer import FixAnswer, LocalizeAnswer, Problem
 from retrieval.describer import Describer
 from retrieval.geo import haversine_m
 from retrieval.images import read_image
-from retrieval.index_folder import current_version
-from service.batching import RefusalPace
-from service.geojson import geojson
+from retrieval.index.folder import current_version
+from retrieval.localize.answer import FixAnswer, LocalizeAnswer, Problem
+from service.http.routes.localize import geojson
+from service.serving.admission import RefusalPace
 from tests.conftest import PublishedPlaces
 
 JPEG = {"Content-Type": "image/jpeg"}

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.describer import Describer
-from retrieval.vectors.gpu import GpuVectors
-from retrieval.vectors.stored import StoredVectors
-from service.live_localizer import LiveLocalizer
+from retrieval.index.vectors.candidates import StoredVectors
+from retrieval.index.vectors.gpu import GpuVectors
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.places import make_places
 from tests.retrieval.vectors.fake_faiss_gpu import FakeFaissGpu
@@ -29,8 +29,8 @@ def load(tmp_path: Path, describer: Describer) -> Callable[[], LiveLocalizer]:
 
 
 def on(monkeypatch: pytest.MonkeyPatch, fake: FakeFaissGpu) -> None:
-    monkeypatch.setattr("service.opening.GpuVectors", lambda vectors: GpuVectors(vectors, fake))
-    monkeypatch.setattr("service.live_localizer.leave_device", lambda index: index.vectors.close())
+    monkeypatch.setattr("service.serving.loading.GpuVectors", lambda vectors: GpuVectors(vectors, fake))
+    monkeypatch.setattr("service.serving.live_localizer.leave_device", lambda index: index.vectors.close())
 
 
 def test_a_server_without_a_gpu_says_why(load: Callable[[], LiveLocalizer], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from retrieval.answer import Problem
+from retrieval.localize.answer import Problem
 from tests.conftest import PublishedPlaces
 from tests.running_server import RunningServer, running_server
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.describer import Describer
-from retrieval.index_folder import current_version, published_versions
+from retrieval.index.folder import current_version, published_versions
 from tests.conftest import PublishedPlaces
 from tests.places import Places, make_places
 from tests.running_server import RunningServer, running_server

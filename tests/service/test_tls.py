@@ -17,8 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from retrieval.errors import ParameterError
-from service.settings import ServerSettings
-from service.tls import TlsFiles
+from service.settings import ServerSettings, TlsFiles
 from tests.conftest import PublishedPlaces
 from tests.running_server import RunningServer, running_server
 

@@ -16,11 +16,11 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 
 from retrieval.errors import MissingExtraError, ParameterError
-from service.app import create_app
-from service.live_localizer import LiveLocalizer
+from service.http.app import create_app
 from service.observing.metrics import Metrics
 from service.observing.observer import Observer
 from service.observing.tracing import Tracing, configured_tracing
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.running_server import running_server
@@ -154,7 +154,7 @@ def test_a_bad_photo_is_the_client_s_fault_and_a_bug_is_ours(
     assert span.status.status_code == StatusCode.UNSET
     exporter.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.routes.localize.answer_response", lambda *_: 1 // 0)
+        patch.setattr("service.http.routes.localize.answer_response", lambda *_: 1 // 0)
         assert client.post("/localize", content=photo, headers=JPEG).status_code == 500
     assert finished(exporter)["POST /localize"].status.status_code == StatusCode.ERROR
 
@@ -258,7 +258,7 @@ def test_nothing_of_opentelemetry_is_imported_while_it_is_off() -> None:
     # But its interface, which does nothing: FastAPI imports that.
     program = (
         "import sys\n"
-        "from service.live_localizer import LiveLocalizer\n"
+        "from service.serving.live_localizer import LiveLocalizer\n"
         "from service.server import serve\n"
         "from service.settings import ServerSettings\n"
         "LiveLocalizer(ServerSettings())\n"

@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 
 from retrieval.geo import haversine_m
 from service.api_keys import make_key
-from service.app import create_app
-from service.live_localizer import LiveLocalizer
+from service.http.app import create_app
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 

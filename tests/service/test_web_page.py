@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from service.app import create_app
-from service.live_localizer import LiveLocalizer
+from service.http.app import create_app
+from service.http.web_page import FOLDER, content_security_policy
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
-from service.web_page import FOLDER, content_security_policy
 from tests.conftest import PublishedPlaces
 
 ROOT = Path(__file__).resolve().parents[2]

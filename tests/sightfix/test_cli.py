@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from retrieval.answer import LocalizeAnswer
+from retrieval.localize.answer import LocalizeAnswer
 from tests.conftest import PublishedPlaces
 
 

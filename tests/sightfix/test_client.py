@@ -12,7 +12,7 @@ from PIL import Image
 
 from retrieval.errors import ImageError, ParameterError, ServerError
 from retrieval.geo import GeoPrior
-from retrieval.index_folder import current_version
+from retrieval.index.folder import current_version
 from service.api_keys import make_key
 from sightfix.client import (
     AsyncSightfixClient,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.errors import ServerError
 from sightfix.client import (

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from retrieval.errors import StorageError
-from sightfix.comparison_console import print_report
-from sightfix.comparison_figure import comparison_figure, write_comparison_figure
+from sightfix.commands.compare import print_report
+from sightfix.figures.comparison import comparison_figure, write_comparison_figure
 from tests.training.comparison.made_up_report import made_up_report
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from retrieval.errors import BundleError, ParameterError, ProviderUnavailableError
 from sightfix.cli import app
-from sightfix.describer_options import make_describer
+from sightfix.commands.options import make_describer
 from tests.conftest import PublishedPlaces
 
 without_gpu = pytest.mark.skipif(

@@ -8,9 +8,9 @@ from PIL import Image
 
 from retrieval.errors import MissingExtraError, StorageError
 from retrieval.evaluation import Evaluation, Fixes, Positions, Protocol, Ranked, evaluate
-from sightfix import evaluation_figures
-from sightfix.evaluation_figures import EvaluatedPhotos, example_queries, write_figures
-from sightfix.matplotlib_figure import matplotlib_figure
+from sightfix.figures import evaluation as evaluation_figures
+from sightfix.figures.canvas import matplotlib_figure
+from sightfix.figures.evaluation import EvaluatedPhotos, example_queries, write_figures
 
 EVERY_FIGURE = {
     *("recall.png", "position_error.png", "confidence.png", "answered.png", "no_match.png"),

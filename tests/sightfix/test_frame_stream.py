@@ -17,10 +17,10 @@ from retrieval.geo import GeoPrior
 from retrieval.tracking import Displacement, Distance, Odometry, Speed
 from service.api_keys import make_key
 from service.grpc.generated import localization_pb2 as pb
-from service.live_localizer import LiveLocalizer
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
-from service.tracking.motion import MotionParameters
-from service.tracking.parameters import TrackParameters
+from service.tracking.model import TrackParameters
+from service.tracking.tracks import MotionParameters
 from sightfix.client import SightfixClient
 from sightfix.client.grpc_frames import add_odometry
 from sightfix.client.grpc_stream import FrameOutcome, FrameStream

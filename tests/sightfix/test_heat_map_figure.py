@@ -7,13 +7,7 @@ import pytest
 from PIL import Image
 
 from retrieval.errors import ParameterError, StorageError
-from sightfix.heat_map_figure import (
-    ExplainedPhoto,
-    check_figure_path,
-    heat_map_figure,
-    overlay,
-    write_heat_map_figure,
-)
+from sightfix.figures.heat_map import ExplainedPhoto, check_figure_path, heat_map_figure, overlay, write_heat_map_figure
 
 HEAT = np.array([[0.0, 0.1, 0.4], [0.2, -0.05, 0.05]], np.float32)
 

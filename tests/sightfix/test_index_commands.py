@@ -5,8 +5,8 @@ import pytest
 
 from index_builder.recalibrating import Judgement, PhotoCheck, Recalibrated
 from retrieval.errors import ParameterError
-from sightfix.maintenance_console import print_recalibrated
-from sightfix.quantities import parse_bytes, parse_count
+from sightfix.commands.index_group import print_recalibrated
+from sightfix.console import parse_bytes, parse_count
 from tests.conftest import PublishedPlaces
 from tests.retrieval.other_bundle import flip_byte
 from tests.sightfix.test_cli import sightfix

@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from sightfix import indexing_progress
-from sightfix.indexing_progress import IndexingProgress
+from sightfix.commands import index as indexing_progress
+from sightfix.commands.index import IndexingProgress
 
 
 class Clock:

@@ -21,12 +21,9 @@ from retrieval.geo import Position, from_local_metres, longitude_bounds
 from retrieval.references import Reference, SkippedPhoto
 from sightfix.commands.inspect import inspect
 from sightfix.console import console
-from sightfix.inspection.coverage import measure_coverage, nearest_other_m
-from sightfix.inspection.geojson import write_geojson
-from sightfix.inspection.identical_files import find_identical_files
-from sightfix.inspection.map_figure import write_map_figure
-from sightfix.inspection.report import InspectionReport, report_on
-from sightfix.inspection.survey import survey_references
+from sightfix.figures.map import write_map_figure
+from sightfix.inspection.report import InspectionReport, measure_coverage, nearest_other_m, report_on, write_geojson
+from sightfix.inspection.survey import find_identical_files, survey_references
 from tests.hypothesis_profiles import examples
 
 app = typer.Typer()

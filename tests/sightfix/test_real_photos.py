@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks.campus import PROTOCOLS, describe_campus
-from index_builder.building import build_index
-from retrieval.answer import LocalizeAnswer
+from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.geo import haversine_m
-from retrieval.place_index import PlaceIndex
+from retrieval.index.place_index import PlaceIndex
+from retrieval.localize.answer import LocalizeAnswer
 from retrieval.references import open_references
 from tests.running_server import running_server
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from retrieval.answer import LocalizeAnswer
 from retrieval.evaluation import EvaluationReport
+from retrieval.localize.answer import LocalizeAnswer
 from tests.conftest import PublishedPlaces
 from tests.places import Places
 from tests.sightfix.test_cli import sightfix

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from retrieval import __version__
 from retrieval.artefact import FileRecord, hash_file
 from retrieval.bundle import open_bundle
 from retrieval.errors import ParameterError, StorageError
-from retrieval.version import __version__
 from tests.retrieval.refusal import refused
 from tests.seal import seal
 from tests.training.small_encoder import small_encoder, small_recipe

@@ -5,8 +5,8 @@ from importlib.metadata import version
 
 import torch
 
+from retrieval import __version__
 from retrieval.machine import available_cores
-from retrieval.version import __version__
 
 
 def machine_line(device: torch.device) -> str:

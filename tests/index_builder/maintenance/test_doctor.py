@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from index_builder.index_design import IndexDesign
 from index_builder.maintenance.doctor import DoctorSettings, diagnose
-from index_builder.reference_rows import ReferenceRows
-from index_builder.vectors.design import IndexDesign
+from index_builder.update_plan import ReferenceRows
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import Bundle
 from retrieval.geo import Position, from_local_metres
-from retrieval.place_index import PlaceIndex
-from retrieval.place_index_manifest import Source
+from retrieval.index.manifest import Source
+from retrieval.index.place_index import PlaceIndex
 from retrieval.references.reference import Reference
-from sightfix.doctor_page import doctor_page
-from sightfix.maintenance_console import diagnosis_json
+from sightfix.commands.index_group import diagnosis_json
+from sightfix.figures.doctor_page import doctor_page
 
 ORIGIN = Position(48.0, 11.0)
 STEP_M = 5.0

@@ -6,18 +6,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from index_builder.building import BuildSettings, build_index
-from index_builder.maintenance.comparing import as_table, compare_versions
+from index_builder.index_design import IndexDesign
 from index_builder.maintenance.parquet import export_index, import_index, stored_as
-from index_builder.maintenance.versions import find_version, list_versions, verify_version
-from index_builder.vectors.design import IndexDesign
+from index_builder.maintenance.versions import as_table, compare_versions, find_version, list_versions, verify_version
+from index_builder.update import BuildSettings, build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import IndexNotFoundError, ModelIndexMismatchError, ParameterError, ReferenceDataError
 from retrieval.geo import Position
-from retrieval.index_folder import current_version
-from retrieval.place_index import PlaceIndex
-from retrieval.stores.folders import FolderStore
+from retrieval.index.folder import current_version
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.stores import FolderStore
 from tests.conftest import Places, make_places
 from tests.retrieval.other_bundle import flip_byte, write_other_bundle
 from tests.retrieval.refusal import refused

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 
-from index_builder.vectors import choosing
-from index_builder.vectors.choosing import choose_parameters, query_cost
-from index_builder.vectors.design import IndexDesign, lists_for, parameters_for
+from index_builder import index_design as choosing
+from index_builder.index_design import IndexDesign, choose_parameters, lists_for, parameters_for, query_cost
 from retrieval.errors import ParameterError
-from retrieval.vectors.exact import ExactVectors
+from retrieval.index.vectors.exact import ExactVectors
 
 DIM = 32
 

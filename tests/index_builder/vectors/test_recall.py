@@ -1,12 +1,10 @@
 import numpy as np
 import pytest
 
-from index_builder.vectors.design import parameters_for
-from index_builder.vectors.recall import HeldOut, hold_out, hold_out_twice, measure, tune
-from index_builder.vectors.training import build_candidates
-from retrieval.vectors.exact import ExactVectors
-from retrieval.vectors.index_types import INDEX_TYPES
-from retrieval.vectors.stored import StoredVectors
+from index_builder.index_design import build_candidates, parameters_for
+from index_builder.quality import HeldOut, hold_out, hold_out_twice, measure, tune
+from retrieval.index.vectors.candidates import INDEX_TYPES, StoredVectors
+from retrieval.index.vectors.exact import ExactVectors
 
 DIM = 24
 

@@ -4,11 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder.vectors.design import parameters_for
-from index_builder.vectors.sizing import MachineSpeed, measure_machine, memory_bytes, plan_indexes
-from index_builder.vectors.training import build_candidates
-from retrieval.vectors.exact import ExactVectors
-from retrieval.vectors.index_types import INDEX_TYPES
+from index_builder.index_design import (
+    MachineSpeed,
+    build_candidates,
+    measure_machine,
+    memory_bytes,
+    parameters_for,
+    plan_indexes,
+)
+from retrieval.index.vectors.candidates import INDEX_TYPES
+from retrieval.index.vectors.exact import ExactVectors
 
 SPEED = MachineSpeed({"fp32": 0.25, "fp16": 0.25, "int8": 0.2}, 50.0)
 

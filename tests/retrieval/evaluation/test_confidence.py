@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from retrieval.evaluation import Bootstrap, Fixes, Positions, Protocol, Ranked, evaluate, plain_text
-from retrieval.evaluation.confidence import confidence_report, no_match_curve, status_report
+from retrieval.evaluation.fixes import confidence_report, no_match_curve, status_report
 
 NOWHERE = np.full(4, np.nan)
 

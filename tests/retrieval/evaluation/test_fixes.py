@@ -3,7 +3,7 @@ import pytest
 
 from retrieval.errors import ParameterError
 from retrieval.evaluation import Positions, fixes_of_matches
-from retrieval.fix import FixSettings, FixStatus, make_fix
+from retrieval.localize.fix import FixSettings, FixStatus, make_fix
 
 LAT = np.array([48.0, 48.0001, 48.5, 48.0002])
 LON = np.array([11.0, 11.0001, 11.5, 11.0002])

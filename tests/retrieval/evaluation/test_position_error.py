@@ -3,12 +3,7 @@ import pytest
 
 from retrieval.errors import ParameterError
 from retrieval.evaluation import Bootstrap, Fixes, Positions
-from retrieval.evaluation.confidence import confidence_report
-from retrieval.evaluation.position_error import (
-    fix_errors_m,
-    position_error_report,
-    top_errors_m,
-)
+from retrieval.evaluation.fixes import confidence_report, fix_errors_m, position_error_report, top_errors_m
 from retrieval.evaluation.positions import true_ground
 from retrieval.geo import Position, from_local_metres, haversine_m
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.evaluation import Positions, count_positives
-from retrieval.evaluation import positives as positives_module
+from retrieval.evaluation import positions as positives_module
 from retrieval.evaluation.positions import field_ground, true_ground
 from retrieval.geo import haversine_m
 from tests.hypothesis_profiles import examples

@@ -3,7 +3,7 @@ import pytest
 
 from retrieval.errors import ParameterError
 from retrieval.evaluation import exact_ranking
-from retrieval.evaluation import ranking as ranking_module
+from retrieval.evaluation import protocol as ranking_module
 
 
 def unit_rows(count: int, dimension: int, seed: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from retrieval.geo import Position
 from retrieval.references import Reference
 from retrieval.references.columns import TableOptions
-from retrieval.references.csv_table import CsvTable
+from retrieval.references.table_files import CsvTable
 from tests.hypothesis_profiles import examples
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0\\/", exclude_categories=["Cc"]), min_size=1).filter(

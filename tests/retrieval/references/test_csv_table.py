@@ -10,7 +10,7 @@ from retrieval.errors import ReferenceDataError
 from retrieval.geo import Position
 from retrieval.references import Reference
 from retrieval.references.columns import TableOptions
-from retrieval.references.csv_table import CsvTable
+from retrieval.references.table_files import CsvTable
 
 
 def table(folder: Path, text: str | bytes, *photos: str) -> Path:
@@ -226,7 +226,7 @@ def test_an_id_twice(tmp_path: Path) -> None:
 
 
 def test_two_ids_of_one_hash_are_two_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval.references.table.SeenIds.add", lambda _self, reference_id: reference_id != "2.jpg")
+    monkeypatch.setattr("retrieval.references.columns.SeenIds.add", lambda _self, reference_id: reference_id != "2.jpg")
     path = table(tmp_path, "path,lat,lon\n1.jpg,1,2\n2.jpg,1,2\n", "1.jpg", "2.jpg")
     assert [reference.id for reference in read(path)] == ["1.jpg", "2.jpg"]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from retrieval.errors import ReferenceDataError
 from retrieval.geo import Position, haversine_m
 from retrieval.references import Reference
-from retrieval.references.exif_folder import ExifFolder
+from retrieval.references.exif import ExifFolder
 from tests.retrieval.references.exif_photos import gps_tags, write_photo
 
 HERE = gps_tags(48.5, 11.25)

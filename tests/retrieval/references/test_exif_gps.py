@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.ExifTags import GPS
 from PIL.TiffImagePlugin import IFDRational
 
-from retrieval.references.exif_gps import ExifRecord, NoExifPositionError, read_exif_record
+from retrieval.references.exif import ExifRecord, NoExifPositionError, read_exif_record
 from tests.retrieval.references.exif_photos import NOTHING, exif_of, gps_tags
 
 

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from retrieval.errors import ParameterError, ReferenceDataError
 from retrieval.geo import Position
-from retrieval.references.bounding_box import BoundingBox
 from retrieval.references.columns import TableOptions
-from retrieval.references.csv_table import CsvTable
-from retrieval.references.reader import parse_options
+from retrieval.references.reader import BoundingBox, parse_options
+from retrieval.references.table_files import CsvTable
 from tests.hypothesis_profiles import examples
 
 

@@ -7,7 +7,7 @@ import pytest
 from retrieval.errors import ParameterError, ReferenceDataError
 from retrieval.geo import Position
 from retrieval.references import Reference
-from retrieval.references.gsv_cities import GsvCities, GsvCitiesOptions, image_name
+from retrieval.references.data_sets import GsvCities, GsvCitiesOptions, image_name
 
 HEADER = "place_id,year,month,northdeg,city_id,lat,lon,panoid\n"
 # The first row of London.csv and its image, as the README of amaralibey/gsv-cities states them.

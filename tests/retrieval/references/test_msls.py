@@ -8,7 +8,7 @@ import pytest
 from retrieval.errors import ParameterError, ReferenceDataError
 from retrieval.geo import Position
 from retrieval.references import Reference, open_references
-from retrieval.references.msls import TRAIN_CITIES, VAL_CITIES, Msls, MslsOptions
+from retrieval.references.data_sets import TRAIN_CITIES, VAL_CITIES, Msls, MslsOptions
 
 SUBTASKS = ("all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d")
 

@@ -7,7 +7,7 @@ import pytest
 
 from retrieval.errors import ReferenceDataError
 from retrieval.references import Reference
-from retrieval.references.nordland_folder import NordlandFolder, NordlandOptions
+from retrieval.references.named_folders import NordlandFolder, NordlandOptions
 
 
 def folder(root: Path, *names: str) -> Path:

@@ -12,7 +12,7 @@ from retrieval.errors import ReferenceDataError
 from retrieval.geo import Position
 from retrieval.references import Reference, open_references
 from retrieval.references.columns import TableOptions
-from retrieval.references.parquet_table import ParquetTable
+from retrieval.references.table_files import ParquetTable
 
 
 def table(folder: Path, row_group_size: int | None = None, **columns: Any) -> Path:

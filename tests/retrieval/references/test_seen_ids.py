@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.references.seen_ids import SeenIds
+from retrieval.references.reader import SeenIds
 
 
 @given(st.lists(st.text(max_size=2), max_size=60))

@@ -8,7 +8,7 @@ import pytest
 from retrieval.errors import ParameterError, ReferenceDataError
 from retrieval.geo import Position, haversine_m, wgs84_to_utm
 from retrieval.references import Reference, SkippedPhoto
-from retrieval.references.utm_folder import UtmFolder, UtmOptions
+from retrieval.references.named_folders import UtmFolder, UtmOptions
 
 # As VPR-datasets-downloader writes them: Tokyo 24/7, Pitts30k, MSLS, St Lucia.
 TOKYO = "@0381847.38@3945914.89@54@S@035.65050@0139.69477@6mm9sLhYAJgoBVUFbWTFPg@00@@@@@@@.jpg"

@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 
 from retrieval.errors import PlaceIndexError
-from retrieval.reranking.features_file import StoredFeatures, write_features
-from retrieval.reranking.local_features import NO_FEATURES, FeatureSettings, LocalFeatures
+from retrieval.reranking.local_features import (
+    NO_FEATURES,
+    FeatureSettings,
+    LocalFeatures,
+    StoredFeatures,
+    write_features,
+)
 
 SETTINGS = FeatureSettings()
 COUNT = 150  # two whole record batches and a part of one

@@ -6,8 +6,13 @@ import pytest
 from PIL import Image
 
 from retrieval.errors import ImageError, MissingExtraError
-from retrieval.reranking.local_features import NO_FEATURES, FeatureSettings, decode_features, extract_features
-from retrieval.reranking.opencv_library import opencv_module
+from retrieval.reranking.local_features import (
+    NO_FEATURES,
+    FeatureSettings,
+    decode_features,
+    extract_features,
+    opencv_module,
+)
 from tests.retrieval.encoded import encode
 from tests.retrieval.refusal import refused
 from tests.textured import textured

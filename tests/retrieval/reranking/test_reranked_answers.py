@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from index_builder.building import BuildSettings, build_index
-from index_builder.vectors.design import IndexDesign
-from retrieval.answer import LocalizeAnswer
+from index_builder.index_design import IndexDesign
+from index_builder.update import BuildSettings, build_index
 from retrieval.describer import Describer
 from retrieval.errors import PlaceIndexError
-from retrieval.fix import FixSettings
-from retrieval.localizer import LocalizeOptions, Localizer
-from retrieval.place_index import PlaceIndex
+from retrieval.index.place_index import PlaceIndex
+from retrieval.localize.answer import LocalizeAnswer
+from retrieval.localize.fix import FixSettings
+from retrieval.localize.localizer import LocalizeOptions, Localizer
 from retrieval.reranking.local_features import FeatureSettings
 from retrieval.reranking.reranker import RerankSettings
 from tests.conftest import PublishedPlaces

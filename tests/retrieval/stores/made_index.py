@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from index_builder.publishing import draft_version
-from index_builder.vectors.design import IndexDesign
+from index_builder.index_design import IndexDesign
+from index_builder.publish import draft_version
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import Bundle
 from retrieval.geo import GeoPrior, haversine_m
-from retrieval.place_index import PlaceIndex
-from retrieval.place_index_manifest import Source
-from retrieval.reference_table import REFERENCE_SCHEMA
+from retrieval.index.manifest import Source
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.reference_table import REFERENCE_SCHEMA
 from tests.retrieval.scattered import cluster, everywhere
 
 # On both sides of the antimeridian, around a pole, in the middle of a continent, and everywhere.

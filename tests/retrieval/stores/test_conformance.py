@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from index_builder.maintenance.versions import list_versions, verify_version
-from index_builder.pushing import PushSettings, push_version
+from index_builder.push import PushSettings, push_version
 from retrieval.bundle import Bundle
 from retrieval.errors import IndexNotFoundError, ModelIndexMismatchError, ParameterError
-from retrieval.place_index import PlaceIndex
-from retrieval.searchable_index import SearchablePlaceIndex
-from retrieval.stores.contract import PlaceIndexStore
-from retrieval.stores.milvus.index_types import MilvusType
-from retrieval.stores.milvus.store import MilvusStore
-from retrieval.stores.opening import open_store
+from retrieval.index.milvus.collection import MilvusType
+from retrieval.index.milvus.store import MilvusStore
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.searchable import PlaceIndexStore, SearchablePlaceIndex
+from retrieval.index.stores import open_store
 from tests.retrieval.other_bundle import write_other_bundle
 from tests.retrieval.stores.made_index import PRIORS, MadeIndex, make_index
 

@@ -5,7 +5,7 @@ import pytest
 
 from retrieval.errors import ParameterError
 from retrieval.tracking import Displacement, Distance, Speed, TrackSettings
-from retrieval.tracking.motion import Motion, MotionKernel
+from retrieval.tracking.belief import Motion, MotionKernel
 
 
 @pytest.mark.parametrize(

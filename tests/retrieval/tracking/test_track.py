@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.errors import ParameterError
-from retrieval.fix import FixSettings, FixStatus, make_fix
 from retrieval.geo import Position, haversine_m
+from retrieval.localize.fix import FixSettings, FixStatus, make_fix
 from retrieval.tracking import Displacement, Distance, Odometry, PlaceMap, Speed, Track, TrackSettings
 from tests.hypothesis_profiles import examples
 from tests.retrieval.tracking.laid_out import line, local, matched, references

@@ -5,14 +5,17 @@ import faiss
 import numpy as np
 import pytest
 
-from index_builder.vectors.design import parameters_for
-from index_builder.vectors.training import build_candidates
+from index_builder.index_design import build_candidates, parameters_for
 from retrieval.errors import ParameterError, PlaceIndexError
-from retrieval.vectors import stored as stored_module
-from retrieval.vectors.candidates import CandidateParameters, Candidates, code_parts_for
-from retrieval.vectors.exact import ExactVectors
-from retrieval.vectors.index_types import INDEX_TYPES
-from retrieval.vectors.stored import StoredVectors
+from retrieval.index.vectors import candidates as stored_module
+from retrieval.index.vectors.candidates import (
+    INDEX_TYPES,
+    CandidateParameters,
+    Candidates,
+    StoredVectors,
+    code_parts_for,
+)
+from retrieval.index.vectors.exact import ExactVectors
 from tests.retrieval.refusal import refused
 from tests.retrieval.slow_search import assert_k_best
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.errors import MissingExtraError, PlaceIndexError
-from retrieval.vectors import exact as exact_vectors
-from retrieval.vectors.exact import ExactVectors
-from retrieval.vectors.faiss_library import faiss_module
+from retrieval.index.vectors import exact as exact_vectors
+from retrieval.index.vectors.exact import ExactVectors
+from retrieval.index.vectors.faiss_library import faiss_module
 from tests.hypothesis_profiles import examples
 from tests.retrieval.refusal import refused
 from tests.retrieval.slow_search import assert_k_best

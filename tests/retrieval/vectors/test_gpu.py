@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from retrieval.errors import DeviceError, ProviderUnavailableError
-from retrieval.vectors.candidates import CandidateParameters, Candidates
-from retrieval.vectors.exact import ExactVectors
-from retrieval.vectors.gpu import GPU_LIMIT, TEMP_MEMORY, GpuVectors
-from retrieval.vectors.stored import StoredVectors
+from retrieval.index.vectors.candidates import CandidateParameters, Candidates, StoredVectors
+from retrieval.index.vectors.exact import ExactVectors
+from retrieval.index.vectors.gpu import GPU_LIMIT, TEMP_MEMORY, GpuVectors
 from tests.retrieval.vectors.fake_faiss_gpu import FakeFaissGpu
 
 
@@ -47,7 +46,7 @@ def test_a_prior_never_reaches_a_gpu_that_ignores_selectors(kind: str, monkeypat
     fake, inside, query = FakeFaissGpu(), np.arange(100, 200), unit_rows(1, seed=1)[0]
     on_gpu = GpuVectors(stored(kind), fake)
     for largest_exact in (100_000, 10):
-        monkeypatch.setattr("retrieval.vectors.stored.EXACT_PRIOR_ROWS", largest_exact)
+        monkeypatch.setattr("retrieval.index.vectors.candidates.EXACT_PRIOR_ROWS", largest_exact)
         rows, _ = on_gpu.search_rows(query, 7, inside)
         true = on_gpu.exact.descriptors(inside) @ query
         assert np.array_equal(rows, inside[np.argsort(-true)[:7]])

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import pytest
 
-from service.batching.batcher import FinishedBatch, MicroBatcher
-from service.batching.waiting import Lane, RefusedError
 from service.problems import RequestError
+from service.serving.admission import Lane, RefusedError
+from service.serving.batcher import FinishedBatch, MicroBatcher
 
 
 class Model:

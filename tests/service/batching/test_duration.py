@@ -1,6 +1,6 @@
 import pytest
 
-from service.batching.duration import BatchDuration
+from service.serving.admission import BatchDuration
 
 
 def test_before_anything_was_measured() -> None:

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from service.batching import RefusalPace
+from service.serving.admission import RefusalPace
 
 
 class Clock:

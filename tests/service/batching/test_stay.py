@@ -1,6 +1,6 @@
 import pytest
 
-from service.batching.stay import Stay
+from service.serving.admission import Stay
 
 
 def test_nothing_is_promised_before_anything_was_seen() -> None:

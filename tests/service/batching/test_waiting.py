@@ -2,8 +2,7 @@
 
 import pytest
 
-from service.batching.duration import BatchDuration
-from service.batching.waiting import Lane, RefusedError, Waiter, Waiting
+from service.serving.admission import BatchDuration, Lane, RefusedError, Waiter, Waiting
 
 
 class Clock:

@@ -13,7 +13,7 @@ import pytest
 
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
 from service.grpc.server import GrpcServer
-from service.live_localizer import LiveLocalizer
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.running_server import RunningServer, running_server

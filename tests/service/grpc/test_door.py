@@ -11,13 +11,13 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from service.api_keys import make_key
-from service.batching import RefusalPace
 from service.grpc.generated import jobs_pb2
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.jobs_pb2_grpc import JobServiceStub
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
-from service.jobs.job_service import JobService
-from service.live_localizer import LiveLocalizer
+from service.jobs.service import JobService
+from service.serving.admission import RefusalPace
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.service.grpc.conftest import Served, served
@@ -151,7 +151,7 @@ def test_a_bug_is_internal_and_says_nothing(
     def broken(*_: object) -> None:
         raise RuntimeError("the secret")
 
-    monkeypatch.setattr("service.live_localizer.do_works", broken)
+    monkeypatch.setattr("service.serving.live_localizer.do_works", broken)
     with grpc.insecure_channel(inside.address) as channel:
         stub = LocalizationServiceStub(channel)
         with pytest.raises(grpc.RpcError) as failed:

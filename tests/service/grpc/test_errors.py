@@ -6,12 +6,12 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from retrieval.answer import FieldProblem
 from retrieval.errors import DeviceError, ImageError
-from service.batching.waiting import RefusedError
-from service.grpc.errors import grpc_code, server_fault, status_of, status_of_problem
-from service.jobs.job_problems import job_problem
+from retrieval.localize.answer import FieldProblem
+from service.grpc.calls import grpc_code, server_fault, status_of, status_of_problem
+from service.jobs.model import job_problem
 from service.problems import STATUS_OF_CODE, RequestError, problem_of
+from service.serving.admission import RefusedError
 
 CODE = grpc.StatusCode
 

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
-from service.live_localizer import LiveLocalizer
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.service.grpc.conftest import served

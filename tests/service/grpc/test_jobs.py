@@ -8,13 +8,13 @@ import grpc
 import httpx
 import pytest
 
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.references import open_references
 from service.grpc.generated import jobs_pb2 as pb
 from service.grpc.generated.jobs_pb2_grpc import JobServiceStub
-from service.jobs.job_service import JobService
-from service.live_localizer import LiveLocalizer
+from service.jobs.service import JobService
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.running_server import running_server

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.geo import haversine_m
-from retrieval.index_folder import activate_version, current_version
+from retrieval.index.folder import activate_version, current_version
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
-from service.live_localizer import LiveLocalizer
+from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.places import make_places

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from index_builder.building import build_index
+from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.references import open_references
 from tests.service.jobs.town import Town

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from index_builder import described_parts, part_describing
+from index_builder import parts as described_parts
+from index_builder import parts as part_describing
 from retrieval import artefact
 from service.jobs import worker
 from service.jobs.work_queue import WorkQueue

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.index_folder import published_versions
-from retrieval.place_index import PlaceIndex
+from retrieval.index.folder import published_versions
+from retrieval.index.place_index import PlaceIndex
 from service.jobs.store import JobStore
 from tests.service.jobs.killed_worker import STEPS
 from tests.service.jobs.town import Town, request, run_worker

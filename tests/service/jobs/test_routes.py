@@ -6,12 +6,12 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.batching import RefusalPace
-from service.jobs.job_service import JobService
+from service.http.routes.jobs import add_job_routes
 from service.jobs.model import JobFailure
-from service.jobs.routes import add_job_routes
+from service.jobs.service import JobService
 from service.jobs.work_queue import WorkQueue
 from service.problems import install_problem_handlers
+from service.serving.admission import RefusalPace
 from tests.service.jobs.town import Town
 
 FULL = {"kind": "full", "index": "town", "source": "csv:town/refs.csv"}

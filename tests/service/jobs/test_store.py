@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import StorageError
-from service.jobs.database import SCHEMA_VERSION
-from service.jobs.job_problems import job_problem
-from service.jobs.model import JobFailure, JobResult
-from service.jobs.store import IDEMPOTENCY_S, JobStore
+from service.jobs.model import JobFailure, JobResult, job_problem
+from service.jobs.store import IDEMPOTENCY_S, SCHEMA_VERSION, JobStore
 from service.jobs.work_queue import MAX_DEATHS, TakenJob, WorkQueue
 from service.problems import RequestError
 from tests.service.jobs.town import Town, request

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from index_builder.publishing import draft_version
+from index_builder.publish import draft_version
 from retrieval.bundle import Bundle
-from retrieval.index_folder import published_versions
-from retrieval.place_index import PlaceIndex
-from retrieval.stores.opening import open_store
-from service.jobs.job_service import JobService
+from retrieval.index.folder import published_versions
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.stores import open_store
 from service.jobs.model import Job
+from service.jobs.service import JobService
 from service.jobs.store import JobStore
 from service.jobs.work_queue import WorkQueue
 from service.jobs.worker import JobRunner
@@ -238,8 +238,8 @@ def test_a_worker_whose_server_was_killed_stops(indexed: Town) -> None:
     server = indexed.folder / "server.py"
     server.write_text(
         "import sys, time\n"
-        "from service.jobs.job_service import JobService\n"
-        "from service.jobs.job_settings import JobSettings\n"
+        "from service.jobs.service import JobService\n"
+        "from service.jobs.settings import JobSettings\n"
         "jobs = JobService(JobSettings.model_validate_json(sys.argv[1]), sys.argv[2:])\n"
         "jobs.start()\n"
         "time.sleep(120)\n"

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.jobs.job_service import JobService
-from service.jobs.job_settings import JobSettings
 from service.jobs.model import FINISHED, JOB_REQUEST, Job, JobRequest, JobState
+from service.jobs.service import JobService
+from service.jobs.settings import JobSettings
 from tests.places import make_places
 
 REPOSITORY = Path(__file__).resolve().parents[3]

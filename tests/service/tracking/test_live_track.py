@@ -7,14 +7,12 @@ import pytest
 
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError
-from retrieval.index_folder import find_index
-from retrieval.localizer import Localizer, Located
-from retrieval.place_index import PlaceIndex
+from retrieval.index.folder import find_index
+from retrieval.index.place_index import PlaceIndex
+from retrieval.localize.localizer import Localizer, Located
 from retrieval.tracking import Displacement, Distance, Speed, TrackSettings
-from service.tracking.live_track import LiveTrack
-from service.tracking.motion import FrameMotion, MotionParameters
-from service.tracking.parameters import TrackParameters
-from service.tracking.place_maps import PlaceMaps
+from service.tracking.model import TrackParameters
+from service.tracking.tracks import FrameMotion, LiveTrack, MotionParameters, PlaceMaps
 from tests.conftest import PublishedPlaces
 
 

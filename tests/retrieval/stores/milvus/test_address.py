@@ -3,7 +3,7 @@
 import pytest
 
 from retrieval.errors import ParameterError
-from retrieval.stores.milvus.address import MilvusAddress
+from retrieval.index.milvus.connection import MilvusAddress
 
 
 @pytest.mark.parametrize(

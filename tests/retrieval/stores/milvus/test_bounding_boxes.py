@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.geo import GeoPrior, Position, from_local_metres, haversine_m
-from retrieval.stores.milvus.bounding_boxes import filter_of
+from retrieval.index.milvus.place_index import filter_of
 from tests.retrieval.scattered import Scatter, scatters
 
 

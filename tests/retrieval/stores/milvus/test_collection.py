@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieval.stores.milvus.collection import MilvusCollection, MilvusSearching, StoredAs
-from retrieval.stores.milvus.connection import MilvusConnection
+from retrieval.index.milvus.collection import MilvusCollection, MilvusSearching, StoredAs
+from retrieval.index.milvus.connection import MilvusConnection
 
 
 class Recording:

@@ -3,7 +3,7 @@
 import pytest
 
 from retrieval.errors import ParameterError
-from retrieval.stores.milvus.index_types import (
+from retrieval.index.milvus.collection import (
     FACTS,
     MILVUS_TYPES,
     build_parameters,

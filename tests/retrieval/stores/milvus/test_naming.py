@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.stores.milvus.naming import RECORDS_NAME, alias_of, collection_of, index_of, version_of
+from retrieval.index.milvus.connection import RECORDS_NAME, alias_of, collection_of, index_of, version_of
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from retrieval.stores.milvus.collection import MilvusRow
-from retrieval.stores.milvus.rows_seen import RowsSeen
+from retrieval.index.milvus.collection import MilvusRow
+from retrieval.index.milvus.place_index import RowsSeen
 
 
 def row(number: int, described: bool) -> MilvusRow:

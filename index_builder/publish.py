@@ -1,0 +1,236 @@
+"""The publish protocol: a version is written aside, checked, renamed, and only then named by CURRENT.
+
+Killed at any point, the last published version stays whole and current; leftovers are removed by the next build.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from retrieval.artefact import rename_into_place, replace_file, storage_errors
+from retrieval.errors import IndexNotFoundError, SightfixError, StorageError
+from retrieval.index.folder import (
+    CURRENT_NAME,
+    TEMPORARY_PREFIX,
+    VERSIONS_NAME,
+    check_index_name,
+    current_version,
+    prune,
+    published_versions,
+)
+from retrieval.index.place_index import PlaceIndex
+
+DEFAULT_KEEP: Final = 3
+
+# What was described for a version that is not written yet.
+WORK_NAME: Final = ".work"
+
+_LOCK_NAME: Final = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A version that is being written.
+
+    Attributes:
+        index_folder: of the index.
+        version: the name it will have.
+        folder: where to write it until it gets its name.
+        activate: whether it is to become current; else it stays beside the current one once it has its name.
+    """
+
+    index_folder: Path
+    version: str
+    folder: Path
+    activate: bool = True
+
+    def name_version(self) -> Path:
+        """First step: the finished version gets its name; readers still see the old one. Returns its folder."""
+        final = self.index_folder / VERSIONS_NAME / self.version
+        rename_into_place(self.folder, final)
+        return final
+
+    def make_current(self) -> None:
+        """Second step: CURRENT names the version."""
+        replace_file(self.index_folder / CURRENT_NAME, f"{self.version}\n".encode())
+
+
+@contextlib.contextmanager
+def draft_version(indexes: Path, name: str, *, activate: bool = True) -> Iterator[Draft]:
+    """Open a draft of a new version; whatever is not published is removed at the end.
+
+    Args:
+        indexes: the folder of all indexes.
+        name: of this index.
+        activate: whether the version is to become current.
+
+    Raises:
+        ParameterError: the name cannot be a folder's.
+        StorageError: another process is building this index, or the disk refuses.
+    """
+    index_folder = indexes / check_index_name(name)
+    versions = index_folder / VERSIONS_NAME
+    with storage_errors(index_folder), _exclusive(index_folder):
+        versions.mkdir(exist_ok=True)
+        _remove_leftovers(index_folder)
+        version = _new_version_name()
+        folder = versions / f"{TEMPORARY_PREFIX}{version}"
+        folder.mkdir()
+        draft = Draft(index_folder, version, folder, activate)
+        try:
+            yield draft
+        finally:
+            _remove_unpublished(draft)
+            _remove_if_nothing_published(index_folder)
+
+
+def finish_publishing(indexes: Path, name: str, version: str, *, base: str | None, activate: bool) -> bool:
+    """Bring a publish that was killed after its last check to its end.
+
+    Args:
+        indexes: the folder of all indexes.
+        name: of this index.
+        version: the one that was about to be published.
+        base: the version that was current when it was made, or None.
+        activate: whether it is to become current.
+
+    Returns:
+        Whether it is published now. False when it never got its name, or when another version became current since.
+
+    Raises:
+        StorageError: another process is building this index, or the disk refuses.
+        PlaceIndexError: the version is damaged.
+    """
+    index_folder = indexes / check_index_name(name)
+    if version not in published_versions(index_folder):
+        return False
+    with storage_errors(index_folder), _exclusive(index_folder):
+        try:
+            current = current_version(index_folder)
+        except IndexNotFoundError:
+            current = None
+        if not activate or current == version:
+            return True
+        if current != base:
+            return False
+        PlaceIndex.open(index_folder / VERSIONS_NAME / version)
+        replace_file(index_folder / CURRENT_NAME, f"{version}\n".encode())
+    return True
+
+
+def remove_old_versions(index_folder: Path, keep: int) -> str | None:
+    """Prune after a version became current, which it is whatever becomes of the old ones.
+
+    Returns:
+        Why they could not be removed, or None. The next build tries again.
+    """
+    try:
+        prune(index_folder, keep)
+    except (OSError, SightfixError) as error:
+        return str(error)
+    return None
+
+
+def check_free_space(folder: Path, needed_bytes: int) -> None:
+    """Raise StorageError when the disk has less room than the build will need."""
+    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise StorageError(
+            f"the index needs about {needed_bytes / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB free",
+            where=str(existing),
+            remedy="Free some space or choose another folder (--indexes); nothing was published",
+        )
+
+
+@contextlib.contextmanager
+def _exclusive(index_folder: Path) -> Iterator[None]:
+    """Hold the index's build lock. The kernel releases it with the process, however that ends."""
+    descriptor = None
+    while descriptor is None:
+        descriptor = _try_lock(index_folder)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(index_folder: Path) -> int | None:
+    """The build lock; None where a first build that failed removed its folder at this moment."""
+    path = index_folder / _LOCK_NAME
+    try:
+        (index_folder / VERSIONS_NAME).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Locked may be a file that has no name any more: the next build would lock another.
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    except FileNotFoundError:
+        pass
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StorageError(
+            "another process is building this index",
+            where=str(index_folder),
+            remedy="Wait for it, or stop it",
+            code="build_in_progress",
+        ) from None
+    os.close(descriptor)
+    return None
+
+
+def _remove_leftovers(index_folder: Path) -> None:
+    """Remove the drafts of killed builds. A version that was named but not made current is whole; it ages as others."""
+    for leftover in (index_folder / VERSIONS_NAME).glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    (index_folder / f".{CURRENT_NAME}.tmp").unlink(missing_ok=True)
+
+
+def _remove_unpublished(draft: Draft) -> None:
+    """Remove the draft, named or not, unless it became current or was not meant to."""
+    named = draft.index_folder / VERSIONS_NAME / draft.version
+    with contextlib.suppress(OSError):
+        if named.is_dir() and draft.activate and not _is_current(draft):
+            # Renamed first: a reader finds the version whole or not at all.
+            named.rename(draft.folder)
+    shutil.rmtree(draft.folder, ignore_errors=True)
+
+
+def _is_current(draft: Draft) -> bool:
+    try:
+        return (draft.index_folder / CURRENT_NAME).read_text(encoding="utf-8").strip() == draft.version
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # It cannot be told (no file handle left, say): never remove what may be in force.
+        return True
+
+
+def _remove_if_nothing_published(index_folder: Path) -> None:
+    """Remove the empty folders of an index that never was; a folder that holds anything else stays as it is."""
+    with contextlib.suppress(OSError):
+        if published_versions(index_folder) or (index_folder / CURRENT_NAME).exists():
+            return
+        if (index_folder / WORK_NAME).exists():  # a build that is to go on: an index with nothing in it yet
+            return
+        # Nothing that the lock guards is touched once it is gone: another build may hold the next one.
+        with contextlib.suppress(OSError):
+            (index_folder / VERSIONS_NAME).rmdir()
+        (index_folder / _LOCK_NAME).unlink(missing_ok=True)
+        index_folder.rmdir()
+
+
+def _new_version_name() -> str:
+    """Time and a random part, such as 2026-11-22T10-00-00.123Z-ab12cd: sorts by age, never repeats."""
+    now = datetime.now(UTC)
+    return f"{now:%Y-%m-%dT%H-%M-%S}.{now.microsecond // 1000:03d}Z-{secrets.token_hex(3)}"

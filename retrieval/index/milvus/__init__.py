@@ -1,0 +1,1 @@
+"""Place indexes in a Milvus."""

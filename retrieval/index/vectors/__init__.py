@@ -1,0 +1,1 @@
+"""The vectors of a place index: exact search, approximate candidates, FAISS."""

@@ -1,1 +1,0 @@
-"""Where published place indexes lie: folders on this machine, or an engine that spans several."""

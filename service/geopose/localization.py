@@ -1,0 +1,188 @@
+"""The photo in a camera reading: an encoded file, whatever its declared format says, or raw pixels."""
+
+import base64
+import binascii
+import io
+import math
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from retrieval.errors import ImageError, SightfixError
+from retrieval.geo import haversine_m
+from retrieval.images import ImageLimits, RgbImage, check_byte_count, decode_upright, open_image, sniff_format
+from retrieval.index.searchable import SearchablePlaceIndex
+from retrieval.localize.answer import FixAnswer, LocalizeAnswer, MatchAnswer
+from retrieval.localize.fix import FixSettings
+from service.geopose.protocol import CameraReading, GeoPose, GeoPoseAccuracy, GeoPosePosition, GeoPoseQuaternion, known
+from service.problems import RequestError
+
+_CHANNELS: Final = {"RGBA32": 4, "GRAY8": 1}
+
+# More than any model looks at: what must be turned is decoded, and need not be encoded again in full.
+_TURNED_SIDE: Final = 1024
+
+_EXIF_ORIENTATION: Final = 0x0112
+
+
+def photo_of(camera: CameraReading, number: int, limits: ImageLimits) -> "bytes | SightfixError":
+    """The photo of one camera reading, encoded and upright, or why there is none.
+
+    Args:
+        camera: the reading.
+        number: its place among the readings, for errors.
+        limits: of encoded images.
+    """
+    where = f"/sensorReadings/cameraReadings/{number}"
+    try:
+        data = _decoded(camera.image_bytes, where)
+        check_byte_count(len(data), limits)
+        if not data:
+            sniff_format(data)
+        quarters, mirrored = _turn(camera)
+        pixels = _raw_pixels(camera, data, where)
+        if pixels is None:
+            if not (quarters or mirrored) or _turned_by_exif(data, limits):
+                return data
+            pixels = decode_upright(data, _TURNED_SIDE, limits)
+        return _png(np.fliplr(np.rot90(pixels, -quarters)) if mirrored else np.rot90(pixels, -quarters))
+    except SightfixError as error:
+        return error
+
+
+def _decoded(text: str, where: str) -> bytes:
+    if text.startswith("data:"):  # as browsers' canvases give it
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(
+            f"{where}/imageBytes is not base64 ({error})", remedy="Send the photo's bytes as standard base64"
+        ) from error
+
+
+def _turn(camera: CameraReading) -> tuple[int, bool]:
+    """Quarter turns clockwise that make the image upright, and whether it is mirrored after them."""
+    orientation = camera.image_orientation
+    if orientation is None:
+        return 0, False
+    return round((known(orientation.rotation) or 0.0) % 360.0 / 90.0) % 4, bool(orientation.mirrored)
+
+
+def _raw_pixels(camera: CameraReading, data: bytes, where: str) -> RgbImage | None:
+    """The pixels of a raw image, (h, w, 3) uint8; None for an encoded photo: many clients declare those as RGBA32."""
+    channels = _CHANNELS.get((camera.image_format or "").upper())
+    try:
+        sniff_format(data)
+        return None
+    except ImageError:
+        if channels is None:
+            raise
+    sides = [int(side) for side in camera.size or [] if side is not None and known(side) is not None and side >= 1]
+    if len(sides) != 2 or len(data) != sides[0] * sides[1] * channels:
+        raise RequestError(
+            f"{where}/imageBytes is no encoded photo, and its {len(data)} bytes are no {camera.image_format} "
+            f"of size {camera.size}",
+            code="validation_error",
+            remedy="Send a JPEG or PNG, or size as [width, height] of the raw pixels",
+        )
+    pixels = np.frombuffer(data, np.uint8).reshape(sides[1], sides[0], channels)
+    # A camera's alpha channel says nothing about the scene.
+    return np.ascontiguousarray(pixels[..., :3] if channels == 4 else pixels.repeat(3, axis=2))
+
+
+def _turned_by_exif(data: bytes, limits: ImageLimits) -> bool:
+    """Whether the photo itself says how to turn it: doing so twice would be wrong."""
+    try:
+        return open_image(data, limits).getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
+    except ImageError:
+        raise
+    except Exception:  # damaged: decoding will say how
+        return False
+
+
+def _png(pixels: RgbImage) -> bytes:
+    buffer = io.BytesIO()
+    # Pixels to the decoder, not to a disk: nothing is gained by making them small.
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+# From an answer to a pose: the fix, the heights and the directions of view of the references that speak for it.
+
+# Photos of one thing differ by up to half a field of view in where they look: an assumption, not a measurement.
+_MIN_ORIENTATION_DEG: Final = 30.0
+
+_UNKNOWN_DEG: Final = 180.0
+
+# Below this mean resultant length the directions agree too little to have a mean: they spread over 67 degrees.
+_MIN_RESULTANT: Final = 0.5
+
+
+def pose_of(
+    answer: LocalizeAnswer, index: SearchablePlaceIndex | None, settings: FixSettings
+) -> tuple[GeoPose, GeoPoseAccuracy]:
+    """The pose of the camera.
+
+    The heading is the mean of those of the matches at the fix, weighted like the fix itself. Pitch and roll are taken
+    as 0. Without headings, or when they disagree, the quaternion is identity and its accuracy 180 degrees.
+
+    Args:
+        answer: with a fix.
+        index: that answered; None leaves the height at 0.
+        settings: how the fix was made.
+    """
+    fix = answer.fix
+    assert fix is not None, "only for answers with a fix"
+    supporting, weights = _supporting(fix, answer.matches, settings)
+    quaternion, orientation_deg = _orientation(supporting, weights)
+    height_m = _height_m(supporting, weights, index)
+    pose = GeoPose(position=GeoPosePosition(lat=fix.lat, lon=fix.lon, h=height_m), quaternion=quaternion)
+    return pose, GeoPoseAccuracy(position=fix.radius_m, orientation=orientation_deg)
+
+
+def _supporting(
+    fix: FixAnswer, matches: list[MatchAnswer], settings: FixSettings
+) -> tuple[list[MatchAnswer], np.ndarray]:
+    near = [
+        match for match in matches if haversine_m(fix.lat, fix.lon, match.lat, match.lon) <= settings.cluster_radius_m
+    ]
+    scores = np.array([match.score for match in near])
+    return near, np.exp((scores - scores.max(initial=-1.0)) / settings.score_scale)
+
+
+def _orientation(matches: list[MatchAnswer], weights: np.ndarray) -> tuple[GeoPoseQuaternion, float]:
+    headings = np.array([math.nan if match.heading is None else match.heading for match in matches])
+    stated = np.isfinite(headings)
+    identity = GeoPoseQuaternion(x=0.0, y=0.0, z=0.0, w=1.0)
+    if not stated.any():
+        return identity, _UNKNOWN_DEG
+    # Counter-clockwise from east, as mathematics and ENU have it; headings are clockwise from north.
+    yaws = np.radians(90.0 - headings[stated])
+    mean = complex(np.average(np.exp(1j * yaws), weights=weights[stated]))
+    resultant = min(abs(mean), 1.0)
+    if resultant < _MIN_RESULTANT:
+        return identity, _UNKNOWN_DEG
+    yaw = math.atan2(mean.imag, mean.real)
+    spread_deg = math.degrees(math.sqrt(-2.0 * math.log(resultant)))
+    quaternion = GeoPoseQuaternion(x=0.0, y=0.0, z=math.sin(yaw / 2.0), w=math.cos(yaw / 2.0))
+    return quaternion, max(spread_deg, _MIN_ORIENTATION_DEG)
+
+
+def _height_m(matches: list[MatchAnswer], weights: np.ndarray, index: SearchablePlaceIndex | None) -> float:
+    """The mean altitude of the references, as they state it; 0 where none does."""
+    if index is None or not matches:
+        return 0.0
+    weight_of = {match.reference_id: weight for match, weight in zip(matches, weights, strict=True)}
+    # By positions: ids are text, and looking each up takes longer than the search did.
+    there = index.rows_at([(match.lat, match.lon) for match in matches])
+    found = [
+        (reference.altitude_m, weight_of[reference.id])
+        for reference in index.references(there)
+        if reference.altitude_m is not None and reference.id in weight_of
+    ]
+    if not found:
+        return 0.0
+    altitudes, at_weights = zip(*found, strict=True)
+    return float(np.average(altitudes, weights=at_weights))

@@ -1,0 +1,143 @@
+"""POST /describe and POST /search: the two halves of /localize, for who keeps descriptors."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+
+from retrieval.localize.answer import LocalizeAnswer, ModelAnswer
+from service.http.requests import (
+    IMAGE_MEDIA_TYPES,
+    URGENCY_PARAMETERS,
+    LocalizeParameters,
+    parse_json,
+    read_localize_request,
+    urgency_of,
+    while_present,
+)
+from service.http.routes.localize import answer_response, problem_responses
+from service.problems import RequestError, request_id_of
+from service.serving.live_localizer import LiveLocalizer
+
+OCTETS: Final = "application/octet-stream"
+
+# Descriptors in JSON are rounded by whoever wrote them.
+_UNIT_TOLERANCE: Final = 1e-2
+
+
+class DescribeAnswer(BaseModel):
+    """A photo's descriptor."""
+
+    request_id: str
+    descriptor: list[float] = Field(description="Unit length; comparable with those of the same fingerprint only")
+    model: ModelAnswer
+
+
+class SearchBody(LocalizeParameters):
+    """A descriptor to search for."""
+
+    # The first wrong number is enough: there may be a hundred thousand.
+    descriptor: list[float] = Field(description="Of the model that /info names, unit length", fail_fast=True)
+
+
+def add_descriptor_routes(app: FastAPI, live: LiveLocalizer) -> None:
+    """Add POST /describe and POST /search, also under /v1."""
+
+    async def describe(request: Request) -> Response:
+        urgency = urgency_of(request, live)
+        live.check_room(urgency.lane, urgency.deadline)
+        parsed = await read_localize_request(request, live.limits, live.in_decoder)
+        work = live.describe(parsed.image, lane=urgency.lane, deadline=urgency.deadline)
+        described = await while_present(request, work)
+        headers = {
+            "X-Request-Id": request_id_of(request),
+            "Server-Timing": f"decode;dur={described.decode_ms:.1f}, queue;dur={described.queue_ms:.1f}",
+        }
+        model = live.require().model_answer
+        if OCTETS in request.headers.get("accept", ""):
+            data = described.descriptor.astype("<f4").tobytes()
+            return Response(data, media_type=OCTETS, headers={**headers, "X-Model-Fingerprint": model.fingerprint})
+        answer = DescribeAnswer(
+            request_id=request_id_of(request), descriptor=described.descriptor.tolist(), model=model
+        )
+        return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
+
+    async def search(request: Request) -> Response:
+        urgency = urgency_of(request, live)
+        live.check_room(urgency.lane, urgency.deadline)
+        raw = await request.body()
+        body = await live.in_decoder(lambda: parse_json(SearchBody, raw))
+        descriptor = checked_descriptor(body.descriptor, live.require().describer.bundle.descriptor_dim)
+        work = live.search(
+            descriptor, body.options(), request_id_of(request), lane=urgency.lane, deadline=urgency.deadline
+        )
+        return answer_response(request, await while_present(request, work))
+
+    for prefix in ("", "/v1"):
+        shared: dict[str, Any] = {
+            "methods": ["POST"],
+            "responses": problem_responses(),
+            "include_in_schema": not prefix,
+        }
+        app.add_api_route(
+            f"{prefix}/describe",
+            describe,
+            summary="Describe a photo",
+            description=f"The descriptor as JSON; with `Accept: {OCTETS}` as little-endian float32.",
+            response_model=DescribeAnswer,
+            openapi_extra={"parameters": URGENCY_PARAMETERS, "requestBody": _photo_body()},
+            **shared,
+        )
+        app.add_api_route(
+            f"{prefix}/search",
+            search,
+            summary="Localize by a descriptor",
+            response_model=LocalizeAnswer,
+            openapi_extra={
+                "parameters": URGENCY_PARAMETERS,
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": SearchBody.model_json_schema()}},
+                },
+            },
+            **shared,
+        )
+
+
+def _photo_body() -> dict[str, Any]:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {"required": True, "content": dict.fromkeys(IMAGE_MEDIA_TYPES, binary)}
+
+
+def checked_descriptor(numbers: Sequence[float] | np.ndarray, dim: int, where: str = "/descriptor") -> np.ndarray:
+    """A descriptor that came from outside.
+
+    Args:
+        numbers: as they were sent.
+        dim: of the model's descriptors.
+        where: they stand in the request.
+
+    Returns:
+        (dim,) float32, unit length.
+
+    Raises:
+        RequestError: another length, in numbers or as a vector (``validation_error``).
+    """
+    if len(numbers) != dim:
+        raise RequestError(
+            f"{where} has {len(numbers)} numbers, the model's descriptors have {dim}",
+            code="validation_error",
+            remedy="Describe the photo with the model that /info names",
+        )
+    descriptor = np.array(numbers, np.float64)
+    length = float(np.linalg.norm(descriptor))
+    if not abs(length - 1.0) <= _UNIT_TOLERANCE:
+        raise RequestError(
+            f"{where} has length {length:.4g}, not 1",
+            code="validation_error",
+            remedy="Send the descriptor as /describe gave it",
+        )
+    return np.asarray(descriptor / length, np.float32)

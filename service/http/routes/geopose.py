@@ -1,0 +1,158 @@
+"""POST /geopose: the OSCP GeoPose protocol, so that an AR client or robot can use this server as it is."""
+
+import asyncio
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from retrieval.errors import SightfixError
+from retrieval.localize.answer import LocalizeAnswer
+from retrieval.localize.fix import FixStatus
+from retrieval.localize.localizer import LocalizeOptions
+from service.geopose.localization import photo_of, pose_of
+from service.geopose.protocol import MEDIA_TYPE, REQUEST_SCHEMA, GeoPoseRequest, GeoPoseResponse, version_of
+from service.http.requests import URGENCY_PARAMETERS, Urgency, parse_json, urgency_of, while_present
+from service.http.routes.localize import problem_responses, server_timing
+from service.problems import RequestError, problem_response, request_id_of
+from service.serving.live_localizer import LiveLocalizer
+
+# Where the protocol's clients look for it: as it says itself, and where its JavaScript client goes by default.
+PATHS: Final = ("/geopose", "/v1/geopose", "/scrs/geopose")
+
+_PRIORS: Final = ("geolocation", "off")
+
+
+def add_geopose_routes(app: FastAPI, live: LiveLocalizer) -> None:
+    """Add POST /geopose, and GET /geopose, which says that there is one."""
+
+    async def geopose(request: Request) -> Response:
+        version = version_of(request.headers.get("accept", ""))
+        use_prior = _uses_prior(request)
+        urgency = urgency_of(request, live)
+        live.check_room(urgency.lane, urgency.deadline)
+        _check_content_type(request)
+        body = await request.body()
+        asked, photos = await live.in_decoder(lambda: _read(body, live))
+        options = LocalizeOptions(geo_prior=asked.prior() if use_prior else None)
+        before = live.require()
+        answer = await while_present(request, _best_of(live, photos, options, request_id_of(request), urgency))
+        if answer.status is not FixStatus.LOCATED or answer.fix is None:
+            return _not_localized(request, answer, options)
+        # Published meanwhile, perhaps: heights come from the version that answered, or not at all.
+        indexes = (before.place_index, live.require().place_index)
+        index = next((index for index in indexes if index.version == answer.index.version), None)
+        pose, accuracy = await live.in_decoder(lambda: pose_of(answer, index, before.fix_settings))
+        response = GeoPoseResponse(id=asked.id, timestamp=asked.timestamp_ms(), accuracy=accuracy, geopose=pose)
+        theirs = MEDIA_TYPE in request.headers.get("accept", "").lower()
+        return Response(
+            response.model_dump_json(),
+            media_type=f"{MEDIA_TYPE}; version={version}" if theirs else "application/json",
+            headers={"X-Request-Id": answer.request_id, "Server-Timing": server_timing(answer.timings_ms)},
+        )
+
+    async def running() -> dict[str, str]:
+        return {"status": "running"}
+
+    for path in PATHS:
+        first = path == PATHS[0]
+        app.add_api_route(path, running, methods=["GET"], summary="Is there a /geopose?", include_in_schema=first)
+        app.add_api_route(
+            path,
+            geopose,
+            methods=["POST"],
+            summary="Localize by the OSCP GeoPose protocol, version 1 or 2",
+            response_model=GeoPoseResponse,
+            responses={200: {"content": {MEDIA_TYPE: {}}}, **problem_responses()},
+            openapi_extra=_geopose_openapi(),
+            include_in_schema=first,
+        )
+
+
+def _uses_prior(request: Request) -> bool:
+    unknown = next((name for name in request.query_params if name != "prior"), None)
+    if unknown is not None:
+        raise RequestError(f"query parameter {unknown!r} is unknown", code="validation_error", remedy="prior is known")
+    prior = request.query_params.get("prior", "geolocation")
+    if prior not in _PRIORS:
+        raise RequestError(f"/prior {prior!r} is none", code="validation_error", remedy=f"Send {' or '.join(_PRIORS)}")
+    return prior == "geolocation"
+
+
+def _check_content_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in ("application/json", MEDIA_TYPE):
+        raise RequestError(
+            f"content type {media_type!r} is not accepted here",
+            code="unsupported_media_type",
+            remedy="Send application/json",
+        )
+
+
+def _read(body: bytes, live: LiveLocalizer) -> "tuple[GeoPoseRequest, list[bytes | SightfixError]]":
+    asked = parse_json(GeoPoseRequest, body)
+    return asked, [photo_of(camera, number, live.limits) for number, camera in asked.cameras()]
+
+
+async def _best_of(
+    live: LiveLocalizer,
+    photos: "list[bytes | SightfixError]",
+    options: LocalizeOptions,
+    request_id: str,
+    urgency: Urgency,
+) -> LocalizeAnswer:
+    """The most confident of the answers for photos taken at one moment.
+
+    Raises:
+        SightfixError: none of them could be answered; the first one's reason.
+    """
+
+    async def one(photo: "bytes | SightfixError") -> "LocalizeAnswer | SightfixError":
+        if isinstance(photo, SightfixError):
+            return photo
+        try:
+            return await live.localize(photo, options, request_id, lane=urgency.lane, deadline=urgency.deadline)
+        except SightfixError as error:
+            return error
+
+    outcomes = await asyncio.gather(*(one(photo) for photo in photos))
+    answers = [outcome for outcome in outcomes if isinstance(outcome, LocalizeAnswer)]
+    if not answers:
+        raise next(outcome for outcome in outcomes if isinstance(outcome, SightfixError))
+    return max(answers, key=_trust)
+
+
+def _trust(answer: LocalizeAnswer) -> tuple[bool, float]:
+    return answer.status is FixStatus.LOCATED, answer.fix.confidence if answer.fix else -1.0
+
+
+def _not_localized(request: Request, answer: LocalizeAnswer, options: LocalizeOptions) -> Response:
+    """The protocol has no word for a pose that is a guess, so a guess is not sent as one."""
+    if answer.status is FixStatus.AMBIGUOUS:
+        what, remedy = "the matches speak for several places", "Send another photo, or look at it with POST /localize"
+    elif options.geo_prior is not None:
+        what = f"no reference lies within {options.geo_prior.radius_m:.0f} m of the geolocation reading"
+        remedy = "Leave the reading's accuracy at 0 if it is not known, or call with ?prior=off"
+    else:
+        what, remedy = "no reference matches the photo", "Send another photo"
+    response = problem_response(request, RequestError(what, remedy=remedy, code="not_localized"))
+    response.headers["Server-Timing"] = server_timing(answer.timings_ms)
+    return response
+
+
+def _geopose_openapi() -> dict[str, Any]:
+    return {
+        "parameters": [
+            {
+                "name": "prior",
+                "in": "query",
+                "description": "Whether a geolocation reading with an accuracy bounds the answer",
+                "schema": {"type": "string", "enum": list(_PRIORS), "default": _PRIORS[0]},
+            },
+            *URGENCY_PARAMETERS,
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {name: {"schema": REQUEST_SCHEMA} for name in ("application/json", MEDIA_TYPE)},
+        },
+    }

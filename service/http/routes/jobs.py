@@ -1,0 +1,213 @@
+"""Jobs over HTTP."""
+
+import asyncio
+from collections import Counter
+from typing import Any, Final, TypeVar
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retrieval.localize.answer import Problem
+from service.jobs.model import (
+    FINISHED,
+    JOB_REQUEST,
+    Job,
+    JobFailurePage,
+    JobPage,
+    page_number,
+    parse_job_request,
+    parse_key,
+    parse_states,
+)
+from service.jobs.service import JobService
+from service.problems import MEDIA_TYPE, RequestError, validation_problem
+
+_MAX_PAGE: Final = 200
+
+_RETRY_AFTER: Final = {"Retry-After": "2"}
+
+_PROBLEMS: Final[dict[int, str]] = {
+    400: "Malformed JSON",
+    403: "The server has no source roots",
+    404: "No such job",
+    409: "The Idempotency-Key was used for another request, or the job cannot be cancelled any more",
+    413: "Too many bytes",
+    415: "Not JSON",
+    422: "An unknown key, a value outside its range, or a source outside the source roots",
+    429: "Too many jobs are waiting; see Retry-After",
+}
+
+
+class _PageParameters(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    page_size: int = Field(default=50, ge=1, le=_MAX_PAGE)
+    page_token: str | None = None
+
+
+class _ListParameters(_PageParameters):
+    state: str | None = None
+
+
+_ParametersT = TypeVar("_ParametersT", bound=_PageParameters)
+
+
+def add_job_routes(app: FastAPI, jobs: JobService) -> None:
+    """Offer jobs below ``/jobs`` and ``/v1/jobs``."""
+    for prefix in ("", "/v1"):
+        app.include_router(_JobRoutes(jobs).router(), prefix=prefix, tags=["jobs"])
+
+
+class _JobRoutes:
+    """The handlers. What waits for the disk runs in a thread."""
+
+    def __init__(self, jobs: JobService) -> None:
+        self._jobs = jobs
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        router.add_api_route(
+            "/jobs",
+            self.submit,
+            methods=["POST"],
+            status_code=202,
+            response_model=Job,
+            summary="Re-index photos",
+            description="`full` makes an index anew, `append` adds photos, `remove` drops references. With an "
+            "`Idempotency-Key` the request can be sent again: for 24 hours it gives the same job.",
+            responses={
+                200: {"model": Job, "description": "The job that this key gave before"},
+                **_problems(*_PROBLEMS),
+            },
+            openapi_extra=_submit_openapi(),
+        )
+        router.add_api_route(
+            "/jobs",
+            self.page,
+            response_model=JobPage,
+            summary="List jobs, newest first",
+            responses=_problems(422),
+            openapi_extra={"parameters": [_query("state", "One or more states, divided by commas"), *_PAGE_PARAMETERS]},
+        )
+        router.add_api_route(
+            "/jobs/{job_id}", self.get, response_model=Job, summary="How far a job is", responses=_problems(404)
+        )
+        router.add_api_route(
+            "/jobs/{job_id}/failures",
+            self.failures,
+            response_model=JobFailurePage,
+            summary="Photos that a job could not index",
+            responses=_problems(404, 422),
+            openapi_extra={"parameters": _PAGE_PARAMETERS},
+        )
+        for path in ("/jobs/{job_id}/cancel", "/jobs/{job_id}:cancel"):
+            router.add_api_route(
+                path,
+                self.cancel,
+                methods=["POST"],
+                status_code=202,
+                response_model=Job,
+                summary="Cancel a job",
+                responses=_problems(404, 409),
+                include_in_schema=path.endswith("/cancel"),
+            )
+        return router
+
+    async def submit(self, request: Request) -> Response:
+        key = parse_key(request.headers.get("idempotency-key"))
+        asked = await parse_job_request(request, self._jobs.settings.max_request_bytes)
+        job, is_new = await asyncio.to_thread(self._jobs.submit, asked, key)
+        location = f"{request.url.path.rstrip('/')}/{job.id}"
+        return _answer(job, 202 if is_new else 200, {"Location": location, **_RETRY_AFTER})
+
+    async def page(self, request: Request) -> Response:
+        given = _parameters(_ListParameters, request)
+        states = parse_states(given.state)
+        page = await asyncio.to_thread(self._jobs.page, states, given.page_size, page_number(given.page_token))
+        return _answer(page)
+
+    async def get(self, job_id: str) -> Response:
+        job = await asyncio.to_thread(self._jobs.get, job_id)
+        return _answer(job, headers={} if job.state in FINISHED else _RETRY_AFTER)
+
+    async def failures(self, job_id: str, request: Request) -> Response:
+        given = _parameters(_PageParameters, request)
+        after = page_number(given.page_token) or 0
+        return _answer(await asyncio.to_thread(self._jobs.failures, job_id, given.page_size, after))
+
+    async def cancel(self, job_id: str) -> Response:
+        return _answer(await asyncio.to_thread(self._jobs.cancel, job_id), 202)
+
+
+def _answer(model: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(model.model_dump_json(), status, headers, "application/json")
+
+
+def _parameters(model: type[_ParametersT], request: Request) -> _ParametersT:
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise RequestError(f"the parameter {twice!r} is given twice", code="validation_error")
+    try:
+        return model.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise validation_problem(error) from error
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {"model": Problem, "description": _PROBLEMS[status], "content": {MEDIA_TYPE: {}}} for status in statuses
+    }
+
+
+def _query(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema or {"type": "string"}}
+
+
+_PAGE_PARAMETERS: Final = [
+    _query("page_size", "How many", type="integer", minimum=1, maximum=_MAX_PAGE, default=50),
+    _query("page_token", "The `next_page_token` of the page before"),
+]
+
+
+def _submit_openapi() -> dict[str, Any]:
+    """What FastAPI cannot see because the body is read by hand."""
+    schema = JOB_REQUEST.json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs", {})
+    examples = {
+        "full": {"value": {"kind": "full", "index": "campus", "source": "exif:campus"}},
+        "append": {"value": {"kind": "append", "index": "campus", "source": "exif:campus/2026", "max_unreadable": 5}},
+        "remove": {"value": {"kind": "remove", "index": "campus", "reference_ids": ["2026/05.jpg"]}},
+    }
+    return {
+        "parameters": [
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "description": "1 to 255 printable ASCII characters",
+                "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+            }
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"oneOf": list(definitions.values())}, "examples": examples}},
+        },
+    }
+
+
+# What a server without source roots says about jobs.
+
+
+def add_no_job_routes(app: FastAPI) -> None:
+    """Refuse everything about jobs, and say how to have them."""
+
+    async def refuse(request: Request) -> None:
+        raise RequestError(
+            "this server accepts no jobs",
+            code="jobs_disabled",
+            remedy="Start it with the folders that photos may come from: SIGHTFIX_SOURCE_ROOTS or --source-root",
+        )
+
+    for path in ("/jobs", "/v1/jobs", "/jobs/{rest:path}", "/v1/jobs/{rest:path}"):
+        app.add_api_route(path, refuse, methods=["GET", "POST"], include_in_schema=False)

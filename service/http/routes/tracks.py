@@ -1,0 +1,324 @@
+"""Tracks that are opened over HTTP: found by id, by whoever opened them, and closed when no frame comes any more."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, Field, ValidationError
+
+from retrieval.images import check_byte_count
+from retrieval.index.searchable import SearchablePlaceIndex
+from retrieval.localize.answer import Problem
+from retrieval.localize.localizer import LocalizeOptions
+from service.http.requests import (
+    IMAGE_MEDIA_TYPES,
+    URGENCY_PARAMETERS,
+    LocalizeParameters,
+    Urgency,
+    options_of,
+    parse_json,
+    urgency_of,
+    while_present,
+)
+from service.http.routes.localize import GEO_PRIOR_PARAMETER, problem_responses, server_timing
+from service.problems import MEDIA_TYPE, RequestError, request_id_of, validation_problem
+from service.serving.live_localizer import LiveLocalizer
+from service.tracking.model import TrackedAnswer, TrackParameters
+from service.tracking.tracks import FrameMotion, LiveTrack, MotionParameters, OpenTracks
+
+# Frames of one track that may be inside at once: one is localized, the others wait for their turn with their photos.
+MAX_IN_HAND: Final = 4
+
+
+@dataclass(eq=False, slots=True)
+class HttpTrack:
+    """One of them.
+
+    Attributes:
+        id: a secret of 128 bits.
+        owner: name of the API key that opened it; None where there are no keys.
+        track: that is open.
+        used_at: on `time.monotonic`.
+        in_hand: frames that are inside.
+        turn: held by the frame that is localized.
+    """
+
+    id: str
+    owner: str | None
+    track: LiveTrack
+    used_at: float
+    in_hand: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @contextlib.asynccontextmanager
+    async def frame(self) -> AsyncIterator[None]:
+        """A context in which one frame is inside.
+
+        Raises:
+            RequestError: too many are (``track_busy``).
+        """
+        if self.in_hand >= MAX_IN_HAND:
+            raise RequestError(
+                f"{self.in_hand} frames of this track are being answered",
+                code="track_busy",
+                remedy="Send the next frame when one of them is answered",
+            )
+        self.in_hand += 1
+        try:
+            yield
+        finally:
+            self.in_hand -= 1
+            self.used_at = time.monotonic()
+
+    @contextlib.asynccontextmanager
+    async def in_turn(self, deadline: float) -> AsyncIterator[None]:
+        """A context in which no other frame of this track is answered.
+
+        Args:
+            deadline: on `time.monotonic`.
+
+        Raises:
+            RequestError: its turn does not come in time (``deadline_exceeded``).
+        """
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await self.turn.acquire()
+        except TimeoutError:
+            raise RequestError(
+                "the deadline passed while earlier frames of the track were answered",
+                code="deadline_exceeded",
+                remedy="Allow more time, or send the next frame when the one before is answered",
+            ) from None
+        try:
+            yield
+        finally:
+            self.turn.release()
+
+
+class HttpTracks:
+    """Opens, finds and closes them. Used on the event loop only.
+
+    Args:
+        tracks: all tracks of the server.
+        idle_s: a track is closed when no frame has come for so long.
+    """
+
+    def __init__(self, tracks: OpenTracks, idle_s: float) -> None:
+        self._tracks = tracks
+        self.idle_s = idle_s
+        self._by_id: dict[str, HttpTrack] = {}
+
+    async def open(
+        self, parameters: TrackParameters, index: Callable[[], SearchablePlaceIndex], owner: str | None
+    ) -> HttpTrack:
+        """Open a track.
+
+        Args:
+            parameters: how to track.
+            index: gives the version that is served.
+            owner: name of the API key that opens it.
+
+        Raises:
+            RequestError: as `OpenTracks.open`.
+        """
+        track = await self._tracks.open(parameters, index)
+        opened = HttpTrack(secrets.token_urlsafe(16), owner, track, time.monotonic())
+        self._by_id[opened.id] = opened
+        self._look_again(opened, self.idle_s)
+        return opened
+
+    def find(self, track_id: str, owner: str | None) -> HttpTrack:
+        """The track of an id.
+
+        Raises:
+            RequestError: there is none, or it is somebody else's, which is not told apart (``track_not_found``).
+        """
+        found = self._by_id.get(track_id)
+        if found is None or found.owner != owner:
+            raise RequestError(
+                "there is no such track",
+                code="track_not_found",
+                remedy=f"Open one with POST /tracks; it is closed when no frame comes for {self.idle_s:g} s",
+            )
+        return found
+
+    def close(self, track: HttpTrack) -> None:
+        """Forget a track."""
+        self._by_id.pop(track.id, None)
+        self._tracks.close(track.track)
+
+    def _look_again(self, track: HttpTrack, seconds: float) -> None:
+        asyncio.get_running_loop().call_later(seconds, self._close_if_idle, track)
+
+    def _close_if_idle(self, track: HttpTrack) -> None:
+        if track.id not in self._by_id:
+            return
+        left_s = self.idle_s if track.in_hand else track.used_at + self.idle_s - time.monotonic()
+        if left_s <= 0.0:
+            self.close(track)
+        else:
+            self._look_again(track, left_s)
+
+
+# Tracks over HTTP: open one, localize its frames, close it.
+
+_PREFIXES: Final = ("", "/v1")
+
+
+class OpenedTrack(BaseModel):
+    """A track that is open."""
+
+    id: str = Field(description="Part of its path: /tracks/{id}/localize")
+    idle_s: float = Field(description="It is closed when no frame has come for so long, seconds")
+
+
+def add_track_routes(app: FastAPI, live: LiveLocalizer) -> None:
+    """Add POST /tracks, POST /tracks/{track_id}/localize and DELETE /tracks/{track_id}."""
+    tracks = HttpTracks(live.tracks, live.settings.track_idle_s)
+
+    async def open_track(request: Request) -> Response:
+        raw = await request.body() or b"{}"
+        parameters = await live.in_decoder(lambda: parse_json(TrackParameters, raw))
+        opened = await tracks.open(parameters, lambda: live.require().place_index, _owner(request))
+        body = OpenedTrack(id=opened.id, idle_s=tracks.idle_s)
+        headers = {"X-Request-Id": request_id_of(request), "Location": f"{request.url.path}/{opened.id}"}
+        return Response(body.model_dump_json(), 201, headers, "application/json")
+
+    async def localize(request: Request, track_id: str) -> Response:
+        urgency = urgency_of(request, live)
+        track = tracks.find(track_id, _owner(request))
+        _check_content_type(request)
+        motion, options = _read_query(request)
+        async with track.frame():
+            live.check_room(urgency.lane, urgency.deadline)
+            image = await request.body()
+            check_byte_count(len(image), live.limits)
+            work = _localize(live, track, motion, image, options, request_id_of(request), urgency)
+            answer = await while_present(request, work)
+        headers = {"X-Request-Id": answer.request_id, "Server-Timing": server_timing(answer.timings_ms)}
+        return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
+
+    async def close_track(request: Request, track_id: str) -> Response:
+        tracks.close(tracks.find(track_id, _owner(request)))
+        return Response(status_code=204, headers={"X-Request-Id": request_id_of(request)})
+
+    for prefix in _PREFIXES:
+        shown = prefix == ""
+        app.add_api_route(
+            f"{prefix}/tracks",
+            open_track,
+            methods=["POST"],
+            status_code=201,
+            summary="Open a track over the frames of a camera",
+            description="It belongs to the API key that opened it.",
+            response_model=OpenedTrack,
+            responses=_problems(403, 422, 429, 503),
+            openapi_extra=_body(TrackParameters),
+            include_in_schema=shown,
+        )
+        app.add_api_route(
+            f"{prefix}/tracks/{{track_id}}/localize",
+            localize,
+            methods=["POST"],
+            summary="Localize a frame, and take it into its track",
+            description="The photo as raw bytes, in the order they were taken. A request that fails changes "
+            "nothing, and one that is repeated with the same captured_at_s moves nothing twice.",
+            response_model=TrackedAnswer,
+            responses={**problem_responses(), **_problems(404, 409)},
+            openapi_extra=_frame_openapi(),
+            include_in_schema=shown,
+        )
+        app.add_api_route(
+            f"{prefix}/tracks/{{track_id}}",
+            close_track,
+            methods=["DELETE"],
+            status_code=204,
+            summary="Close a track",
+            response_class=Response,
+            responses=_problems(404),
+            include_in_schema=shown,
+        )
+
+
+async def _localize(
+    live: LiveLocalizer,
+    track: HttpTrack,
+    motion: FrameMotion,
+    image: bytes,
+    options: LocalizeOptions,
+    request_id: str,
+    urgency: Urgency,
+) -> TrackedAnswer:
+    async with track.in_turn(urgency.deadline):
+        # Before the model has worked for nothing.
+        track.track.check_order(motion)
+        located = await live.localize_frame(
+            image,
+            options,
+            request_id,
+            at_least=track.track.matches,
+            lane=urgency.lane,
+            deadline=urgency.deadline,
+        )
+        after = await live.tracks.step(track.track, motion, located)
+    return TrackedAnswer(**dict(located.answer), track=after)
+
+
+def _read_query(request: Request) -> tuple[FrameMotion, LocalizeOptions]:
+    given = dict(request.query_params)
+    moved = {name: given.pop(name) for name in MotionParameters.model_fields if name in given}
+    try:
+        motion = MotionParameters.model_validate(moved).motion()
+    except ValidationError as error:
+        raise validation_problem(error) from error
+    return motion, options_of(given)
+
+
+def _check_content_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in IMAGE_MEDIA_TYPES:
+        raise RequestError(
+            f"content type {media_type!r} is not accepted here",
+            code="unsupported_media_type",
+            remedy=f"Send the photo's bytes as {', '.join(IMAGE_MEDIA_TYPES)}",
+        )
+
+
+def _owner(request: Request) -> str | None:
+    """The name of the API key that the request came with."""
+    name: str | None = getattr(request.state, "api_key", None)
+    return name
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in statuses}
+
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": False, "content": content}}
+
+
+def _frame_openapi() -> dict[str, Any]:
+    asked = LocalizeParameters.model_json_schema()["properties"]
+    moved = MotionParameters.model_json_schema()
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {
+        "parameters": [
+            *(
+                {"name": name, "in": "query", "required": name in moved["required"], "schema": schema}
+                for name, schema in moved["properties"].items()
+            ),
+            {"name": "top_k", "in": "query", "schema": asked["top_k"]},
+            GEO_PRIOR_PARAMETER,
+            {"name": "min_score", "in": "query", "schema": asked["min_score"]},
+            *URGENCY_PARAMETERS,
+        ],
+        "requestBody": {"required": True, "content": dict.fromkeys(IMAGE_MEDIA_TYPES, binary)},
+    }

@@ -1,0 +1,1 @@
+"""The localizer of a server process: loading, batching, swapping, health probes."""

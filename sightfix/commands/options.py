@@ -1,0 +1,182 @@
+"""The options that say how photos are described, the same for every command: --provider, --precision, --threads, …
+
+Each is an environment variable too, so that a container's provider holds for all commands in it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from index_builder.push import PushSettings
+    from retrieval.bundle import Precision
+    from retrieval.describer import Describer
+    from retrieval.engines.choosing import ProviderChoice
+    from retrieval.evaluation.eval_set import EvalSet
+    from retrieval.index.place_index import PlaceIndex
+
+ProviderOption = Annotated[
+    str | None,
+    typer.Option(envvar="SIGHTFIX_PROVIDER", help="Where to compute: auto, tensorrt, cuda, openvino or cpu"),
+]
+
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(envvar="SIGHTFIX_PRECISION", help="Of the bundle's graphs: fp32, fp16 or int8, fp32 if left out"),
+]
+
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(envvar="SIGHTFIX_THREADS", min=1, help="Threads of the model on the CPU; every core if left out"),
+]
+
+CpuFallbackOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-cpu-fallback",
+        envvar="SIGHTFIX_ALLOW_CPU_FALLBACK",
+        help="Compute on the CPU, with a warning, when the provider cannot be had",
+    ),
+]
+
+
+def make_describer(
+    bundle: Path | None,
+    provider: str | None,
+    precision: str | None,
+    threads: int | None,
+    allow_cpu_fallback: bool | None,
+    *,
+    default_provider: "ProviderChoice" = "auto",
+) -> "Describer":
+    """Open a bundle and a describer as the command line asks for.
+
+    Args:
+        bundle: the bundle; None is the shipped one.
+        provider: where to compute; None is `default_provider`.
+        precision: which of the bundle's graphs; None is fp32.
+        threads: of the CPU; None takes every core.
+        allow_cpu_fallback: whether the CPU may take the place of the provider.
+        default_provider: `auto`, or what suits the command better.
+
+    Raises:
+        SightfixError: see `open_bundle` and `Describer`.
+    """
+    from retrieval.bundle import open_bundle
+    from retrieval.describer import Describer
+
+    return Describer(
+        open_bundle(bundle),
+        provider=cast("ProviderChoice", provider or default_provider),
+        precision=cast("Precision", precision or "fp32"),
+        threads=threads,
+        allow_cpu_fallback=bool(allow_cpu_fallback),
+        # Not on stdout, where the answer may be JSON.
+        on_build=lambda what: typer.echo(f"wait: {what}", err=True),
+    )
+
+
+# The options that say where place indexes are kept, the same for every command.
+
+IndexesOption = Annotated[Path, typer.Option(help="Folder of all place indexes")]
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(envvar="SIGHTFIX_STORE", help="Engine that holds the indexes instead, such as milvus://host:19530"),
+]
+
+StoreTypeOption = Annotated[
+    str | None,
+    typer.Option(help="Of the index in Milvus, such as IVF_FLAT, HNSW or GPU_CAGRA; by the number of references"),
+]
+
+StoreBuildOption = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE that Milvus builds the index with, such as nlist=4096; repeatable")
+]
+
+StoreVectorsOption = Annotated[str, typer.Option(help="How Milvus stores descriptors: fp32 or fp16")]
+
+
+def push_settings(
+    type_: str | None, build: list[str] | None, vectors: str, recall: float, keep: int, *, activate: bool = True
+) -> "PushSettings":
+    """Settings from the options.
+
+    Raises:
+        ParameterError: a type or a way to store that is unknown, or a parameter that is no NAME=VALUE.
+    """
+    from index_builder.push import PushSettings
+    from retrieval.errors import ParameterError
+    from retrieval.index.milvus.collection import check_milvus_type
+
+    if vectors not in ("fp32", "fp16"):
+        raise ParameterError(f"Milvus stores no {vectors!r} descriptors", remedy="Choose fp32 or fp16")
+    return PushSettings(
+        type=None if type_ is None else check_milvus_type(type_),
+        build=dict(_named_value(one) for one in build or []),
+        stored="fp32" if vectors == "fp32" else "fp16",
+        recall=recall,
+        activate=activate,
+        keep=keep,
+    )
+
+
+def push_shown(index: "PlaceIndex", address: str, settings: "PushSettings") -> None:
+    """Publish a version in a Milvus, with a bar, and say what came of it."""
+    from index_builder.push import push_to
+    from sightfix.console import console, progress_bar
+
+    with progress_bar("Writing to Milvus", index.count, "rows") as advance:
+        searching = push_to(address, index, settings, on_rows=advance)
+    recall = searching.recall
+    told = "exact" if recall is None else f"recall@10 {recall.at_10:.1%}, {recall.milliseconds:.2g} ms a query"
+    console.print(
+        f"[green]published[/] version {index.version} of [bold]{index.name}[/] in {address}: "
+        f"{searching.index_type}, {told}" + ("" if settings.activate else "; not current yet")
+    )
+
+
+def _named_value(text: str) -> tuple[str, int | float | str]:
+    from retrieval.errors import ParameterError
+
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ParameterError(f"--store-build {text!r} is no NAME=VALUE", remedy="Write it as nlist=4096")
+    for number in (int, float):
+        try:
+            return name, number(value)
+        except ValueError:
+            continue
+    return name, value
+
+
+# The options `--eval NAME --eval-database SPEC --eval-queries SPEC`, which name photos to measure recall on.
+
+
+def open_eval_sets(names: Sequence[str], databases: Sequence[str], queries: Sequence[str]) -> "list[EvalSet]":
+    """Open evaluation sets as the command line names them.
+
+    Args:
+        names: of the sets, for people.
+        databases: a spec of the photos to find for each.
+        queries: a spec of the photos to localize for each.
+
+    Raises:
+        ParameterError: not the same number of each.
+        ReferenceDataError: a spec cannot be read.
+    """
+    from retrieval.errors import ParameterError
+    from retrieval.evaluation.eval_set import EvalSet
+    from retrieval.references import open_references
+
+    if not len(names) == len(databases) == len(queries):
+        raise ParameterError(
+            f"there are {len(names)} --eval, {len(databases)} --eval-database and {len(queries)} --eval-queries",
+            remedy="Give the three for each evaluation set, in the same order",
+        )
+    return [
+        EvalSet(name, tuple(open_references(database)), tuple(open_references(asked)))
+        for name, database, asked in zip(names, databases, queries, strict=True)
+    ]
