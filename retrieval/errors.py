@@ -6,6 +6,23 @@ The command line prints them without a traceback; the service maps them to RFC 9
 from typing import ClassVar
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """Put a number before its noun, as ``1 photo``, ``2 queries``, ``1,200 files are copies``.
+
+    Args:
+        count: how many.
+        one: what follows the number 1: a noun, or a noun with its verb.
+        many: what follows every other number; the regular plural of ``one`` where it is not given.
+    """
+    if count == 1:
+        return f"1 {one}"
+    if many is None and one.endswith("y") and one[-2:-1] not in "aeiou":
+        many = f"{one[:-1]}ies"
+    elif many is None:
+        many = f"{one}{'es' if one.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+    return f"{count:,} {many}"
+
+
 class SightfixError(Exception):
     """A failure that a user can understand and act on.
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrieval.errors import ReferenceDataError
+from retrieval.errors import ReferenceDataError, counted
 from retrieval.images import FILE_SUFFIXES
 from retrieval.references.columns import TableOptions, TableReader, find_columns
 from retrieval.references.reader import FOREIGN_SUFFIXES, check_file, walk_photos
@@ -96,9 +96,8 @@ class CsvRows:
 
     def _ragged(self, row: int, count: int) -> ReferenceDataError:
         sign = {"\t": "tab"}.get(self.delimiter, f"'{self.delimiter}'")
-        plural = "value" if count == 1 else "values"
         return ReferenceDataError(
-            f"it has {count} {plural}, the header has {len(self.header)}",
+            f"it has {counted(count, 'value')}, the header has {len(self.header)}",
             where=f"{self.path}, row {row}",
             remedy=f"A value that holds the delimiter {sign} stands in double quotes; numbers have a decimal point",
         )

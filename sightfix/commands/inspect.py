@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from retrieval.errors import counted
 from sightfix.inspection.report import BoundsReport, CoverageReport, InspectionReport, SessionReport
-from sightfix.inspection.survey import counted
 
 _SHOWN_SESSIONS: Final = 12
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import ParameterError, StorageError
+from retrieval.errors import ParameterError, StorageError, counted
 from retrieval.geo import Float64Array, Position, longitude_bounds, to_local_metres
 from sightfix.figures.canvas import matplotlib_figure
-from sightfix.inspection.survey import Survey, counted
+from sightfix.inspection.survey import Survey
 
 FIGURE_SUFFIXES: Final = frozenset({".png", ".svg", ".pdf"})
 

@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from retrieval.errors import StorageError
+from retrieval.errors import StorageError, counted
 from retrieval.geo import EARTH_RADIUS_M, Float64Array, longitude_bounds, unit_vectors
 from retrieval.references.reference import Reference, ReferenceSource
-from sightfix.inspection.survey import IdenticalFiles, Survey, counted
+from sightfix.inspection.survey import IdenticalFiles, Survey
 
 CELL_M: Final = 25.0
 

@@ -16,12 +16,6 @@ from retrieval.geo import Float64Array
 from retrieval.references.reader import SeenIds
 from retrieval.references.reference import Reference, ReferenceSource, SkippedPhoto
 
-
-def counted(count: int, noun: str) -> str:
-    """``1 reference``, ``2 references``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 # Photos that are the same file, byte by byte.
 
 _CHUNK_BYTES: Final = 1 << 20

@@ -13,6 +13,7 @@ from retrieval.errors import (
     ServerError,
     SightfixError,
     StorageError,
+    counted,
 )
 
 
@@ -48,3 +49,21 @@ def test_where_and_remedy_may_be_left_out() -> None:
 def test_codes_are_stable(error_type: type[SightfixError], code: str) -> None:
     assert error_type("x").code == code
     assert error_type("x", code="special").code == "special"
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "text"),
+    [
+        (0, ("photo",), "0 photos"),
+        (1, ("photo",), "1 photo"),
+        (1234, ("photo",), "1,234 photos"),
+        (2, ("query",), "2 queries"),
+        (2, ("day",), "2 days"),
+        (2, ("index",), "2 indexes"),
+        (2, ("batch",), "2 batches"),
+        (1, ("photo is", "photos are"), "1 photo is"),
+        (3, ("photo is", "photos are"), "3 photos are"),
+    ],
+)
+def test_counted_nouns_have_their_plural(count: int, words: tuple[str, ...], text: str) -> None:
+    assert counted(count, *words) == text
