@@ -42,7 +42,7 @@ from retrieval.images import Preprocessing, RgbImage, decode_image
 from retrieval.index.folder import current_version
 from retrieval.machine import available_cores
 from retrieval.references import open_references
-from sightfix.toy_town.survey import town_for, write_survey
+from sightfix.toy_town import town_for, write_survey
 
 PHOTO_SIZE = (96, 72)
 INPUT_SIDE = 48

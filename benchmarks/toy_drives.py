@@ -12,9 +12,7 @@ from retrieval.describer import Describer, Descriptors
 from retrieval.geo import Float64Array
 from retrieval.images import fit_image
 from retrieval.tracking import Displacement, Odometry, Speed
-from sightfix.toy_town import Camera, PlannedPhoto, ToyTown, photographs, plan_references
-from sightfix.toy_town.plan import LANE_M
-from sightfix.toy_town.randomness import generator
+from sightfix.toy_town import LANE_M, Camera, PlannedPhoto, ToyTown, generator, photographs, plan_references
 
 Knowledge = Literal["nothing", "speed", "displacement"]
 

@@ -16,8 +16,7 @@ from retrieval.evaluation import Bootstrap, exact_ranking
 from retrieval.geo import Float64Array, Position, haversine_m
 from retrieval.localize.fix import FixMethod, FixSettings, make_fix
 from retrieval.tracking import Odometry, PlaceMap, Track, TrackSettings
-from sightfix.toy_town import town_for
-from sightfix.toy_town.randomness import generator
+from sightfix.toy_town import generator, town_for
 
 # The settings were chosen on towns 101, 102 and 103: see RESULTS.md.
 TOWNS: Final = (201, 202, 203)

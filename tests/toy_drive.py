@@ -13,8 +13,7 @@ from retrieval.describer import Describer
 from retrieval.geo import Position, haversine_m
 from retrieval.references.reference import Reference
 from retrieval.tracking import Displacement
-from sightfix.toy_town import PlannedPhoto, ToyTown, photographs, plan_references, town_for
-from sightfix.toy_town.randomness import generator
+from sightfix.toy_town import PlannedPhoto, ToyTown, generator, photographs, plan_references, town_for
 from tests.places import Places
 
 _REFERENCES = 150

@@ -1,6 +1,7 @@
 """A licence-free small town drawn from code: for the demo, for tests, and for load of any size."""
 
 from sightfix.toy_town.camera import Camera
+from sightfix.toy_town.plan import LANE_M, generator
 from sightfix.toy_town.survey import (
     PlannedPhoto,
     Survey,
@@ -11,15 +12,15 @@ from sightfix.toy_town.survey import (
     write_survey,
 )
 from sightfix.toy_town.town import ORIGIN, ToyTown
-from sightfix.toy_town.town_map import draw_town_map
 
 __all__ = [
+    "LANE_M",
     "ORIGIN",
     "Camera",
     "PlannedPhoto",
     "Survey",
     "ToyTown",
-    "draw_town_map",
+    "generator",
     "photographs",
     "plan_queries",
     "plan_references",

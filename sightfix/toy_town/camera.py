@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from retrieval.errors import ParameterError
 
@@ -75,33 +75,6 @@ class Camera:
         unpitch = np.array([[1, 0, 0], [0, math.cos(pitch), math.sin(pitch)], [0, -math.sin(pitch), math.cos(pitch)]])
         return np.asarray(unpitch @ unroll @ to_camera)
 
-    def level(self, points: ArrayLike) -> Float64Array:
-        """Points as seen from here in level axes.
-
-        Args:
-            points: (N, 3) metres east, north, up.
-
-        Returns:
-            (N, 3) float64: metres right, up, forward of the eye.
-        """
-        relative = np.asarray(points, np.float64) - np.array([self.east, self.north, self.height_m])
-        forward, right = self.axes()
-        return np.stack([relative[:, :2] @ right, relative[:, 2], relative[:, :2] @ forward], axis=1)
-
-    def project(self, points: ArrayLike, size: tuple[int, int]) -> Float64Array:
-        """Where points of the town fall in the image.
-
-        Args:
-            points: (N, 3) metres east, north, up.
-            size: width and height of the image in pixels.
-
-        Returns:
-            (N, 2) float64 pixel coordinates; NaN for points beside or behind the camera.
-        """
-        pixels = self.level(points) @ np.linalg.inv(self.rays(size)).T
-        ahead = np.where(pixels[:, 2:] > 1e-9, pixels[:, 2:], np.nan)
-        return np.asarray(pixels[:, :2] / ahead)
-
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high or (name == "height_m" and value == 0):
@@ -126,14 +99,6 @@ class LevelWindow:
     columns: int
     rows: int
     homography: tuple[float, ...]
-
-    def column_of(self, x: float) -> float:
-        """The continuous column of right/forward `x`."""
-        return (x - self.x0) / self.step
-
-    def row_of(self, y: float) -> float:
-        """The continuous row of up/forward `y`."""
-        return (self.y0 - y) / self.step
 
     def slopes(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """right/forward of the centre of each column (columns,), up/forward of that of each row (rows,)."""

@@ -1,13 +1,13 @@
-"""The survey of the town: a mapping drive by day, and people who take photos later, by day and at dusk."""
+"""The survey of the town: mapping drives by day, and people who take photos later, by day and at dusk."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 from pathlib import Path
 from typing import Final, Literal
 
@@ -17,21 +17,20 @@ from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.TiffImagePlugin import IFDRational
 
-from retrieval.artefact import storage_errors
+from retrieval.artefact import replace_file, storage_errors
 from retrieval.errors import ParameterError
 from retrieval.geo import Position
 from retrieval.machine import available_cores
 from sightfix.toy_town.camera import Camera
-from sightfix.toy_town.plan import LANE_M
-from sightfix.toy_town.randomness import generator
+from sightfix.toy_town.plan import LANE_M, generator
 from sightfix.toy_town.town import ToyTown
 
-Part = Literal["references", "queries"]
+_Part = Literal["references", "queries"]
 
-SPACING_M: Final = 10.5
+_SPACING_M: Final = 10.5
 
 # Written into the stamp: photos of another version are drawn anew.
-_VERSION: Final = 1
+_VERSION: Final = 2
 _VIEWS_DEG: Final = (0.0, 40.0)
 _STAMP_NAME: Final = "survey.json"
 # Nobody takes photos with the nose at the house that ends a street.
@@ -39,7 +38,6 @@ _END_M: Final = 4.0
 # Block and street, as the plan draws them on average.
 _MEAN_COLUMN_M: Final = 72.0
 _MEAN_ROW_M: Final = 63.0
-_COLUMNS: Final = ("path", "lat", "lon", "heading", "captured_at", "session")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ def town_for(references: int, seed: int = 0) -> ToyTown:
 def _room(columns: int, rows: int) -> int:
     """About how many references a town has room for: both ways, every view."""
     metres = (columns + 1) * rows * _MEAN_ROW_M + (rows + 1) * columns * _MEAN_COLUMN_M
-    return int(metres / SPACING_M) * 2 * len(_VIEWS_DEG)
+    return int(metres / _SPACING_M) * 2 * len(_VIEWS_DEG)
 
 
 def plan_references(town: ToyTown, count: int) -> list[PlannedPhoto]:
@@ -188,7 +186,7 @@ def write_survey(
          "references": references, "queries": queries},
         indent=2,
     )  # fmt: skip
-    parts: dict[Part, list[PlannedPhoto]] = {
+    parts: dict[_Part, list[PlannedPhoto]] = {
         "references": plan_references(town, references),
         "queries": plan_queries(town, queries),
     }
@@ -199,16 +197,16 @@ def write_survey(
         for part, photos in parts.items():
             (folder / part).mkdir(parents=True, exist_ok=True)
             for photo, image in photographs(town, photos, size):
-                _write_photo(folder / photo.path, photo, image)
+                Image.fromarray(image).save(folder / photo.path, "JPEG", quality=90, exif=_exif(photo))
                 if on_progress:
                     on_progress(1)
-            _write_table(folder / f"{part}.csv", photos)
-        _replace(folder / _STAMP_NAME, stamp.encode())
+            replace_file(folder / f"{part}.csv", _table(photos))
+        replace_file(folder / _STAMP_NAME, stamp.encode())
     return survey
 
 
 def _planned(
-    town: ToyTown, part: Part, number: int, camera: Camera, light: str, started: datetime, session: str
+    town: ToyTown, part: _Part, number: int, camera: Camera, light: str, started: datetime, session: str
 ) -> PlannedPhoto:
     return PlannedPhoto(
         path=f"{part}/{number:05d}.jpg",
@@ -233,18 +231,12 @@ def _is_finished(folder: Path, stamp: str) -> bool:
         return False
 
 
-def _write_photo(path: Path, photo: PlannedPhoto, image: NDArray[np.uint8]) -> None:
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(image).save(temporary, "JPEG", quality=90, exif=_exif(photo))
-    temporary.replace(path)
-
-
 def _exif(photo: PlannedPhoto) -> Image.Exif:
+    position = photo.position
     exif = Image.Exif()
     exif[Base.Make], exif[Base.Model] = "sightfix", "toy town"
     time = photo.captured_at.strftime("%Y:%m:%d %H:%M:%S")
     exif.get_ifd(IFD.Exif).update({Base.DateTimeOriginal: time, Base.OffsetTimeOriginal: "+00:00"})
-    position = photo.position
     exif.get_ifd(IFD.GPSInfo).update(
         {
             GPS.GPSLatitudeRef: "N" if position.lat >= 0 else "S",
@@ -252,7 +244,7 @@ def _exif(photo: PlannedPhoto) -> Image.Exif:
             GPS.GPSLongitudeRef: "E" if position.lon >= 0 else "W",
             GPS.GPSLongitude: _degrees(position.lon),
             GPS.GPSImgDirectionRef: "T",
-            GPS.GPSImgDirection: _rational(photo.camera.heading_deg, 100),
+            GPS.GPSImgDirection: IFDRational(round(photo.camera.heading_deg, 2)),
         }
     )
     return exif
@@ -261,27 +253,15 @@ def _exif(photo: PlannedPhoto) -> Image.Exif:
 def _degrees(value: float) -> tuple[IFDRational, IFDRational, IFDRational]:
     minutes, seconds = divmod(abs(value) * 3600.0, 60.0)
     degrees, minutes = divmod(minutes, 60.0)
-    return IFDRational(int(degrees), 1), IFDRational(int(minutes), 1), _rational(seconds, 100_000)
+    return IFDRational(int(degrees)), IFDRational(int(minutes)), IFDRational(round(seconds, 5))
 
 
-def _rational(value: float, denominator: int) -> IFDRational:
-    fraction = Fraction(round(value * denominator), denominator)
-    return IFDRational(fraction.numerator, fraction.denominator)
-
-
-def _write_table(path: Path, photos: list[PlannedPhoto]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        for photo in photos:
-            position, heading = photo.position, photo.camera.heading_deg
-            row = (f"{position.lat:.9f}", f"{position.lon:.9f}", f"{heading:.2f}", photo.captured_at.isoformat())
-            writer.writerow((photo.path, *row, photo.session))
-    temporary.replace(path)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _table(photos: list[PlannedPhoto]) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(("path", "lat", "lon", "heading", "captured_at", "session"))
+    for photo in photos:
+        position, heading = photo.position, photo.camera.heading_deg
+        row = (f"{position.lat:.9f}", f"{position.lon:.9f}", f"{heading:.2f}", photo.captured_at.isoformat())
+        writer.writerow((photo.path, *row, photo.session))
+    return file.getvalue().encode()
