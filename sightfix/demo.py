@@ -80,7 +80,8 @@ def demo_server(town: DemoTown, port: int | None = None) -> Iterator[str]:
     log = town.folder / "server.log"
     arguments = ["serve", "--index", INDEX_NAME, "--indexes", str(town.indexes), "--port", str(chosen)]
     with log.open("w") as stream:
-        command = [sys.executable, "-m", "sightfix.cli", *arguments]
+        # -P: nothing is imported from the current folder, which may hold a file named like one of our packages.
+        command = [sys.executable, "-P", "-m", "sightfix.cli", *arguments]
         process = subprocess.Popen(command, stdout=stream, stderr=stream)  # noqa: S603 - our own command
     try:
         _wait_until_ready(url, process, log)

@@ -9,7 +9,7 @@ import pytest
 
 
 def demo(folder: Path) -> str:
-    command = [sys.executable, "-m", "sightfix.cli", "demo", "--exit", "--references", "40", "--queries", "6"]
+    command = [sys.executable, "-P", "-m", "sightfix.cli", "demo", "--exit", "--references", "40", "--queries", "6"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -21,6 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_demo_answers_and_says_how_to_go_on(folder: Path) -> None:
+    (folder / "service.py").write_text("raise SystemExit('imported from the current folder')\n")
     first = demo(folder)
     assert re.search(r"^(LOCATED|AMBIGUOUS)  -48\.87\d+, -123\.39\d+", first, re.MULTILINE), first
     distance = re.search(r"the fix is (\d+\.\d) m away", first)
