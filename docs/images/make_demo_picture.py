@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.geo import Position, to_local_metres
-from retrieval.index_folder import find_index
-from retrieval.localizer import Localizer
-from retrieval.place_index import PlaceIndex
+from retrieval.index.folder import find_index
+from retrieval.index.place_index import PlaceIndex
+from retrieval.localize.localizer import Localizer
 from retrieval.references import open_references
 from sightfix.demo import INDEX_NAME, true_distance_m
 from sightfix.toy_town import ToyTown, town_for

@@ -32,7 +32,7 @@ FAST = {"speed_mps": 40.0, "max_speed_mps": 100.0}
 
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory, describer: Describer) -> ToyDrive:
-    return make_toy_drive(tmp_path_factory.mktemp("drive"), describer, seed=302, number=7, frames=14)
+    return make_toy_drive(tmp_path_factory.mktemp("drive"), describer, seed=303, number=3, frames=14)
 
 
 def tracked(**values: object) -> pb.LocalizeStreamRequest:
