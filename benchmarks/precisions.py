@@ -1,6 +1,6 @@
 """fp32, fp16 and int8 of the default bundle on bgu_campus: recall, cosine to fp32, size and time, on two CPU runtimes.
 
-Calibrated and judged by the gate on day photos of phone A: in both protocols they are in the database, never queries.
+Ranges and checks come from day photos of phone A: in both protocols they are in the database, never queries.
 Times are medians of rounds in which all graphs, runtimes and batch sizes take turns. Needs ../shared/data and OpenVINO.
 """
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from benchmarks.campus import PROTOCOLS, campus_references, describe_campus
 from benchmarks.describer_overhead import in_turn
 from benchmarks.machine import describe_machine
-from export.bundle_source import bundle_source
+from export.exportable import bundle_model
 from export.exporting import ExportSettings, write_export
-from export.gate import cosines
+from export.precision import cosines
 from retrieval.bundle import Bundle, Precision
 from retrieval.describer import Describer
 from retrieval.engines.engine import Provider
@@ -64,7 +64,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder) / "bundle", parser.parse_args().bundle)
         for precision, report in bundle.manifest.precisions.items():
-            print(f"{precision}: gate on {report.images} photos, {json.dumps(report.model_dump(exclude={'recall'}))}")
+            print(
+                f"{precision}: checked on {report.images} photos, {json.dumps(report.model_dump(exclude={'recall'}))}"
+            )
         describers = open_all(bundle)
         milliseconds = measure_times(describers)
         campus = {key: describe_campus(describer) for key, describer in describers.items()}
@@ -94,13 +96,13 @@ def open_all(bundle: Bundle) -> dict[Key, Describer]:
 
 
 def make_bundle(folder: Path, source: Path | None) -> Bundle:
-    """The bundle with all three graphs, each through its gate."""
+    """The bundle with all three graphs, each checked."""
     photos = [one for one in campus_references() if "phoneA" in one.session and "day" in one.session]
-    return write_export(bundle_source(source), folder, ExportSettings(precisions=("fp16", "int8"), photos=photos))
+    return write_export(bundle_model(source), folder, ExportSettings(precisions=("fp16", "int8"), photos=photos))
 
 
 def query_rows() -> NDArray[np.int64]:
-    """Rows of the photos that are a query of either protocol; none of them was calibrated on."""
+    """Rows of the photos that are a query of either protocol; none of them gave ranges."""
     sessions = [one.session for one in campus_references()]
     return np.flatnonzero([any(queries in session for _, queries in PROTOCOLS.values()) for session in sessions])
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.source import ExportSource
+from export.exportable import ExportableModel
+from export.onnx_graph import replace_nodes
 from retrieval.bundle import INPUT_NAME
 from retrieval.errors import ParameterError
 from retrieval.images import Preprocessing, fit_image
@@ -24,34 +25,34 @@ _FILTERS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resam
 _RESIZED = "images.resized"
 
 
-def take_camera_frames(source: ExportSource, height: int, width: int) -> ExportSource:
-    """The same model for frames of a camera; its truth resizes with Pillow.
+def take_camera_frames(model: ExportableModel, height: int, width: int) -> ExportableModel:
+    """The same model for frames of a camera; its original's frames are resized with Pillow.
 
     Args:
-        source: of any input size.
+        model: of any input size.
         height, width: of the camera's frames, pixels.
 
     Raises:
         ParameterError: the frame is smaller than the model's input.
     """
-    model_size = source.preprocessing
+    model_size = model.preprocessing
     if height < model_size.height or width < model_size.width:
         raise ParameterError(
             f"a camera frame of {height}×{width} is smaller than the model's input, "
             f"{model_size.height}×{model_size.width}",
             remedy="Leave the camera size out: photos are resized before they reach the model",
         )
-    truth = source.truth
+    original = model.original
 
-    def resized_truth(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return truth(np.stack([fit_image(frame, model_size) for frame in frames]))
+    def resized_original(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return original(np.stack([fit_image(frame, model_size) for frame in frames]))
 
     return replace(
-        source,
-        graph=with_resize(source.graph, height, width, model_size),
+        model,
+        graph=with_resize(model.graph, height, width, model_size),
         preprocessing=model_size.model_copy(update={"height": height, "width": width}),
-        truth=resized_truth,
-        truth_name=f"{source.truth_name}, resized by Pillow",
+        original=resized_original,
+        original_name=f"{model.original_name}, resized by Pillow",
     )
 
 
@@ -86,9 +87,7 @@ def with_resize(model: onnx.ModelProto, height: int, width: int, inner: Preproce
     ]
     for number, node in enumerate(nodes):
         node.name = f"camera/{number}_{node.op_type}"
-    others = _reading_floats(graph.node)
-    del graph.node[:]
-    graph.node.extend([*nodes, *others])
+    replace_nodes(resizing, [*nodes, *_reading_floats(graph.node)])
     for dim, size in zip(graph.input[0].type.tensor_type.shape.dim[1:3], (height, width), strict=True):
         dim.dim_value = size
     onnx.checker.check_model(resizing, full_check=True)
@@ -97,7 +96,7 @@ def with_resize(model: onnx.ModelProto, height: int, width: int, inner: Preproce
 
 def _reading_floats(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """The model's nodes, reading resized floats where they read bytes; its own Cast of them is left out."""
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    kept = list(nodes)
     renamed = {INPUT_NAME: _RESIZED}
     for node in kept:
         if node.op_type == "Cast" and node.input[0] == INPUT_NAME and node.attribute[0].i == TensorProto.FLOAT:

@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-import torch
-
-from export.checkpoint_source import in_pytorch
 from export.exporting import ExportSettings, write_export
-from export.graph import DescriptionGraph, export_graph
-from export.source import ExportSource
+from export.from_pytorch import encoder_model
 from retrieval.bundle import Bundle, Provenance, default_bundle_folder
 from retrieval.images import Preprocessing
 from training.descriptor_net import DescriptorNet, GeM, timm_backbone
+from training.encoder import Encoder
+from training.normalisation import InputNormalisation
 from training.pretrained import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_MEAN,
@@ -51,13 +49,11 @@ def make_default_bundle(
     """
     backbone = timm_backbone(EFFICIENTNET_LITE0)
     load_efficientnet_lite0_weights(backbone)
-    net = DescriptorNet(backbone, GeM(p=3.0, learnable=False)).eval()
-    graph = DescriptionGraph(net, EFFICIENTNET_LITE0_MEAN, EFFICIENTNET_LITE0_STD).eval()
-    source = ExportSource(
-        name=NAME,
-        graph=export_graph(graph, preprocessing.height, preprocessing.width, {}),
-        preprocessing=preprocessing,
+    encoder = Encoder(
+        net=DescriptorNet(backbone, GeM(p=3.0, learnable=False)),
         descriptor_dim=_DESCRIPTOR_DIM,
+        preprocessing=preprocessing,
+        normalisation=InputNormalisation(mean=(EFFICIENTNET_LITE0_MEAN,) * 3, std=(EFFICIENTNET_LITE0_STD,) * 3),
         provenance=Provenance(
             backbone=EFFICIENTNET_LITE0,
             aggregation="GeM p=3",
@@ -65,11 +61,9 @@ def make_default_bundle(
             weights_licence="Apache-2.0",
             training_data="ImageNet-1k classification; never trained for places",
         ),
-        licence="Apache-2.0",
-        truth=in_pytorch(graph),
-        truth_name=f"PyTorch {torch.__version__.split('+')[0]}",
     )
-    return write_export(source, folder, ExportSettings(weight_storage=weight_storage), replace_folder=replace)
+    settings = ExportSettings(weight_storage=weight_storage)
+    return write_export(encoder_model(encoder, NAME), folder, settings, replace_folder=replace)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

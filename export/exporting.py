@@ -1,4 +1,4 @@
-"""From a source to a bundle: camera, whitening, precisions; every step proven, then written whole or not at all."""
+"""From a model to a bundle: whitening, precisions, camera; each step is checked, then all is written or nothing."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,18 +14,20 @@ from onnx import helper
 
 from export.bundle_writer import BundleContent, check_free, write_bundle
 from export.camera import take_camera_frames, with_resize
-from export.gate import MIN_PHOTOS, require_gate, require_photos
-from export.graph import store_weights_as_fp16
-from export.lowering import lower_precision
-from export.parity import MIN_COSINE, MIN_COSINE_OF_ROUNDED_WEIGHTS, check_parity
-from export.photos import describe_photos, evenly, read_photos
-from export.recall_change import recall_changes
-from export.source import Describe, ExportSource, run_on_cpu
-from export.whitening_layer import whiten
+from export.exportable import (
+    MIN_COSINE,
+    MIN_COSINE_OF_ROUNDED_WEIGHTS,
+    Describe,
+    ExportableModel,
+    compare_with_original,
+    run_on_cpu,
+)
+from export.onnx_graph import store_weights_as_fp16, with_whitening
+from export.photos import describe_photos, evenly, read_photos, recall_changes
+from export.precision import MIN_PHOTOS, check_precision, lower_precision, require_photos
 from retrieval.artefact import FileRecord
 from retrieval.bundle import Bundle, Precision, PrecisionReport, RecallChange, WhiteningReport, bundle_fingerprint
 from retrieval.evaluation.eval_set import EvalSet
-from retrieval.images import Preprocessing
 from retrieval.index.whitening import HALF_WHITENING, fit_whitening
 from retrieval.references.reference import Reference
 
@@ -57,16 +59,16 @@ class WhiteningSettings:
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What to make of a source.
+    """What to make of a model.
 
     Attributes:
-        name: of the bundle; the source's if None.
+        name: of the bundle; the model's if None.
         camera: (height, width) of whole frames that the graph resizes itself, pixels.
         whitening: whether and how to whiten.
         precisions: besides fp32.
-        photos: to calibrate and judge lower precisions by; at least 64.
+        photos: to find int8's ranges on and to judge lower precisions by; at least 64.
         eval_sets: to measure what whitening and precisions do to recall.
-        accept_loss: write precisions that fail the gate; the manifest says so.
+        accept_loss: write precisions that fail their check; the manifest says so.
         weight_storage: how the fp32 graph's file stores weights.
     """
 
@@ -80,87 +82,88 @@ class ExportSettings:
     weight_storage: Literal["fp32", "fp16"] = "fp32"
 
 
-@dataclass
-class _Steps:
-    """Reports progress, if anybody listens."""
-
-    on_step: OnStep | None
-
-    def begin(self, what: str, photos: int) -> AbstractContextManager[Callable[[int], None]]:
-        return nullcontext(lambda _: None) if self.on_step is None else self.on_step(what, photos)
+def _no_progress(what: str, photos: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda _: None)
 
 
 def write_export(
-    source: ExportSource,
+    model: ExportableModel,
     folder: Path,
     settings: ExportSettings | None = None,
     *,
     replace_folder: bool = False,
-    on_step: OnStep | None = None,
+    on_step: OnStep = _no_progress,
 ) -> Bundle:
-    """Make a bundle of a source.
+    """Make a bundle of a model.
 
     Args:
-        source: graph and truth.
+        model: graph and original.
         folder: where the bundle shall be.
         settings: what to make of it; as it is, in fp32, by default.
         replace_folder: whether a bundle that is already there may be replaced.
-        on_step: opens a progress bar for a step that describes photos.
+        on_step: opens a progress bar for a step that reads or describes photos.
 
     Raises:
-        ParameterError: the folder is taken, or too few photos to fit, to calibrate or to judge by.
-        BundleError: the graph differs from the truth (``parity_failed``), or a precision fails its gate
+        ParameterError: the folder is taken, or too few photos to fit or to judge by.
+        BundleError: the graph differs from the original (``parity_failed``), or a precision fails its check
             (``precision_gate_failed``); nothing is written.
         ImageError: a photo cannot be read.
     """
     settings = settings or ExportSettings()
     check_free(folder, replace=replace_folder)
-    _check_photos(settings)
-    steps = _Steps(on_step)
-    source, whitening = _whitened(replace(source, name=settings.name or source.name), settings, steps)
-    graphs, reports = _lower_precisions(source, settings, steps)
-    final = source if settings.camera is None else take_camera_frames(source, *settings.camera)
-    final = replace(final, graph=_stored(final, settings.weight_storage))
-    threshold = MIN_COSINE if settings.weight_storage == "fp32" else MIN_COSINE_OF_ROUNDED_WEIGHTS
+    for precision in settings.precisions:
+        require_photos(len(settings.photos), precision)
+    model = replace(model, name=settings.name or model.name)
+    whitening, min_cosine = None, MIN_COSINE
+    if settings.whitening is not None:
+        model, whitening = _whiten(model, settings.whitening, settings, on_step)
+    graphs, reports = _lower_precisions(model, settings, on_step)
+    final = model if settings.camera is None else take_camera_frames(model, *settings.camera)
+    final = replace(final, graph=_labelled(final.graph, final, {}))
+    if settings.weight_storage == "fp16":
+        store_weights_as_fp16(final.graph)
+        min_cosine = MIN_COSINE_OF_ROUNDED_WEIGHTS
     content = BundleContent(
         name=final.name,
-        graphs={"fp32": final.graph, **_finished(graphs, source, final)},
+        graphs={"fp32": final.graph, **_finished(graphs, model, final)},
         preprocessing=final.preprocessing,
         descriptor_dim=final.descriptor_dim,
         provenance=final.provenance,
-        parity=check_parity(final, min_cosine=threshold),
+        parity=compare_with_original(final, min_cosine),
         licence=final.licence,
         weight_storage=settings.weight_storage,
         whitening=whitening,
         precisions=reports,
-        camera_model_input=None if settings.camera is None else source.preprocessing,
+        camera_model_input=None if settings.camera is None else model.preprocessing,
     )
     return write_bundle(folder, content, replace=replace_folder)
 
 
-def _check_photos(settings: ExportSettings) -> None:
-    for precision in settings.precisions:
-        require_photos(len(settings.photos), precision)
-
-
-def _whitened(
-    source: ExportSource, settings: ExportSettings, steps: _Steps
-) -> tuple[ExportSource, WhiteningReport | None]:
-    """Fit and append the whitening, and measure what it does to recall."""
-    if settings.whitening is None:
-        return source, None
-    wanted = settings.whitening
-    describe = run_on_cpu(source.graph)
+def _whiten(
+    model: ExportableModel, wanted: WhiteningSettings, settings: ExportSettings, on_step: OnStep
+) -> tuple[ExportableModel, WhiteningReport]:
+    """Fit a whitening, append it to the graph (the original is whitened in numpy), and measure recall."""
     photos = evenly(wanted.photos, _MOST_TO_FIT)
     if len(photos) <= wanted.dim:  # before minutes of describing
-        fit_whitening(np.zeros((len(photos), source.descriptor_dim), np.float32), wanted.dim, wanted.power)
-    with steps.begin("Describing photos to whiten by", len(photos)) as advance:
-        descriptors = describe_photos(photos, source.preprocessing, {"raw": describe}, advance)["raw"]
-    whitening = fit_whitening(descriptors, wanted.dim, wanted.power)
-    whitened = whiten(source, whitening)
-    changes = _recall(source, {"whitened": run_on_cpu(whitened.graph)}, settings, steps)
+        fit_whitening(np.zeros((len(photos), model.descriptor_dim), np.float32), wanted.dim, wanted.power)
+    with on_step("Describing photos to whiten by", len(photos)) as advance:
+        raw = describe_photos(photos, model.preprocessing, {"raw": run_on_cpu(model.graph)}, advance)["raw"]
+    whitening = fit_whitening(raw, wanted.dim, wanted.power)
+    original = model.original
+
+    def whitened_original(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return whitening.apply(original(images))
+
+    whitened = replace(
+        model,
+        graph=with_whitening(model.graph, whitening),
+        descriptor_dim=wanted.dim,
+        original=whitened_original,
+        original_name=f"{model.original_name}, whitened in numpy",
+    )
+    changes = _recall(model, {"whitened": run_on_cpu(whitened.graph)}, settings, on_step)
     report = WhiteningReport(
-        from_dim=source.descriptor_dim,
+        from_dim=model.descriptor_dim,
         dim=wanted.dim,
         power=wanted.power,
         fitted_on=wanted.fitted_on,
@@ -172,90 +175,66 @@ def _whitened(
 
 
 def _lower_precisions(
-    source: ExportSource, settings: ExportSettings, steps: _Steps
+    model: ExportableModel, settings: ExportSettings, on_step: OnStep
 ) -> tuple[dict[Precision, onnx.ModelProto], dict[Precision, PrecisionReport]]:
-    """Make each precision and put it through its gate."""
-    graphs: dict[Precision, onnx.ModelProto] = {}
-    reports: dict[Precision, PrecisionReport] = {}
+    """Make and check a graph of each precision, on as many photos as memory allows."""
     if not settings.precisions:
-        return graphs, reports
-    chosen = _chosen_to_judge(settings, source.preprocessing)
-    photos = _read_all(chosen, source.preprocessing, steps)
-    worst: dict[Precision, str] = {}
-    for precision in dict.fromkeys(settings.precisions):
-        lowered = lower_precision(source.graph, precision, photos)
-        graphs[precision], reports[precision] = lowered.graph, lowered.report
-        worst[precision] = chosen[lowered.worst].id
-    changes = _recall(source, {name: run_on_cpu(graph) for name, graph in graphs.items()}, settings, steps)
-    for precision, report in reports.items():
-        reports[precision] = require_gate(
-            precision,
-            report.model_copy(update={"recall": changes[precision]}),
-            accept_loss=settings.accept_loss,
-            worst_photo=worst[precision],
-        )
-    return graphs, reports
-
-
-def _chosen_to_judge(settings: ExportSettings, preprocessing: Preprocessing) -> list[Reference]:
-    """As many photos as memory allows, at least what the gate wants."""
-    size = preprocessing.height * preprocessing.width * 3
-    return evenly(settings.photos, max(MIN_PHOTOS, min(_MOST_TO_JUDGE, _MOST_BYTES_TO_JUDGE // size)))
-
-
-def _read_all(photos: Sequence[Reference], preprocessing: Preprocessing, steps: _Steps) -> NDArray[np.uint8]:
-    """(n, H, W, 3) uint8."""
+        return {}, {}
+    image_bytes = model.preprocessing.height * model.preprocessing.width * 3
+    chosen = evenly(settings.photos, max(MIN_PHOTOS, min(_MOST_TO_JUDGE, _MOST_BYTES_TO_JUDGE // image_bytes)))
     parts = []
-    with steps.begin("Reading photos to judge by", len(photos)) as advance:
-        for images in read_photos(photos, preprocessing):
+    with on_step("Reading photos to judge by", len(chosen)) as advance:
+        for images in read_photos(chosen, model.preprocessing):
             parts.append(images)
             advance(len(images))
-    return np.concatenate(parts)
+    photos = np.concatenate(parts)
+    lowered = {precision: lower_precision(model.graph, precision, photos) for precision in settings.precisions}
+    after: dict[str, Describe] = {precision: run_on_cpu(one.graph) for precision, one in lowered.items()}
+    changes = _recall(model, after, settings, on_step)
+    reports = {
+        precision: check_precision(
+            precision,
+            one.report.model_copy(update={"recall": changes[precision]}),
+            accept_loss=settings.accept_loss,
+            worst_photo=chosen[one.worst].id,
+        )
+        for precision, one in lowered.items()
+    }
+    return {precision: one.graph for precision, one in lowered.items()}, reports
 
 
 def _recall(
-    before: ExportSource, after: Mapping[str, Describe], settings: ExportSettings, steps: _Steps
+    before: ExportableModel, after: Mapping[str, Describe], settings: ExportSettings, on_step: OnStep
 ) -> dict[str, tuple[RecallChange, ...]]:
     count = sum(len(photos.database) + len(photos.queries) for photos in settings.eval_sets)
-    with steps.begin("Measuring recall", count) as advance:
-        return recall_changes(
-            settings.eval_sets, before.preprocessing, run_on_cpu(before.graph), after, on_progress=advance
-        )
-
-
-def _stored(source: ExportSource, weight_storage: Literal["fp32", "fp16"]) -> onnx.ModelProto:
-    """The fp32 graph as it shall be written."""
-    graph = _labelled(source.graph, source, {})
-    if weight_storage == "fp16":
-        store_weights_as_fp16(graph)
-    return graph
+    with on_step("Measuring recall", count) as advance:
+        return recall_changes(settings.eval_sets, before.preprocessing, run_on_cpu(before.graph), after, advance)
 
 
 def _finished(
-    graphs: Mapping[Precision, onnx.ModelProto], source: ExportSource, final: ExportSource
+    graphs: Mapping[Precision, onnx.ModelProto], model: ExportableModel, final: ExportableModel
 ) -> dict[Precision, onnx.ModelProto]:
     """Graphs of lower precision, for the camera too, and saying which bundle they belong to."""
     data = final.graph.SerializeToString(deterministic=True)
     record = FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
     label = {"sightfix.fingerprint": bundle_fingerprint(record, final.preprocessing)}
-    if final.preprocessing != source.preprocessing:
+    if final.preprocessing != model.preprocessing:
         height, width = final.preprocessing.height, final.preprocessing.width
-        graphs = {name: with_resize(graph, height, width, source.preprocessing) for name, graph in graphs.items()}
+        graphs = {name: with_resize(graph, height, width, model.preprocessing) for name, graph in graphs.items()}
     return {precision: _labelled(graph, final, label) for precision, graph in graphs.items()}
 
 
-def _labelled(graph: onnx.ModelProto, source: ExportSource, more: Mapping[str, str]) -> onnx.ModelProto:
+def _labelled(graph: onnx.ModelProto, model: ExportableModel, more: Mapping[str, str]) -> onnx.ModelProto:
     """A copy whose metadata says what it is."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
-    known = {entry.key: entry.value for entry in graph.metadata_props}
     helper.set_model_props(
         copy,
         {
-            **known,
-            "sightfix.name": source.name,
-            "sightfix.objective": source.provenance.objective or "none",
-            "sightfix.descriptor_dim": str(source.descriptor_dim),
+            **{entry.key: entry.value for entry in graph.metadata_props},
+            "sightfix.name": model.name,
+            "sightfix.objective": model.provenance.objective or "none",
+            "sightfix.descriptor_dim": str(model.descriptor_dim),
             **more,
         },
     )

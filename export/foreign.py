@@ -1,7 +1,7 @@
-"""Any ONNX image encoder becomes something to export, by a short TOML that says how it wants its images.
+"""Import any ONNX image encoder, by a short TOML that says how it wants its images.
 
-Nothing of the TOML is believed that can be checked, and the result is compared with the untouched file: each test image
-is prepared by numpy and described alone there, and in batches of 1, 2 and 7 by the new graph.
+What can be checked of the TOML is checked, and the result is compared with the untouched file: each test image is
+prepared by numpy and described alone there, and in batches of 1, 2 and 7 by the new graph.
 """
 
 import hashlib
@@ -17,25 +17,22 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
-from export.foreign_batch import free_batch
-from export.foreign_file import ForeignFile, open_file, open_session
+from export.exportable import BATCHES, MIN_COSINE, Describe, ExportableModel, noise, run_on_cpu
+from export.foreign_file import ForeignFile, first_line, open_file
 from export.foreign_graph import (
     MIN_OPSET,
     TARGET_OPSET,
     convert_opset,
+    free_batch,
     has_halves,
     only_output,
     opset_of,
     widen,
     with_contract,
 )
-from export.foreign_reading import first_line
 from export.foreign_settings import ForeignModelError, ForeignSettings, read_settings
-from export.parity import BATCHES, MIN_COSINE, noise
-from export.source import Describe, ExportSource
-from retrieval.bundle import INPUT_NAME, OUTPUT_NAME
 
-# Test images from one flat colour to fine chequers; a net that finds them all alike sees something else than images.
+# Test images range from one flat colour to fine chequers; a net that finds them all alike does not see images.
 _ALIKE: Final = 0.9999
 _UNIT: Final = 1e-3
 
@@ -45,17 +42,12 @@ class ForeignModel:
     """A foreign model, ready to become a bundle.
 
     Attributes:
-        source: graph and truth.
+        model: graph and original.
         notes: what was changed or kept, and what looks doubtful, each a sentence for people.
     """
 
-    source: ExportSource
+    model: ExportableModel
     notes: tuple[str, ...]
-
-
-def import_model(toml: Path) -> ExportSource:
-    """`read_foreign_model` without its notes."""
-    return read_foreign_model(toml).source
 
 
 def read_foreign_model(toml: Path) -> ForeignModel:
@@ -72,9 +64,9 @@ def read_foreign_model(toml: Path) -> ForeignModel:
     """
     settings = read_settings(toml)
     file = open_file(toml, settings)
-    truth = _truth(file, settings)
+    original = _original(file, settings)
     images = noise(settings.input.height, settings.input.width)
-    expected = truth(images)
+    expected = original(images)
     _check_descriptors(expected, file, toml, settings)
     graph, notes = _build(file, settings, images, expected)
     if _are_alike(expected):
@@ -84,21 +76,21 @@ def read_foreign_model(toml: Path) -> ForeignModel:
         )
     sha256 = hashlib.sha256(file.path.read_bytes()).hexdigest()
     helper.set_model_props(graph, {"sightfix.imported_file_sha256": sha256})
-    source = ExportSource(
+    model = ExportableModel(
         name=settings.name,
         graph=graph,
         preprocessing=settings.preprocessing(),
         descriptor_dim=expected.shape[1],
         provenance=settings.bundle_provenance(),
         licence=settings.licence(),
-        truth=truth,
-        truth_name=f"{file.path.name}, untouched, in ONNX Runtime {onnxruntime.__version__}",
+        original=original,
+        original_name=f"{file.path.name}, untouched, in ONNX Runtime {onnxruntime.__version__}",
     )
-    return ForeignModel(source, tuple(notes))
+    return ForeignModel(model, tuple(notes))
 
 
-def _truth(file: ForeignFile, settings: ForeignSettings) -> Describe:
-    """The untouched file, fed by numpy in float64; written without a look at the graph's own preprocessing."""
+def _original(file: ForeignFile, settings: ForeignSettings) -> Describe:
+    """The untouched file, fed by numpy in float64; independent of the preprocessing that `with_contract` adds."""
     wants = settings.input
 
     def describe(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -164,7 +156,7 @@ class _Variant:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """How a built graph did: the batch at which it failed, and why; no batch when it passed."""
+    """The batch at which a built graph failed, and why; no batch when it passed."""
 
     batch: int | None
     reason: str = ""
@@ -173,13 +165,13 @@ class _Outcome:
 def _build(
     file: ForeignFile, settings: ForeignSettings, images: NDArray[np.uint8], expected: NDArray[np.float32]
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """The first variant, from the most wanted on, that describes as the untouched file does."""
+    """The first variant, in order of preference, that describes as the untouched file does."""
     plain = only_output(file.model, file.output_name)
     failures: dict[_Variant, _Outcome] = {}
     for variant in _variants(plain):
         try:
             graph = with_contract(_vary(plain, variant, file.batch or 1), settings, expected.shape[1])
-            outcome = _compare(_run_silently(graph), images, expected)
+            outcome = _compare(run_on_cpu(graph), images, expected)
         except Exception as error:  # onnx and ONNX Runtime raise many types; only their texts tell what is wrong
             outcome = _Outcome(0, first_line(error))
         if outcome.batch is None:
@@ -200,17 +192,6 @@ def _vary(plain: onnx.ModelProto, variant: _Variant, batch: int) -> onnx.ModelPr
     if variant.widened:
         model = widen(model)
     return convert_opset(model) if variant.converted else model
-
-
-def _run_silently(graph: onnx.ModelProto) -> Describe:
-    """As `run_on_cpu`, but a graph that fails, as some variants must, writes nothing to the user's terminal."""
-    session = open_session(graph.SerializeToString())
-
-    def describe(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        descriptors: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
-        return descriptors
-
-    return describe
 
 
 def _compare(describe: Describe, images: NDArray[np.uint8], expected: NDArray[np.float32]) -> _Outcome:
@@ -266,7 +247,7 @@ def _no_variant(file: ForeignFile, plain: onnx.ModelProto, failures: dict[_Varia
     if file.batch is not None or (outcome.batch or 0) > 1:
         size = file.batch or 1
         return ForeignModelError(
-            f"it describes {size} {'image' if size == 1 else 'images'} at a time only: the batch size is baked into "
+            f"it describes {size} {'image' if size == 1 else 'images'} at a time only: the batch size is fixed in "
             f"the graph ({outcome.reason})",
             where=str(file.path),
             remedy="Export it with a dynamic batch (dynamic_shapes of torch.onnx.export), from an example of 2 images",

@@ -1,13 +1,15 @@
-"""A foreign graph behind the bundle's contract: uint8 photos in, unit descriptors out."""
+"""Rewrite a foreign graph: one output, other operators, any batch size, and the bundle's contract around it."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
 import onnx
-from onnx import TensorProto, compose, helper, inliner, numpy_helper, version_converter
+from numpy.typing import NDArray
+from onnx import TensorProto, compose, helper, inliner, numpy_helper, shape_inference, version_converter
 
 from export.foreign_settings import ForeignSettings
+from export.onnx_graph import replace_nodes
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME
 
 # Of all graphs that sightfix exports itself.
@@ -38,9 +40,7 @@ def only_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         if needed.intersection(node.output):
             needed.update(_reads(node))
             kept.append(node)
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(copy, reversed(kept))
     initial = {tensor.name for tensor in graph.initializer}
     _keep(graph.initializer, (tensor for tensor in graph.initializer if tensor.name in needed))
     _keep(graph.input, (value for value in graph.input if value.name not in initial))
@@ -79,6 +79,106 @@ def convert_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     converted: onnx.ModelProto = version_converter.convert_version(model, TARGET_OPSET)
     del converted.graph.value_info[:]
     return converted
+
+
+def free_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """A copy that takes any number of images, if Reshape and Concat are all that fixes it.
+
+    Exported with an example of one image, many graphs state that number where they mean any: in the target of a
+    Reshape, and in constants (a class token, say) that are joined to the tokens of every image. Both are rewritten, as
+    if images came first in every reshaped array; the caller must run the graph to see whether they do.
+
+    Args:
+        model: one input and one output.
+        batch: the number of images it was exported with.
+    """
+    freed = onnx.ModelProto()
+    freed.CopyFrom(model)
+    graph = freed.graph
+    targets, ranks = _whole_numbers(graph), _ranks(model)
+    of_images = {value.name for value in graph.input}
+    nodes: list[onnx.NodeProto] = []
+    for place, node in enumerate(graph.node):
+        own = onnx.NodeProto.FromString(node.SerializeToString())
+        shows_images = of_images.intersection(node.input)
+        if shows_images and node.op_type == "Reshape":
+            _free_reshape(graph, own, targets.get(node.input[1]), batch, place)
+        elif shows_images and node.op_type == "Concat":
+            nodes += _repeat_whole_numbers(graph, own, of_images, ranks, place)
+        # What a Shape returns are an array's sides, not images.
+        if shows_images and node.op_type != "Shape":
+            of_images.update(node.output)
+        nodes.append(own)
+    replace_nodes(freed, nodes)
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    return freed
+
+
+def _whole_numbers(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
+    """Values of all whole numbers among initializers and Constant nodes."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value"), None)
+        if node.op_type == "Constant" and value is not None:
+            tensors[node.output[0]] = value
+    whole = onnx.TensorProto.INT64
+    return {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items() if tensor.data_type == whole}
+
+
+def _ranks(model: onnx.ModelProto) -> dict[str, int]:
+    """The number of sides of every value of which onnx can infer it."""
+    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
+    return ranks | {tensor.name: len(tensor.dims) for tensor in inferred.initializer}
+
+
+def _free_reshape(
+    graph: onnx.GraphProto, node: onnx.NodeProto, target: NDArray[Any] | None, batch: int, place: int
+) -> None:
+    """Let the first side of a Reshape's target follow from the number of images."""
+    if target is None or target.ndim != 1 or len(target) == 0 or target[0] <= 0:
+        return
+    if (target > 0).all():
+        first = -1  # whatever number of images, times heads or windows, is left
+    elif target[0] == batch and 0 not in target:
+        first = 0  # the input's first side, for another side is what is left
+        del node.attribute[:]  # `allowzero` would make that an empty side
+    else:
+        return
+    name = f"import.target.{place}"
+    graph.initializer.append(numpy_helper.from_array(np.array([first, *target[1:]], np.int64), name))
+    node.input[1] = name
+
+
+def _repeat_whole_numbers(
+    graph: onnx.GraphProto, node: onnx.NodeProto, of_images: set[str], ranks: dict[str, int], place: int
+) -> list[onnx.NodeProto]:
+    """Repeat what is the same for all images for each of them, where a Concat joins it to theirs.
+
+    Returns:
+        the nodes that do so; the Concat's inputs are changed in place.
+    """
+    axis = next(attribute.i for attribute in node.attribute if attribute.name == "axis")
+    beside = next(name for name in node.input if name in of_images)
+    rank = max((ranks.get(name, 0) for name in node.input), default=0)
+    alone = [name for name in node.input if name not in of_images]
+    if axis in (0, -rank) or rank < 2 or not alone:
+        return []
+    rows, zero, ones = f"import.rows.{place}", f"import.zero.{place}", f"import.ones.{place}"
+    graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), zero))
+    graph.initializer.append(numpy_helper.from_array(np.ones(rank - 1, np.int64), ones))
+    added = [
+        helper.make_node("Shape", [beside], [f"{rows}.sides"]),
+        helper.make_node("Gather", [f"{rows}.sides", zero], [f"{rows}.first"], axis=0),
+        helper.make_node("Concat", [f"{rows}.first", ones], [rows], axis=0),
+    ]
+    for number, name in enumerate(alone):
+        repeated = f"import.repeated.{place}.{number}"
+        added.append(helper.make_node("Expand", [name, rows], [repeated]))
+        node.input[:] = [repeated if given == name else given for given in node.input]
+    return added
 
 
 def has_halves(graph: onnx.GraphProto) -> bool:
@@ -140,10 +240,7 @@ def with_contract(model: onnx.ModelProto, settings: ForeignSettings, descriptor_
     after, more = _after(result, settings, opset_of(model))
     for place, node in enumerate((*before, *after)):
         node.name = f"import/{place}_{node.op_type}"
-    nodes = [*before, *graph.node, *after]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    replace_nodes(wrapped, [*before, *graph.node, *after])
     graph.initializer.extend(
         numpy_helper.from_array(np.asarray(values), name) for name, values in {**constants, **more}.items()
     )

@@ -1,8 +1,8 @@
 """Build a TensorRT plan ahead of time: one graph of a bundle, made ready for this machine's GPU.
 
 The network is strongly typed: every layer computes in the types that the ONNX graph states, so the plan is what passed
-the bundle's gate (an fp16 graph becomes an fp16 plan whose norms stay in fp32). TensorRT 11 knows nothing else; 10 has
-to be asked. Needs TensorRT and a GPU, and neither PyTorch nor onnx.
+the bundle's precision check (an fp16 graph becomes an fp16 plan whose norms stay in fp32). TensorRT 11 knows nothing
+else; 10 has to be asked. Needs TensorRT and a GPU, and neither PyTorch nor onnx.
 """
 
 import contextlib
@@ -127,7 +127,7 @@ class _PlanBuild:
         self._parse(network)
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._workspace_bytes)
-        # On by default, and it rounds fp32 factors to ten bits: not what the bundle's gate has seen.
+        # On by default, and it rounds fp32 factors to ten bits: not what the bundle's precision check measured.
         config.clear_flag(trt.BuilderFlag.TF32)
         self._add_profiles(builder, config)
         timing_path = timing_cache_path(self._cache, self._machine)

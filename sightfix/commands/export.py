@@ -12,14 +12,14 @@ from retrieval.bundle import Bundle, RecallChange
 from sightfix.console import console
 
 if TYPE_CHECKING:
+    from export.exportable import ExportableModel
     from export.exporting import WhiteningSettings
-    from export.source import ExportSource
     from retrieval.bundle import Precision
     from retrieval.references import Reference
 
 
 def print_bundle_made(bundle: Bundle) -> None:
-    """Say what was written, how near it is to the truth, and what whitening and precisions do to recall."""
+    """Say what was written, how near it is to the original, and what whitening and precisions do to recall."""
     manifest = bundle.manifest
     size_mb = sum(record.size for record in manifest.files.values()) / 1e6
     console.print(
@@ -31,7 +31,7 @@ def print_bundle_made(bundle: Bundle) -> None:
         console.print(f"  fp32: worst cosine to {escape(parity.reference)} {parity.min_cosine:.7f}")
     for precision, report in manifest.precisions.items():
         kept = f", {len(report.kept_in_fp32)} layers kept in fp32" if report.kept_in_fp32 else ""
-        verdict = "[yellow]below its gate, accepted[/]" if report.accepted_loss else "passed its gate"
+        verdict = "[yellow]failed its check, loss accepted[/]" if report.accepted_loss else "passed its check"
         console.print(
             f"  {precision}: worst cosine to fp32 {report.min_cosine:.5f} on {report.images} photos{kept}; {verdict}"
         )
@@ -86,7 +86,7 @@ def export(
     precision: Annotated[list[str] | None, typer.Option(help="fp16 or int8, beside fp32; repeatable")] = None,
     photos: Annotated[
         str | None,
-        typer.Option(help="At least 64 photos to calibrate and judge precisions by [default: those of --fit]"),
+        typer.Option(help="At least 64 photos for int8 ranges and to judge precisions by [default: those of --fit]"),
     ] = None,
     eval_: Annotated[
         list[str] | None,
@@ -97,7 +97,7 @@ def export(
     ] = None,
     eval_queries: Annotated[list[str] | None, typer.Option(help="The queries, one spec for each --eval")] = None,
     accept_loss: Annotated[
-        bool, typer.Option("--accept-loss", help="Write precisions that fail their gate; the manifest says so")
+        bool, typer.Option("--accept-loss", help="Write precisions that fail their check; the manifest says so")
     ] = False,
     camera: Annotated[
         str | None, typer.Option(help="Take a camera's whole frames, such as 1920x1080; the graph resizes them")
@@ -108,12 +108,9 @@ def export(
     ] = False,
     triton: Annotated[Path | None, typer.Option(help="Also write a Triton model repository to this folder")] = None,
 ) -> None:
-    """Turn a checkpoint, another bundle or somebody else's ONNX model into a bundle that index and server use."""
+    """Turn a checkpoint, another bundle or a foreign ONNX model into a bundle that index and server use."""
     from sightfix.commands.options import open_eval_sets
-    from sightfix.console import console, progress_bar
-
-    pass  # LOOK
-    from sightfix.console import require
+    from sightfix.console import console, progress_bar, require
 
     require("export")
     from export.bundle_writer import check_free
@@ -143,24 +140,24 @@ def export(
     console.print(f"Next: sightfix index PHOTOS --bundle {escape(str(out))}")
 
 
-def _open(source: str) -> "ExportSource":
-    from export.bundle_source import bundle_source
-    from export.checkpoint_source import checkpoint_source
+def _open(source: str) -> "ExportableModel":
+    from export.exportable import bundle_model
+    from export.from_pytorch import checkpoint_model
     from retrieval.artefact import kind_of
     from sightfix.console import console
 
     if source == "default":
-        return bundle_source(None)
+        return bundle_model(None)
     if source.endswith(".toml"):
         from export.foreign import read_foreign_model
 
         foreign = read_foreign_model(Path(source))
         for note in foreign.notes:
             console.print(f"[yellow]note[/] {escape(note)}")
-        return foreign.source
+        return foreign.model
     if kind_of(Path(source)) == "bundle":
-        return bundle_source(Path(source))
-    return checkpoint_source(Path(source))
+        return bundle_model(Path(source))
+    return checkpoint_model(Path(source))
 
 
 def _whitening(dim: int | None, fit: str | None, power: float) -> "WhiteningSettings | None":
@@ -188,7 +185,7 @@ def _photos(spec: str | None, whitening: "WhiteningSettings | None") -> "Sequenc
     if whitening is not None:
         return whitening.photos
     raise ParameterError(
-        "a lower precision needs photos to calibrate and judge it by",
+        "a lower precision needs photos to judge it by",
         remedy="Add --photos with at least 64 photos of the place, such as some of those you will index",
         code="too_few_photos",
     )

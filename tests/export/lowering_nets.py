@@ -8,7 +8,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export.graph import DescriptionGraph, export_graph
+from export.from_pytorch import DescriptionGraph, export_graph
 from tests.places import pattern
 from training.descriptor_net import DescriptorNet, GeM
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from export.checkpoint_source import encoder_source
+from export.exportable import MIN_COSINE, noise
 from export.exporting import write_export
-from export.parity import MIN_COSINE, noise
+from export.from_pytorch import encoder_model
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.images import decode_image
@@ -33,7 +33,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     recipe = load_recipe(name, ["network.pretrained=none", f"image.height={height}", f"image.width={width}"])
     encoder = build_encoder(recipe.network, recipe.image)
     encoder.net.eval()
-    return encoder, write_export(encoder_source(encoder, name), tmp_path_factory.mktemp("bundle") / "bundle")
+    return encoder, write_export(encoder_model(encoder, name), tmp_path_factory.mktemp("bundle") / "bundle")
 
 
 def in_pytorch(encoder: Encoder, images: np.ndarray) -> np.ndarray:

@@ -7,8 +7,7 @@ from onnx import TensorProto
 from onnx.shape_inference import infer_shapes
 
 from export.camera import resize_matrices, resizes_rows_first, take_camera_frames, with_resize
-from export.parity import check_parity
-from export.source import ExportSource, run_on_cpu
+from export.exportable import ExportableModel, compare_with_original, run_on_cpu
 from retrieval.bundle import Bundle
 from retrieval.errors import ParameterError
 from retrieval.images import Preprocessing, fit_image
@@ -75,19 +74,19 @@ def cast_first(bundle: Bundle) -> onnx.ModelProto:
 
 def test_a_source_for_a_camera_states_the_camera_and_keeps_its_truth(bundle: Bundle) -> None:
     model = onnx.load(bundle.graph_path("fp32"))
-    source = ExportSource(
+    source = ExportableModel(
         name="default",
         graph=model,
         preprocessing=bundle.preprocessing,
         descriptor_dim=bundle.descriptor_dim,
         provenance=bundle.manifest.provenance,
         licence=bundle.manifest.licence,
-        truth=run_on_cpu(model),
-        truth_name="the bundle",
+        original=run_on_cpu(model),
+        original_name="the bundle",
     )
     camera = take_camera_frames(source, 270, 480)
     assert (camera.preprocessing.height, camera.preprocessing.width) == (270, 480)
     assert camera.preprocessing.fit == bundle.preprocessing.fit
-    assert check_parity(camera, batches=(1, 2)).min_cosine >= 0.99999
+    assert compare_with_original(camera).min_cosine >= 0.99999
     with pytest.raises(ParameterError, match="200×480 is smaller than the model's input, 256×256"):
         take_camera_frames(source, 200, 480)

@@ -11,9 +11,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export.checkpoint_source import checkpoint_source
 from export.exporting import write_export
-from export.graph import DescriptionGraph, export_graph
+from export.from_pytorch import DescriptionGraph, checkpoint_model, export_graph
 from retrieval.artefact import record_files
 from retrieval.describer import Describer
 from retrieval.errors import BundleError, ParameterError
@@ -31,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_bundle_describes_as_the_encoder(checkpoint: Path, tmp_path: Path) -> None:
-    bundle = write_export(checkpoint_source(checkpoint), tmp_path / "bundle")
+    bundle = write_export(checkpoint_model(checkpoint), tmp_path / "bundle")
     images = np.stack([np.asarray(pattern(seed, (96, 64))) for seed in range(5)])
     encoder = load_encoder(checkpoint)
     with torch.no_grad():
@@ -49,7 +48,7 @@ def test_the_bundle_describes_as_the_encoder(checkpoint: Path, tmp_path: Path) -
 
 
 def test_a_graph_that_differs_is_not_written(checkpoint: Path, tmp_path: Path) -> None:
-    source = checkpoint_source(checkpoint)
+    source = checkpoint_model(checkpoint)
     damaged = onnx.ModelProto()
     damaged.CopyFrom(source.graph)
     weights = next(tensor for tensor in damaged.graph.initializer if len(tensor.dims) == 4)
@@ -63,8 +62,8 @@ def test_a_graph_that_differs_is_not_written(checkpoint: Path, tmp_path: Path) -
 
 
 def test_a_graph_that_gives_nan_is_not_written(checkpoint: Path, tmp_path: Path) -> None:
-    source = checkpoint_source(checkpoint)
-    nothing = replace(source, truth=lambda images: np.full((len(images), 16), np.nan, np.float32))
+    source = checkpoint_model(checkpoint)
+    nothing = replace(source, original=lambda images: np.full((len(images), 16), np.nan, np.float32))
     with pytest.raises(BundleError, match="worst cosine nan"):
         write_export(nothing, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
@@ -72,10 +71,10 @@ def test_a_graph_that_gives_nan_is_not_written(checkpoint: Path, tmp_path: Path)
 
 def test_errors(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
-        checkpoint_source(tmp_path / "nothing")
+        checkpoint_model(tmp_path / "nothing")
     (tmp_path / "taken").mkdir()
     with pytest.raises(ParameterError, match="exists already"):
-        write_export(checkpoint_source(checkpoint), tmp_path / "taken")
+        write_export(checkpoint_model(checkpoint), tmp_path / "taken")
 
 
 def test_a_truncated_checkpoint_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
@@ -84,7 +83,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(checkpoint: Path, tmp_path: P
     weights = copied / "encoder.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"encoder.safetensors: the file has \d+ bytes.*Copy"):
-        checkpoint_source(copied)
+        checkpoint_model(copied)
 
 
 def test_a_recipe_of_another_objective_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -96,7 +95,7 @@ def test_a_recipe_of_another_objective_is_refused(checkpoint: Path, tmp_path: Pa
     files = {**manifest.files, "recipe.json": record_files(copied, ["recipe.json"])["recipe.json"]}
     manifest.model_copy(update={"files": files}).write(copied)
     with pytest.raises(CheckpointError, match=r"recipe.json: the recipe trains byol, the manifest says it was simclr"):
-        checkpoint_source(copied)
+        checkpoint_model(copied)
 
 
 class DependsOnPixels(nn.Module):

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from export import default_bundle
+from export import from_pytorch
 from export.default_bundle import DEFAULT_PREPROCESSING, NAME, make_default_bundle
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
@@ -110,7 +110,7 @@ def test_a_graph_that_differs_from_pytorch_is_not_written(
     tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The committed graph with rounded weights, passed off as one with exact weights."""
-    monkeypatch.setattr(default_bundle, "export_graph", lambda *_: onnx.load(bundle.graph_path("fp32")))
+    monkeypatch.setattr(from_pytorch, "export_graph", lambda *_: onnx.load(bundle.graph_path("fp32")))
     with pytest.raises(BundleError) as caught:
         make_default_bundle(tmp_path / "bundle", weight_storage="fp32")
     assert caught.value.code == "parity_failed"

@@ -7,9 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
-from export.bundle_source import bundle_source
+from export.exportable import ExportableModel, bundle_model, run_on_cpu
 from export.exporting import ExportSettings, WhiteningSettings, write_export
-from export.source import ExportSource, run_on_cpu
 from retrieval.bundle import Provenance, open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError, StorageError
@@ -24,14 +23,14 @@ SIZE = Preprocessing(height=16, width=32)
 
 
 @pytest.fixture(scope="module")
-def source() -> ExportSource:
+def source() -> ExportableModel:
     graph = mean_colour_graph(16, 32)
 
     def by_hand(images: np.ndarray) -> np.ndarray:
         means = images.astype(np.float64).mean(axis=(1, 2))
         return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
 
-    return ExportSource(
+    return ExportableModel(
         name="mean colour",
         graph=graph,
         preprocessing=SIZE,
@@ -40,8 +39,8 @@ def source() -> ExportSource:
             backbone="none", aggregation="mean", weights="none", weights_licence="none", training_data="none"
         ),
         licence="Apache-2.0",
-        truth=by_hand,
-        truth_name="numpy",
+        original=by_hand,
+        original_name="numpy",
     )
 
 
@@ -50,7 +49,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Reference]:
     return make_places(tmp_path_factory.mktemp("photos"), 20).rows
 
 
-def test_as_it_is(source: ExportSource, tmp_path: Path) -> None:
+def test_as_it_is(source: ExportableModel, tmp_path: Path) -> None:
     bundle = write_export(source, tmp_path / "bundle", ExportSettings(name="colours"))
     assert bundle.name == "colours"
     assert bundle.manifest.parity is not None
@@ -61,7 +60,7 @@ def test_as_it_is(source: ExportSource, tmp_path: Path) -> None:
     assert stated == {"sightfix.name": "colours", "sightfix.objective": "none", "sightfix.descriptor_dim": "3"}
 
 
-def test_whitened(source: ExportSource, photos: list[Reference], tmp_path: Path) -> None:
+def test_whitened(source: ExportableModel, photos: list[Reference], tmp_path: Path) -> None:
     evaluation = EvalSet("line", tuple(photos), tuple(photos[:5]))
     steps: list[tuple[str, int]] = []
 
@@ -90,14 +89,14 @@ def test_whitened(source: ExportSource, photos: list[Reference], tmp_path: Path)
     assert report.recall[0].before == 1.0
     assert bundle.descriptor_dim == 2
     images = np.stack([read_image(photo.path, SIZE) for photo in photos])
-    raw = source.truth(images)
+    raw = source.original(images)
     whitened = fit_whitening(run_on_cpu(source.graph)(images), 2, 1.0).apply(raw)
     np.testing.assert_allclose(Describer(bundle, threads=1).describe(images), whitened, atol=1e-4)
     card = (bundle.folder / "MODEL_CARD.md").read_text()
     assert "From 3 to 2 numbers, with power 1 of the singular values, fitted on 20 photos of a line of places." in card
 
 
-def test_for_a_camera(source: ExportSource, tmp_path: Path) -> None:
+def test_for_a_camera(source: ExportableModel, tmp_path: Path) -> None:
     bundle = write_export(source, tmp_path / "bundle", ExportSettings(camera=(48, 80)))
     assert (bundle.preprocessing.height, bundle.preprocessing.width) == (48, 80)
     assert bundle.manifest.camera_model_input == SIZE
@@ -107,17 +106,17 @@ def test_for_a_camera(source: ExportSource, tmp_path: Path) -> None:
     )
     frames = np.random.default_rng(0).integers(0, 256, (3, 48, 80, 3), dtype=np.uint8)
     ours = Describer(bundle, threads=1).describe(frames)
-    np.testing.assert_allclose((ours * source.truth(frames)).sum(axis=1), 1, atol=1e-4)
+    np.testing.assert_allclose((ours * source.original(frames)).sum(axis=1), 1, atol=1e-4)
 
 
 @pytest.mark.parametrize("settings", [ExportSettings(camera=(48, 80)), ExportSettings(name="plain")])
-def test_a_bundle_can_be_exported_again(source: ExportSource, tmp_path: Path, settings: ExportSettings) -> None:
+def test_a_bundle_can_be_exported_again(source: ExportableModel, tmp_path: Path, settings: ExportSettings) -> None:
     first = write_export(source, tmp_path / "first", settings)
     if settings.camera:
         with pytest.raises(ParameterError, match=r"whitened, or made for a camera, already.*Export from"):
-            bundle_source(first.folder)
+            bundle_model(first.folder)
         return
-    again = write_export(bundle_source(first.folder), tmp_path / "second")
+    again = write_export(bundle_model(first.folder), tmp_path / "second")
     assert again.fingerprint == first.fingerprint
     assert again.manifest.parity is not None
     assert again.manifest.parity.reference == f"bundle plain {first.fingerprint[:12]}"
@@ -125,7 +124,7 @@ def test_a_bundle_can_be_exported_again(source: ExportSource, tmp_path: Path, se
 
 def test_weights_stored_as_fp16_are_unpacked(tmp_path: Path) -> None:
     shipped = open_bundle()
-    source = bundle_source(None)
+    source = bundle_model(None)
     assert not [node for node in source.graph.graph.node if node.op_type == "Cast"][1:]
     images = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
     np.testing.assert_allclose(
@@ -138,7 +137,7 @@ def test_weights_stored_as_fp16_are_unpacked(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_refused_first(
-    source: ExportSource, tmp_path: Path, photos: list[Reference]
+    source: ExportableModel, tmp_path: Path, photos: list[Reference]
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     unread = replace(photos[0], path=tmp_path / "missing.jpg")
@@ -147,7 +146,7 @@ def test_a_folder_that_cannot_be_written_is_refused_first(
         write_export(source, tmp_path / "file" / "bundle", settings)
 
 
-def test_too_few_photos_are_refused_before_they_are_read(source: ExportSource, tmp_path: Path) -> None:
+def test_too_few_photos_are_refused_before_they_are_read(source: ExportableModel, tmp_path: Path) -> None:
     missing = Reference(id="x", path=tmp_path / "missing.jpg", position=None)
     with pytest.raises(ParameterError, match="2 reference photos are too few to find 2 directions"):
         write_export(source, tmp_path / "b", ExportSettings(whitening=WhiteningSettings(2, [missing] * 2, "nothing")))

@@ -11,11 +11,10 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
+from export.exportable import ExportableModel, noise, run_on_cpu
 from export.exporting import write_export
-from export.foreign import import_model, read_foreign_model
+from export.foreign import read_foreign_model
 from export.foreign_settings import ForeignModelError, read_settings, valid_keys
-from export.parity import noise
-from export.source import ExportSource, run_on_cpu
 from retrieval.describer import Describer
 from retrieval.images import Preprocessing, fit_image
 from tests.export.foreign_nets import (
@@ -48,17 +47,21 @@ def photos(count: int) -> np.ndarray:
     return np.stack([np.asarray(pattern(seed, (WIDTH, HEIGHT))) for seed in range(count)])
 
 
-def check(source: ExportSource, *, dim: int = DIM) -> None:
+def imported(toml: Path) -> ExportableModel:
+    return read_foreign_model(toml).model
+
+
+def check(source: ExportableModel, *, dim: int = DIM) -> None:
     """Contract and equality with the untouched file."""
     (images,), (descriptors,) = source.graph.graph.input, source.graph.graph.output
     assert [side.dim_param or side.dim_value for side in images.type.tensor_type.shape.dim] == ["N", HEIGHT, WIDTH, 3]
     assert images.type.tensor_type.elem_type == TensorProto.UINT8
     assert [side.dim_param or side.dim_value for side in descriptors.type.tensor_type.shape.dim] == ["N", dim]
     assert (images.name, descriptors.name, source.descriptor_dim) == ("images", "descriptors", dim)
-    describe = run_on_cpu(source.graph, threads=1)
+    describe = run_on_cpu(source.graph)
     for batch in (1, 2, 7):
         taken = photos(batch)
-        ours, theirs = describe(taken), source.truth(taken)
+        ours, theirs = describe(taken), source.original(taken)
         assert ours.dtype == theirs.dtype == np.float32
         assert ours.shape == theirs.shape == (batch, dim)
         np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
@@ -70,23 +73,23 @@ def test_an_imagenet_net_describes_as_pytorch(tmp_path: Path) -> None:
     net = SmallNet()
     export(net, tmp_path / "net.onnx")
     model = read_foreign_model(write_toml(tmp_path))
-    check(model.source)
+    check(model.model)
     assert model.notes == ("operators were converted from opset 17 to 20",)
     images = photos(5)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
         pixels = (torch.from_numpy(images) / 255 - mean) / std
         theirs = torch.nn.functional.normalize(net(pixels.permute(0, 3, 1, 2)), dim=1).numpy()
-    ours = run_on_cpu(model.source.graph, threads=1)(images)
+    ours = run_on_cpu(model.model.graph)(images)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    assert {(entry.domain, entry.version) for entry in model.source.graph.opset_import} == {("", 20)}
+    assert {(entry.domain, entry.version) for entry in model.model.graph.opset_import} == {("", 20)}
 
 
 def test_what_the_toml_states_reaches_the_bundle(tmp_path: Path) -> None:
     export(SmallNet(), tmp_path / "net.onnx")
     toml = write_toml(tmp_path, more='[resize]\nfit = "crop"\nfilter = "bilinear"')
     toml.write_text(toml.read_text() + 'licence = "CC BY 4.0"\n')
-    bundle = write_export(import_model(toml), tmp_path / "bundle")
+    bundle = write_export(imported(toml), tmp_path / "bundle")
     manifest = bundle.manifest
     assert manifest.name == "small"
     assert manifest.licence == "CC BY 4.0"
@@ -103,21 +106,21 @@ def test_what_the_toml_states_reaches_the_bundle(tmp_path: Path) -> None:
 
 def test_the_licence_is_that_of_the_weights_unless_stated(tmp_path: Path) -> None:
     export(SmallNet(), tmp_path / "net.onnx")
-    assert import_model(write_toml(tmp_path)).licence == "MIT"
+    assert imported(write_toml(tmp_path)).licence == "MIT"
 
 
 def test_bytes_with_channels_last(tmp_path: Path) -> None:
     export(Bytes(), tmp_path / "net.onnx", dtype=torch.uint8, last=True)
     model = read_foreign_model(write_toml(tmp_path, 'layout = "nhwc"\ndtype = "uint8"'))
-    check(model.source)
-    casts = [node.op_type for node in model.source.graph.graph.node if "images" in node.input]
+    check(model.model)
+    casts = [node.op_type for node in model.model.graph.graph.node if "images" in node.input]
     assert casts == ["Cast"], "TensorRT lets nothing but a Cast read a uint8 input"
 
 
 def test_floats_with_channels_last(tmp_path: Path) -> None:
     export(Last(), tmp_path / "net.onnx", last=True)
     check(
-        import_model(
+        imported(
             write_toml(tmp_path, 'layout = "nhwc"\nscale = 1\nmean = [127.5, 127.5, 127.5]\nstd = [128, 128, 128]')
         )
     )
@@ -127,26 +130,26 @@ def test_caffe_channels_and_means(tmp_path: Path) -> None:
     net = SmallNet()
     export(net, tmp_path / "net.onnx")
     caffe = 'channels = "bgr"\nscale = 1\nmean = [103.939, 116.779, 123.68]\nstd = [1, 1, 1]'
-    source = import_model(write_toml(tmp_path, caffe))
+    source = imported(write_toml(tmp_path, caffe))
     check(source)
     red = np.zeros((1, HEIGHT, WIDTH, 3), np.uint8)
     red[..., 0] = 255
     planes = torch.tensor([0 - 103.939, 0 - 116.779, 255 - 123.68]).reshape(1, 3, 1, 1).expand(1, 3, HEIGHT, WIDTH)
     with torch.no_grad():
         theirs = torch.nn.functional.normalize(net(planes), dim=1).numpy()
-    np.testing.assert_allclose(run_on_cpu(source.graph, threads=1)(red), theirs, atol=1e-5)
+    np.testing.assert_allclose(run_on_cpu(source.graph)(red), theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("names", [("images", "descriptors"), ("descriptors", "images")])
 def test_its_names_may_be_ours(tmp_path: Path, names: tuple[str, str]) -> None:
     export(SmallNet(), tmp_path / "net.onnx", names=names)
-    check(import_model(write_toml(tmp_path)))
+    check(imported(write_toml(tmp_path)))
 
 
 def test_a_stated_batch_is_freed(tmp_path: Path) -> None:
     export(SmallNet(), tmp_path / "net.onnx", dynamic=False, batch=4)
     model = read_foreign_model(write_toml(tmp_path))
-    check(model.source)
+    check(model.model)
     assert "its batch was stated as 4, and is free now" in model.notes
 
 
@@ -155,7 +158,7 @@ def test_a_batch_in_a_reshape_is_freed(tmp_path: Path, dynamic: bool) -> None:
     """Whether the file admits it or not."""
     export(SmallNet(baked=True), tmp_path / "net.onnx", dynamic=dynamic)
     model = read_foreign_model(write_toml(tmp_path))
-    check(model.source)
+    check(model.model)
     assert "it was exported for 1 image at a time, and was rewritten for any" in model.notes
 
 
@@ -165,7 +168,7 @@ def test_a_transformer_exported_for_one_image_is_freed(tmp_path: Path) -> None:
 
     vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, img_size=(HEIGHT, WIDTH), depth=2)
     export(vit, tmp_path / "net.onnx", dynamic=False)
-    check(import_model(write_toml(tmp_path)), dim=192)
+    check(imported(write_toml(tmp_path)), dim=192)
 
 
 def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
     )
     onnx.save(mean_graph(*nodes, sides=SIDES, out=("batch", 3)), tmp_path / "net.onnx")
     with pytest.raises(ForeignModelError) as caught:
-        import_model(write_toml(tmp_path, "scale = 255\nmean = [0, 0, 0]\nstd = [1, 1, 1]"))
+        imported(write_toml(tmp_path, "scale = 255\nmean = [0, 0, 0]\nstd = [1, 1, 1]"))
     assert caught.value.code == "foreign_batch"
     assert "it describes 1 image at a time only" in str(caught.value)
     assert "Export it with a dynamic batch" in str(caught.value)
@@ -187,9 +190,9 @@ def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
 def test_fp16_weights_are_computed_with_in_fp32(tmp_path: Path) -> None:
     export(SmallNet(unit=True).half(), tmp_path / "net.onnx", dtype=torch.float16)
     model = read_foreign_model(write_toml(tmp_path, f'dtype = "float16"\n{IMAGENET}'))
-    check(model.source)
+    check(model.model)
     assert "its weights are fp16; the bundle's graph computes in fp32 with their values" in model.notes
-    assert {tensor.data_type for tensor in model.source.graph.graph.initializer} <= {
+    assert {tensor.data_type for tensor in model.model.graph.graph.initializer} <= {
         TensorProto.FLOAT,
         TensorProto.INT64,
     }
@@ -202,24 +205,24 @@ def test_fp16_stays_where_fp32_differs(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("export.foreign.widen", differ)
     export(SmallNet(unit=True).half(), tmp_path / "net.onnx", dtype=torch.float16)
     model = read_foreign_model(write_toml(tmp_path))
-    check(model.source)
+    check(model.model)
     assert "it computes in fp16, and stays so: in fp32 it gives other descriptors" in model.notes
 
 
 def test_one_of_two_outputs(tmp_path: Path) -> None:
     export(SmallNet(both=True), tmp_path / "net.onnx", names=("image", "tokens", "vector"))
-    check(import_model(write_toml(tmp_path, output='name = "vector"')))
+    check(imported(write_toml(tmp_path, output='name = "vector"')))
     with refused(
         ForeignModelError,
         f"{tmp_path / 'net.toml'}: the graph has 2 outputs: tokens float [batch, 12, 12, 16]; "
         "vector float [batch, 12]. Say in [output] name which is the descriptor.",
         "foreign_contract",
     ):
-        import_model(write_toml(tmp_path))
+        imported(write_toml(tmp_path))
     with pytest.raises(ForeignModelError, match=r"no output 'pooled'; it has tokens float .*Correct"):
-        import_model(write_toml(tmp_path, output='name = "pooled"'))
+        imported(write_toml(tmp_path, output='name = "pooled"'))
     with pytest.raises(ForeignModelError, match=r"output tokens .* is not one vector .*with its pooling"):
-        import_model(write_toml(tmp_path, output='name = "tokens"'))
+        imported(write_toml(tmp_path, output='name = "tokens"'))
 
 
 def test_what_only_the_other_output_needs_is_left_out(tmp_path: Path) -> None:
@@ -228,38 +231,38 @@ def test_what_only_the_other_output_needs_is_left_out(tmp_path: Path) -> None:
     model.graph.node.append(helper.make_node("Exp", ["tokens"], ["unused"]))
     model.graph.output.append(helper.make_tensor_value_info("unused", TensorProto.FLOAT, None))
     onnx.save(model, tmp_path / "net.onnx")
-    source = import_model(write_toml(tmp_path, output='name = "vector"'))
+    source = imported(write_toml(tmp_path, output='name = "vector"'))
     assert "Exp" not in {node.op_type for node in source.graph.graph.node}
 
 
 def test_pooled_but_not_flattened(tmp_path: Path) -> None:
     export(SmallNet(flat=False), tmp_path / "net.onnx")
-    check(import_model(write_toml(tmp_path)))
+    check(imported(write_toml(tmp_path)))
 
 
 def test_a_norm_may_be_left_out_where_there_is_one(tmp_path: Path) -> None:
     export(SmallNet(unit=True), tmp_path / "net.onnx")
-    check(import_model(write_toml(tmp_path, output="normalise = false")))
+    check(imported(write_toml(tmp_path, output="normalise = false")))
     export(SmallNet(), tmp_path / "net.onnx")
     with pytest.raises(ForeignModelError, match=r"normalise is false, and descriptors have lengths .*normalise = true"):
-        import_model(write_toml(tmp_path, output="normalise = false"))
+        imported(write_toml(tmp_path, output="normalise = false"))
 
 
 def test_weights_beside_the_model_are_taken_in(tmp_path: Path) -> None:
     export(SmallNet(), tmp_path / "net.onnx")
     model = onnx.load(tmp_path / "net.onnx")
     onnx.save(model, tmp_path / "net.onnx", save_as_external_data=True, location="net.onnx.data", size_threshold=0)
-    source = import_model(write_toml(tmp_path))
+    source = imported(write_toml(tmp_path))
     check(source)
     assert all(tensor.data_location == TensorProto.DEFAULT for tensor in source.graph.graph.initializer)
     weights = tmp_path / "net.onnx.data"
     with weights.open("r+b") as file:
         file.truncate(100)
     with pytest.raises(ForeignModelError, match=r"net.onnx.data: the file of weights has 100 bytes.*cut off"):
-        import_model(write_toml(tmp_path))
+        imported(write_toml(tmp_path))
     weights.unlink()
     with pytest.raises(ForeignModelError, match=r"its weights lie in net.onnx.data, which is missing. Copy"):
-        import_model(write_toml(tmp_path))
+        imported(write_toml(tmp_path))
 
 
 def test_nothing_of_the_exporters_machine_stays(tmp_path: Path) -> None:
@@ -268,13 +271,13 @@ def test_nothing_of_the_exporters_machine_stays(tmp_path: Path) -> None:
     model.doc_string = model.graph.node[0].doc_string = "/home/somebody/net.py"
     model.metadata_props.append(onnx.StringStringEntryProto(key="path", value="/home/somebody"))
     onnx.save(model, tmp_path / "net.onnx")
-    assert b"somebody" not in import_model(write_toml(tmp_path)).graph.SerializeToString()
+    assert b"somebody" not in imported(write_toml(tmp_path)).graph.SerializeToString()
 
 
 def test_very_old_operators_are_converted(tmp_path: Path) -> None:
     export(SmallNet(), tmp_path / "net.onnx", opset=11)
     model = read_foreign_model(write_toml(tmp_path))
-    check(model.source)
+    check(model.model)
     assert model.notes == ("operators were converted from opset 11 to 20",)
 
 
@@ -285,11 +288,11 @@ def test_operators_that_cannot_be_converted_stay(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("export.foreign.convert_opset", fail)
     export(SmallNet(), tmp_path / "net.onnx", opset=13)
     model = read_foreign_model(write_toml(tmp_path))
-    check(model.source)
+    check(model.model)
     assert model.notes == (
         "the operators stay those of opset 13: converting them to 20 fails (no adapter for Mystery)",
     )
-    assert {(entry.domain, entry.version) for entry in model.source.graph.opset_import} == {("", 13)}
+    assert {(entry.domain, entry.version) for entry in model.model.graph.opset_import} == {("", 13)}
 
 
 def test_a_net_that_sees_no_difference_is_noted(tmp_path: Path) -> None:
@@ -312,7 +315,7 @@ def test_a_net_that_sees_no_difference_is_noted(tmp_path: Path) -> None:
 def test_what_is_no_onnx_file(tmp_path: Path, content: bytes, what: str) -> None:
     (tmp_path / "net.onnx").write_bytes(content)
     with pytest.raises(ForeignModelError) as caught:
-        import_model(write_toml(tmp_path))
+        imported(write_toml(tmp_path))
     assert str(caught.value).startswith(f"{tmp_path / 'net.onnx'}: {what}")
     assert caught.value.remedy
     assert caught.value.code == "foreign_file"
@@ -323,17 +326,17 @@ def test_a_truncated_file(tmp_path: Path, share: float) -> None:
     whole = export(SmallNet(), tmp_path / "net.onnx").read_bytes()
     (tmp_path / "net.onnx").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ForeignModelError) as caught:
-        import_model(write_toml(tmp_path))
+        imported(write_toml(tmp_path))
     assert "cut off" in str(caught.value)
 
 
 def test_a_missing_file_and_one_too_large(tmp_path: Path) -> None:
     with pytest.raises(ForeignModelError, match=r"net.onnx: the model cannot be read .*the key onnx in net.toml"):
-        import_model(write_toml(tmp_path))
+        imported(write_toml(tmp_path))
     with (tmp_path / "net.onnx").open("wb") as file:
         os.truncate(file.fileno(), 2**31)  # takes no room on the disk
     with pytest.raises(ForeignModelError, match=r"more than 2 GB of weights.*fp16"):
-        import_model(write_toml(tmp_path))
+        imported(write_toml(tmp_path))
 
 
 def test_sizes_types_and_layouts_that_contradict_the_toml(tmp_path: Path) -> None:
@@ -346,7 +349,7 @@ def test_sizes_types_and_layouts_that_contradict_the_toml(tmp_path: Path) -> Non
     }
     for lines, text in cases.items():
         with pytest.raises(ForeignModelError) as caught:
-            import_model(write_toml(tmp_path, lines))
+            imported(write_toml(tmp_path, lines))
         assert text in str(caught.value), lines
         assert caught.value.code == "foreign_contract"
     toml = write_toml(tmp_path)
@@ -357,13 +360,13 @@ def test_sizes_types_and_layouts_that_contradict_the_toml(tmp_path: Path) -> Non
         "Correct height, width or layout there.",
         "foreign_contract",
     ):
-        import_model(toml)
+        imported(toml)
 
 
 def test_a_normalisation_of_bytes_is_refused(tmp_path: Path) -> None:
     export(Bytes(), tmp_path / "net.onnx", dtype=torch.uint8, last=True)
     with pytest.raises(ForeignModelError, match=r"takes uint8, and \[input\] sets scale. Remove scale"):
-        import_model(write_toml(tmp_path, 'layout = "nhwc"\nscale = 255'))
+        imported(write_toml(tmp_path, 'layout = "nhwc"\nscale = 255'))
 
 
 def test_a_size_that_the_net_cannot_take(tmp_path: Path) -> None:
@@ -376,7 +379,7 @@ def test_a_size_that_the_net_cannot_take(tmp_path: Path) -> None:
     )
     onnx.save(mean_graph(*nodes, sides=("b", 3, "h", "w"), out=("b", 3)), tmp_path / "net.onnx")
     with pytest.raises(ForeignModelError, match=r"does not run on images of the stated size.*Check height"):
-        import_model(write_toml(tmp_path))
+        imported(write_toml(tmp_path))
 
 
 def test_two_inputs(tmp_path: Path) -> None:
@@ -389,9 +392,9 @@ def test_two_inputs(tmp_path: Path) -> None:
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
     onnx.save(model, tmp_path / "net.onnx")
     with pytest.raises(ForeignModelError, match=r"2 inputs: image float \[batch, 3, 48, 64\]; mask float \[1\]. Say"):
-        import_model(write_toml(tmp_path))
+        imported(write_toml(tmp_path))
     with pytest.raises(ForeignModelError, match=r"inputs besides 'image'.*as constants"):
-        import_model(write_toml(tmp_path, f'name = "image"\n{IMAGENET}'))
+        imported(write_toml(tmp_path, f'name = "image"\n{IMAGENET}'))
 
 
 def test_operators_that_the_runtime_lacks(tmp_path: Path) -> None:
@@ -405,7 +408,7 @@ def test_operators_that_the_runtime_lacks(tmp_path: Path) -> None:
         "Export the model with standard ONNX operators only.",
         "foreign_operator",
     ):
-        import_model(write_toml(tmp_path))
+        imported(write_toml(tmp_path))
 
 
 def test_shapes_that_depend_on_pixels(tmp_path: Path) -> None:
@@ -421,11 +424,11 @@ def test_shapes_that_depend_on_pixels(tmp_path: Path) -> None:
     )
     onnx.save(model, tmp_path / "net.onnx")
     with pytest.raises(ForeignModelError, match=r"the shape of output 'vector' depends on what an image shows"):
-        import_model(write_toml(tmp_path, "scale = 255\nmean = [0, 0, 0]\nstd = [1, 1, 1]"))
+        imported(write_toml(tmp_path, "scale = 255\nmean = [0, 0, 0]\nstd = [1, 1, 1]"))
     model.graph.node[2].CopyFrom(helper.make_node("Identity", ["floats"], ["vector"]))
     onnx.save(model, tmp_path / "net.onnx")
     with pytest.raises(ForeignModelError, match=r"not a row for each image"):
-        import_model(write_toml(tmp_path, "scale = 255\nmean = [0, 0, 0]\nstd = [1, 1, 1]"))
+        imported(write_toml(tmp_path, "scale = 255\nmean = [0, 0, 0]\nstd = [1, 1, 1]"))
 
 
 def test_descriptors_that_are_no_numbers(tmp_path: Path) -> None:
@@ -435,7 +438,7 @@ def test_descriptors_that_are_no_numbers(tmp_path: Path) -> None:
     )
     onnx.save(mean_graph(*nodes, sides=SIDES, out=("batch", 3)), tmp_path / "net.onnx")
     with pytest.raises(ForeignModelError, match=r"not finite on 8 of 8 test images. Check scale, mean and std"):
-        import_model(write_toml(tmp_path))
+        imported(write_toml(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -465,7 +468,7 @@ def test_faults_of_the_toml(tmp_path: Path, before: str, after: str, text: str) 
     assert before in content
     toml.write_text(content.replace(before, after, 1))
     with pytest.raises(ForeignModelError) as caught:
-        import_model(toml)
+        imported(toml)
     assert str(caught.value).startswith(f"{toml}: {text}")
     assert caught.value.code == "foreign_settings"
 
@@ -473,14 +476,14 @@ def test_faults_of_the_toml(tmp_path: Path, before: str, after: str, text: str) 
 def test_the_model_given_for_the_toml(tmp_path: Path) -> None:
     export(SmallNet(), tmp_path / "net.onnx")
     with pytest.raises(ForeignModelError, match=r"net.onnx: this is not UTF-8 text. Give the TOML .*, not the model"):
-        import_model(tmp_path / "net.onnx")
+        imported(tmp_path / "net.onnx")
     with pytest.raises(ForeignModelError, match=r"none.toml: the file cannot be read"):
-        import_model(tmp_path / "none.toml")
+        imported(tmp_path / "none.toml")
 
 
 def test_the_truth_describes_each_image_alone(tmp_path: Path) -> None:
     export(SmallNet(), tmp_path / "net.onnx", dynamic=False, batch=4)
-    truth = import_model(write_toml(tmp_path)).truth
+    truth = imported(write_toml(tmp_path)).original
     images = noise(HEIGHT, WIDTH)[:6]  # 4 do not divide it
     np.testing.assert_allclose(truth(images), np.concatenate([truth(image[None]) for image in images]), atol=1e-6)
 

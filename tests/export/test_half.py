@@ -7,12 +7,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from export.checkpoint_source import encoder_source
-from export.gate import judge_precision, require_gate
-from export.graph import DescriptionGraph, export_graph
-from export.graph_structure import head, tail, tidied
-from export.half import nodes_kept_in_fp32, to_half
-from export.source import run_on_cpu
+from export.exportable import run_on_cpu
+from export.from_pytorch import DescriptionGraph, encoder_model, export_graph
+from export.onnx_graph import head, tail, tidied
+from export.precision import check_precision, measure_precision, nodes_kept_in_fp32, to_fp16
 from retrieval.errors import BundleError
 from tests.export.lowering_nets import initializer, pictures, small_graph, with_weight
 from training.encoder import build_encoder
@@ -26,7 +24,7 @@ def fp32() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def fp16(fp32: onnx.ModelProto) -> onnx.ModelProto:
-    return to_half(fp32)
+    return to_fp16(fp32)
 
 
 def stored(model: onnx.ModelProto, name: str) -> int:
@@ -63,9 +61,9 @@ def test_head_and_tail(fp32: onnx.ModelProto) -> None:
 
 def test_describes_as_fp32(fp32: onnx.ModelProto, fp16: onnx.ModelProto) -> None:
     images = pictures(64)
-    report = judge_precision("fp16", run_on_cpu(fp32)(images), run_on_cpu(fp16)(images))
+    report = measure_precision("fp16", run_on_cpu(fp32)(images), run_on_cpu(fp16)(images))
     assert report.min_cosine > 0.99999
-    assert require_gate("fp16", report) == report
+    assert check_precision("fp16", report) == report
 
 
 @pytest.mark.parametrize(
@@ -79,9 +77,9 @@ def test_describes_as_fp32(fp32: onnx.ModelProto, fp16: onnx.ModelProto) -> None
 def test_the_gate_refuses_a_damaged_graph(fp32: onnx.ModelProto, fp16: onnx.ModelProto, part: str, damage) -> None:
     images = pictures(64)
     broken = with_weight(fp16, initializer(fp16, part), damage)
-    report = judge_precision("fp16", run_on_cpu(fp32)(images), run_on_cpu(broken)(images))
+    report = measure_precision("fp16", run_on_cpu(fp32)(images), run_on_cpu(broken)(images))
     with pytest.raises(BundleError, match=r"fp16 graph is too far from fp32.*wanted 0\.9999") as refused:
-        require_gate("fp16", report)
+        check_precision("fp16", report)
     assert refused.value.code == "precision_gate_failed"
 
 
@@ -91,8 +89,8 @@ def test_the_papers_backbones(name: str) -> None:
     recipe = load_recipe(name, ["network.pretrained=none", "image.height=64", "image.width=80"])
     encoder = build_encoder(recipe.network, recipe.image)
     encoder.net.eval()
-    graph = encoder_source(encoder, name).graph
-    half = to_half(graph)
+    graph = encoder_model(encoder, name).graph
+    half = to_fp16(graph)
     assert len(half.SerializeToString()) < 0.6 * len(graph.SerializeToString())
     images = pictures(8, (64, 80))
     cosine = (run_on_cpu(half)(images) * run_on_cpu(graph)(images)).sum(axis=1)
@@ -151,7 +149,7 @@ def test_values_beyond_fp16_stay_in_fp32() -> None:
         epsilon=np.float32(1e-7),
         plain=rng.normal(0, 1, (5, 4)).astype(np.float32),
     )
-    half = to_half(model)
+    half = to_fp16(model)
     assert stored(half, "plain") == TensorProto.FLOAT16
     for name in ("huge", "mask", "epsilon"):
         assert stored(half, name) == TensorProto.FLOAT
@@ -183,7 +181,7 @@ def test_a_norm_made_of_many_nodes_does_not_overflow() -> None:
     kept = {node.op_type for node in tidy.graph.node if node.name in nodes_kept_in_fp32(tidy)}
     assert "Sqrt" in kept
     images = pictures(8, (8, 8))
-    cosine = (run_on_cpu(to_half(graph))(images) * run_on_cpu(graph)(images)).sum(axis=1)
+    cosine = (run_on_cpu(to_fp16(graph))(images) * run_on_cpu(graph)(images)).sum(axis=1)
     assert cosine.min() > 0.999
 
 
@@ -191,5 +189,5 @@ def test_a_graph_the_converter_cannot_take() -> None:
     model = foreign([helper.make_node("Gemm", ["flat", "plain"], ["y"])], plain=np.eye(12, 4, dtype=np.float32))
     model.graph.node[2].input[0] = "nobody makes this"
     with pytest.raises(BundleError, match="cannot be converted to fp16") as refused:
-        to_half(model)
+        to_fp16(model)
     assert refused.value.code == "precision_not_possible"

@@ -10,14 +10,20 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from export.bundle_source import bundle_source
-from export.calibration import bias_shift, calibrate
-from export.checkpoint_source import encoder_source
-from export.gate import judge_precision, require_gate
-from export.graph_structure import constants, tidied
-from export.int8 import QuantisedGraph, nodes_between, quantisable_layers, quantise, quantised_graph
-from export.sensitivity import Search, search_skip_list
-from export.source import run_on_cpu
+from export.exportable import bundle_model, run_on_cpu
+from export.from_pytorch import encoder_model
+from export.int8 import (
+    QuantisedGraph,
+    bias_shift,
+    fewest_in_fp32,
+    measure_activations,
+    nodes_between,
+    quantisable_layers,
+    quantise,
+    quantised_graph,
+)
+from export.onnx_graph import constants, tidied
+from export.precision import check_precision, measure_precision
 from retrieval.errors import BundleError, ParameterError
 from retrieval.images import read_image
 from tests.export.lowering_nets import initializer, pictures, small_graph, with_weight
@@ -42,16 +48,16 @@ def test_layers_before_the_pooling_are_int8(fp32: onnx.ModelProto, quantised: Qu
     assert stored["net.projection.weight"] == TensorProto.FLOAT
     scales = {tensor.name: tensor.dims for tensor in quantised.model.graph.initializer if "weight_scale" in tensor.name}
     assert list(scales["net.backbone.last.weight_scale"]) == [64]  # one for each channel
-    assert quantised.calibration_images == 32
+    assert quantised.range_photos == 32
     assert {entry.key: entry.value for entry in quantised.model.metadata_props} == {"sightfix.name": "small"}
     onnx.checker.check_model(quantised.model, full_check=True)
 
 
 def test_describes_nearly_as_fp32(fp32: onnx.ModelProto, quantised: QuantisedGraph) -> None:
     images = pictures(64)
-    report = judge_precision("int8", run_on_cpu(fp32)(images), run_on_cpu(quantised.model)(images))
+    report = measure_precision("int8", run_on_cpu(fp32)(images), run_on_cpu(quantised.model)(images))
     assert report.min_cosine > 0.99
-    assert require_gate("int8", report) == report
+    assert check_precision("int8", report) == report
     judged = (run_on_cpu(fp32)(images[1::2]) * run_on_cpu(quantised.model)(images[1::2])).sum(axis=1)
     assert quantised.worst_cosine == pytest.approx(judged.min(), abs=1e-5)
 
@@ -67,20 +73,18 @@ def test_describes_nearly_as_fp32(fp32: onnx.ModelProto, quantised: QuantisedGra
 def test_the_gate_refuses_a_damaged_graph(fp32: onnx.ModelProto, quantised: QuantisedGraph, part: str, damage) -> None:
     images = pictures(64)
     broken = with_weight(quantised.model, initializer(quantised.model, part), damage)
-    report = judge_precision(
-        "int8", run_on_cpu(fp32)(images), run_on_cpu(broken)(images), calibration_images=quantised.calibration_images
+    report = measure_precision(
+        "int8", run_on_cpu(fp32)(images), run_on_cpu(broken)(images), range_photos=quantised.range_photos
     )
-    with pytest.raises(BundleError, match=r"wanted 0\.99\..*Calibrate on more photos than 32") as refused:
-        require_gate("int8", report)
+    with pytest.raises(BundleError, match=r"wanted 0\.99\..*Give more than 64 photos") as refused:
+        check_precision("int8", report)
     assert refused.value.code == "precision_gate_failed"
 
 
-def test_calibration_by_hand(fp32: onnx.ModelProto) -> None:
+def test_activation_statistics_by_hand(fp32: onnx.ModelProto) -> None:
     """A range is the mean of each photo's extremes; a bias takes back what rounding does to the mean output."""
     tidy, photos = tidied(fp32), pictures(4)
-    told: list[int] = []
-    found = calibrate(tidy, photos, ["Conv"], told.append)
-    assert told == list(range(1, 9))
+    found = measure_activations(tidy, photos, ["Conv"])
     normalised = (
         photos.astype(np.float32).transpose(0, 3, 1, 2) - np.reshape([120, 115, 100], (3, 1, 1))
     ) / np.reshape([58, 57, 56], (3, 1, 1))
@@ -161,17 +165,12 @@ def turned(angle: float) -> onnx.ModelProto:
 )
 def test_the_worst_layers_are_left_out_and_no_more(target: float, skipped: tuple[str, ...]) -> None:
     ledger = Ledger({"a": 0.005, "b": 0.2, "c": 0.3, "d": 0.005})
-    progress: list[tuple[str, int, int]] = []
     photos = np.zeros((4, 1, 1, 3), np.uint8)
-    search = Search(
-        ledger.build, run_on_cpu(turned(0.0)), list(ledger.angles), photos, lambda *told: progress.append(told)
-    )
-    found = search_skip_list(search, target)
-    assert found.skipped == skipped
+    found = fewest_in_fp32(ledger.build, list(ledger.angles), photos, run_on_cpu(turned(0.0))(photos), target)
+    assert found.kept_in_fp32 == skipped
     left = sum(angle for name, angle in ledger.angles.items() if name not in skipped)
     assert found.worst_cosine == pytest.approx(np.cos(left), abs=1e-6)
     if skipped:
-        assert ("Measuring layers", 4, 4) in progress
         assert ledger.built[1:5] == [("a",), ("b",), ("c",), ("d",)]  # each alone, once
 
 
@@ -200,9 +199,9 @@ def weight_of(model: onnx.ModelProto, name: str) -> str:
 def all_but(graph: onnx.ModelProto, photos: np.ndarray, kept: str) -> onnx.ModelProto:
     tidy = tidied(graph)
     layers = quantisable_layers(tidy)
-    calibration = calibrate(tidy, photos, ["Add", "Clip", "Conv"], lambda _: None)
+    statistics = measure_activations(tidy, photos, ["Add", "Clip", "Conv"])
     chosen = [name for name in layers if name != kept]
-    return quantised_graph(tidy, calibration, chosen, nodes_between(tidy, layers), symmetric=False)
+    return quantised_graph(tidy, statistics, chosen, nodes_between(tidy, layers), symmetric=False)
 
 
 def test_symmetric_has_no_zero_points(fp32: onnx.ModelProto) -> None:
@@ -219,7 +218,7 @@ def test_a_vision_transformer_keeps_patches_and_attention() -> None:
     recipe = load_recipe("simclr-deit-small", ["network.pretrained=none", "image.height=32", "image.width=48"])
     encoder = build_encoder(recipe.network, recipe.image)
     encoder.net.eval()
-    graph = encoder_source(encoder, "deit").graph
+    graph = encoder_model(encoder, "deit").graph
     layers = quantisable_layers(tidied(graph))
     assert len(layers) == 48  # four products in each of twelve blocks; no patches, no attention
     assert all(weight_of(graph, name).startswith("val_") for name in layers)
@@ -242,18 +241,18 @@ def test_errors(fp32: onnx.ModelProto) -> None:
 @pytest.mark.photos
 def test_the_shipped_bundle_on_real_photos(photos_root: Path) -> None:
     """EfficientNet-Lite0 on 64 photos of the campus: passes, and fails with noise on one layer's integers."""
-    source = bundle_source(None)
+    source = bundle_model(None)
     paths = sorted((photos_root / "bgu_campus" / "images").glob("*.jpg"))[::23][:64]
     photos = np.stack([read_image(path, source.preprocessing) for path in paths])
     found = quantise(source.graph, photos, target=0.99)
     truth = run_on_cpu(source.graph)(photos)
 
     def judge(model: onnx.ModelProto):
-        return judge_precision("int8", truth, run_on_cpu(model)(photos), calibration_images=found.calibration_images)
+        return measure_precision("int8", truth, run_on_cpu(model)(photos), range_photos=found.range_photos)
 
     report = judge(found.model)
     assert (report.images, report.calibration_images) == (64, 32)
-    assert not require_gate("int8", report).accepted_loss
+    assert not check_precision("int8", report).accepted_loss
     noise = np.random.default_rng(0).integers(-40, 41, (80, 240, 1, 1))
     broken = with_weight(
         found.model,
@@ -261,4 +260,4 @@ def test_the_shipped_bundle_on_real_photos(photos_root: Path) -> None:
         lambda weight: (weight.astype(int) + noise).clip(-127, 127),
     )
     with pytest.raises(BundleError, match="int8 graph is too far from fp32"):
-        require_gate("int8", judge(broken))
+        check_precision("int8", judge(broken))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export.recall_change import recall_changes
+from export.photos import recall_changes
 from retrieval.errors import ParameterError
 from retrieval.evaluation.eval_set import EvalSet
 from retrieval.images import Preprocessing

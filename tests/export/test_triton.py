@@ -188,7 +188,7 @@ def test_what_was_changed_by_hand_stays(colours: Bundle, tmp_path: Path) -> None
     config.write_text(before)
     (folder / "theirs" / "1").mkdir(parents=True)
     (folder / "theirs" / "1" / "model.onnx").write_bytes(b"")
-    with pytest.raises(ParameterError, match=r"1 files that sightfix did not write, such as theirs/1/model.onnx"):
+    with pytest.raises(ParameterError, match=r"files that sightfix did not write: 1, such as theirs/1/model.onnx"):
         write_triton_repository(colours, folder)
     assert (folder / "theirs" / "1" / "model.onnx").exists()
 

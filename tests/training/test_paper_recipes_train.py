@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.checkpoint_source import checkpoint_source
 from export.exporting import write_export
+from export.from_pytorch import checkpoint_model
 from retrieval.describer import Describer
 from retrieval.references.reference import Reference
 from tests.training.walks import make_walks
@@ -58,7 +58,7 @@ def test_a_recipe_of_the_paper_trains(method: str, backbone: str, tmp_path: Path
     )
     # The network does not depend on the method (test_recipes_of_the_paper), and exporting it takes a while.
     if method == "simclr":
-        exported = Describer(write_export(checkpoint_source(result.last), tmp_path / "bundle")).describe(
+        exported = Describer(write_export(checkpoint_model(result.last), tmp_path / "bundle")).describe(
             cache.rows(rows)
         )
         assert (exported * describe_cached(encoder, cache, rows)).sum(axis=1).min() > 0.99999

@@ -67,7 +67,7 @@ def test_only_a_processor_that_clips_gives_up_its_fast_sums(
         assert session.get_session_options().get_session_config_entry(key) == "1"
 
 
-@pytest.mark.parametrize("module", ["retrieval.engines.onnx_runtime", "export.source"])
+@pytest.mark.parametrize("module", ["retrieval.engines.onnx_runtime", "export.exportable"])
 def test_nothing_is_reported_to_anybody_nor_written_to_the_home_folder(module: str, tmp_path: Path) -> None:
     script = f"import {module}; from retrieval.engines.onnx_runtime import load_onnxruntime, open_session; "
     script += "from retrieval.bundle import open_bundle; import os; "

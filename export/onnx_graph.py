@@ -1,4 +1,4 @@
-"""What a graph is made of: weights, the head that normalises the image, the tail that makes one vector of it."""
+"""ONNX graphs: what one is made of, how its weights are stored, and whitening as its last layer."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -6,15 +6,20 @@ from typing import Final
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME
+from retrieval.index.whitening import Whitening
 
 # Operators that spend the time. Attention's products have no constant weight, and are heavy all the same.
 WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
-# They tell the size of a tensor, not what is in it.
+# They give the size of a tensor, not what is in it.
 SHAPE_ONLY: Final = frozenset({"Shape", "Size"})
+
+# Tensors below this size (biases, scales) stay in fp32: they weigh nothing and matter more.
+_SMALLEST_HALVED: Final = 1024
+_RAW: Final = "descriptors.before_whitening"
 
 
 def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -40,9 +45,8 @@ def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{number}_{node.output[0]}"
         taken.add(node.name)
-        nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
+        nodes.append(node)
+    replace_nodes(copy, nodes)
     inferred = onnx.shape_inference.infer_shapes(copy)
     initializers = {tensor.name for tensor in inferred.graph.initializer}
     # Some exporters declare the types of initializers besides: libraries then take them for activations.
@@ -127,3 +131,81 @@ def tail(model: onnx.ModelProto) -> set[str]:
         if all(name in nodes for name in after) and (after or OUTPUT_NAME in node.output):
             nodes.add(node.name)
     return nodes
+
+
+def store_weights_as_fp16(model: onnx.ModelProto) -> None:
+    """Store large fp32 weights as fp16, each followed by a Cast: half the file, still computed in fp32.
+
+    Runtimes fold the casts when they load the graph, so speed does not change. Works in place.
+    """
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or int(np.prod(tensor.dims)) < _SMALLEST_HALVED:
+            continue
+        name = tensor.name
+        halved = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}.fp16")
+        tensor.CopyFrom(halved)
+        casts.append(helper.make_node("Cast", [halved.name], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
+    replace_nodes(model, [*casts, *model.graph.node])
+    onnx.checker.check_model(model, full_check=True)
+
+
+def restore_fp32_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with fp32 weights where `store_weights_as_fp16` had stored fp16 ones and casts."""
+    restored = onnx.ModelProto()
+    restored.CopyFrom(model)
+    stored = {tensor.name: tensor for tensor in restored.graph.initializer}
+    nodes = []
+    for node in restored.graph.node:
+        tensor = stored.get(node.input[0]) if node.op_type == "Cast" else None
+        if tensor is None or tensor.data_type != TensorProto.FLOAT16:
+            nodes.append(node)
+            continue
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), node.output[0]))
+    replace_nodes(restored, nodes)
+    onnx.checker.check_model(restored, full_check=True)
+    return restored
+
+
+def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Put other nodes, which may be some of its own, in the place of a graph's. Works in place."""
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def with_whitening(model: onnx.ModelProto, whitening: Whitening) -> onnx.ModelProto:
+    """A copy of a graph whose output [N, D] is projected to [N, d] and made unit again.
+
+    Args:
+        model: with the bundle's contract.
+        whitening: fitted on this graph's descriptors.
+    """
+    whitened = onnx.ModelProto()
+    whitened.CopyFrom(model)
+    graph = whitened.graph
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [_RAW if name == OUTPUT_NAME else name for name in names]
+    for name, values in (
+        ("whitening.projection", whitening.projection),
+        ("whitening.bias", whitening.bias),
+        ("whitening.epsilon", np.float32(1e-12)),
+        ("whitening.axis", np.array([1], np.int64)),
+    ):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
+    graph.node.extend(
+        [
+            helper.make_node("Gemm", [_RAW, "whitening.projection", "whitening.bias"], ["whitening.linear"]),
+            helper.make_node("ReduceL2", ["whitening.linear", "whitening.axis"], ["whitening.length"], keepdims=1),
+            helper.make_node("Max", ["whitening.length", "whitening.epsilon"], ["whitening.divisor"]),
+            helper.make_node("Div", ["whitening.linear", "whitening.divisor"], [OUTPUT_NAME]),
+        ]
+    )
+    for node in list(graph.node)[-4:]:
+        node.name = f"whitening/{node.op_type}"
+    batch = graph.output[0].type.tensor_type.shape.dim[0].dim_param or "N"
+    output = helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [batch, whitening.projection.shape[1]])
+    graph.output[0].CopyFrom(output)
+    onnx.checker.check_model(whitened, full_check=True)
+    return whitened

@@ -1,23 +1,89 @@
-"""The ONNX graph of a descriptor net: uint8 photos in, unit descriptors out, normalisation inside."""
+"""A network in PyTorch becomes an ONNX graph: uint8 photos in, unit descriptors out, normalisation inside.
+
+The projection head, predictor and queue of training are no part of it.
+"""
 
 import logging
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import helper
 from torch import Tensor, nn
 
+from export.exportable import Describe, ExportableModel, describe_in_batches
+from export.onnx_graph import replace_nodes
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME
 from retrieval.errors import BundleError
+from training.checkpoint import ENCODER_NAME, load_encoder, open_checkpoint
+from training.encoder import Encoder
 
 OPSET: Final = 20
 
-# Tensors below this size (biases, scales) stay in fp32: they weigh nothing and matter more.
-_SMALLEST_HALVED: Final = 1024
+# Images that PyTorch describes at once.
+_BATCH: Final = 8
+
+
+def checkpoint_model(checkpoint: Path) -> ExportableModel:
+    """Trace a checkpoint's encoder.
+
+    Args:
+        checkpoint: folder of a checkpoint.
+
+    Raises:
+        CheckpointError, WeightsMismatchError: see `load_encoder`; loading is strict, no layer is left random.
+        BundleError: the network cannot be traced (``not_exportable``).
+    """
+    opened = open_checkpoint(checkpoint)
+    return encoder_model(load_encoder(checkpoint), opened.recipe.name, opened.manifest.files[ENCODER_NAME].sha256)
+
+
+def encoder_model(encoder: Encoder, name: str, weights_sha256: str | None = None) -> ExportableModel:
+    """Trace an encoder.
+
+    Args:
+        encoder: on the CPU.
+        name: of the bundle.
+        weights_sha256: of the file the weights come from, for the graph's metadata.
+    """
+    graph = DescriptionGraph(encoder.net, encoder.normalisation.mean, encoder.normalisation.std).eval()
+    metadata = {
+        "sightfix.name": name,
+        "sightfix.objective": encoder.provenance.objective or "none",
+        "sightfix.descriptor_dim": str(encoder.descriptor_dim),
+    }
+    if weights_sha256 is not None:
+        metadata["sightfix.encoder_sha256"] = weights_sha256
+    height, width = encoder.preprocessing.height, encoder.preprocessing.width
+    return ExportableModel(
+        name=name,
+        graph=export_graph(graph, height, width, metadata),
+        preprocessing=encoder.preprocessing,
+        descriptor_dim=encoder.descriptor_dim,
+        provenance=encoder.provenance,
+        licence=encoder.provenance.weights_licence,
+        original=in_pytorch(graph),
+        original_name=f"PyTorch {torch.__version__.split('+')[0]}",
+    )
+
+
+def in_pytorch(graph: "DescriptionGraph") -> Describe:
+    """Describe with PyTorch, in evaluation mode, a few images at a time.
+
+    Args:
+        graph: on the CPU.
+    """
+
+    def describe(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return describe_in_batches(lambda batch: graph(torch.from_numpy(batch)).numpy(), images, _BATCH)
+
+    return describe
 
 
 class DescriptionGraph(nn.Module):
@@ -60,7 +126,7 @@ def export_graph(graph: DescriptionGraph, height: int, width: int, metadata: Map
         BundleError: the network cannot be traced, for one because its shapes depend on values (``not_exportable``).
     """
     model = _traced(graph.eval(), torch.zeros((2, height, width, 3), dtype=torch.uint8))
-    # Exporters note the source lines of every node: machine paths, which have no place in a file we give away.
+    # Exporters note the source lines of every node: machine paths, which do not belong in a published file.
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -126,26 +192,4 @@ def cast_input_first(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type == "Shape":
             node.input[:] = [cast.output[0] if name == images.name else name for name in node.input]
-    others = [node for node in model.graph.node if node is not cast]
-    first = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (cast, *others)]
-    del model.graph.node[:]
-    model.graph.node.extend(first)
-
-
-def store_weights_as_fp16(model: onnx.ModelProto) -> None:
-    """Store large fp32 weights as fp16, each followed by a Cast: half the file, still computed in fp32.
-
-    Runtimes fold the casts when they load the graph, so speed does not change. Works in place.
-    """
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or int(np.prod(tensor.dims)) < _SMALLEST_HALVED:
-            continue
-        name = tensor.name
-        halved = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}.fp16")
-        tensor.CopyFrom(halved)
-        casts.append(helper.make_node("Cast", [halved.name], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*casts, *nodes])
-    onnx.checker.check_model(model, full_check=True)
+    replace_nodes(model, [cast, *(node for node in model.graph.node if node is not cast)])
