@@ -17,13 +17,13 @@ import torch
 
 from benchmarks.campus import campus_references
 from benchmarks.machine import describe_machine
-from training.pair_model import PairModel, SealedViews
-from training.photo_cache import fill_photo_cache
+from training.photos.cache import fill_photo_cache
 from training.recipe import Recipe, load_recipe
-from training.run_device import DeviceSettings
-from training.run_observer import RunObserver
-from training.training_run import TrainingRun
-from training.views import PairViews
+from training.run.batch_trainer import PairModel, SealedViews
+from training.run.device import DeviceSettings
+from training.run.observing import RunObserver
+from training.run.training_run import TrainingRun
+from training.run.views import PairViews
 
 TARGET = {"cpu": 1.10, "cuda": 1.15}
 WARM_UP_STEPS = 3

@@ -13,15 +13,16 @@ from export.exporting import ExportSettings, write_export
 from export.from_pytorch import encoder_model
 from retrieval.bundle import Bundle, Provenance, default_bundle_folder
 from retrieval.images import Preprocessing
-from training.descriptor_net import DescriptorNet, GeM, timm_backbone
-from training.encoder import Encoder
-from training.normalisation import InputNormalisation
-from training.pretrained import (
+from training.backbones import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_MEAN,
     EFFICIENTNET_LITE0_STD,
+    InputNormalisation,
     load_efficientnet_lite0_weights,
+    timm_backbone,
 )
+from training.descriptor_net import DescriptorNet, GeM
+from training.encoder import Encoder
 
 NAME: Final = "efficientnet-lite0-gem-1280"
 DEFAULT_PREPROCESSING: Final = Preprocessing(height=256, width=256, fit="stretch", filter="bicubic")

@@ -27,10 +27,9 @@ from retrieval.artefact import (
 from retrieval.bundle import Provenance
 from retrieval.errors import ArtefactError, ParameterError
 from retrieval.images import Preprocessing
+from training.backbones import InputNormalisation, WeightsFileError, load_strictly, read_weights
 from training.encoder import Encoder, build_encoder
-from training.normalisation import InputNormalisation
 from training.recipe_settings import Recipe
-from training.strict_loading import WeightsFileError, load_strictly, read_weights
 
 ENCODER_NAME: Final = "encoder.safetensors"
 RECIPE_NAME: Final = "recipe.json"

@@ -12,7 +12,7 @@ from rich.text import Text
 from sightfix.commands.train import ConsoleObserver
 from sightfix.console import console
 from sightfix.figures.comparison import write_comparison_figure
-from training.comparison.comparison_observer import ComparisonObserver
+from training.comparison.compare import ComparisonObserver
 from training.comparison.report import ComparisonReport
 from training.comparison.table_text import contrast_sentence, epochs_text, percent, row_name, seeds_text
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from training.comparison.compare import CompareSettings
     from training.comparison.plan import ComparisonPlan
     from training.recipe import Recipe
-    from training.train import TrainingPhotos
+    from training.run.train import TrainingPhotos
 
 FIGURE_NAME = "comparison.png"
 
@@ -123,7 +123,7 @@ def compare(
     require("training")
     from training.comparison.compare import CompareSettings
     from training.comparison.plan import DEFAULT_RADII_M, ComparisonPlan
-    from training.run_device import DeviceSettings
+    from training.run.device import DeviceSettings
 
     plan = ComparisonPlan(
         recipes=tuple(_recipes(recipes or [], set_ or [])),
@@ -142,7 +142,7 @@ def _compare(plan: "ComparisonPlan", out: Path, settings: "CompareSettings") -> 
     pass  # LOOK
     from sightfix.console import console
     from training.comparison.compare import compare as compare_plan
-    from training.training_run import TrainingStoppedError
+    from training.run.training_run import TrainingStoppedError
 
     try:
         report = compare_plan(plan, out, settings, ConsoleComparisonObserver(out))
@@ -168,8 +168,8 @@ def _recipes(names: Sequence[str], overrides: Sequence[str]) -> "list[Recipe]":
 def _training_photos(spec: str, share: float) -> "TrainingPhotos":
     from retrieval.references import open_references
     from sightfix.console import console
-    from training.hold_out import hold_out
-    from training.train import TrainingPhotos
+    from training.photos.hold_out import hold_out
+    from training.run.train import TrainingPhotos
 
     source = open_references(spec)
     references = list(source)

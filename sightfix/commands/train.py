@@ -9,11 +9,11 @@ import typer
 from rich.markup import escape
 
 from sightfix.console import console, progress_bar
-from training.run_observer import EpochSummary, RunObserver
+from training.run.observing import EpochSummary, RunObserver
 
 if TYPE_CHECKING:
     from training.recipe import Recipe
-    from training.train import TrainingPhotos
+    from training.run.train import TrainingPhotos
 
 
 class ConsoleObserver(RunObserver):
@@ -91,9 +91,9 @@ def train(
     require("training")
     pass  # LOOK
     from training.recipe import load_recipe
-    from training.run_device import DeviceSettings
-    from training.train import TrainSettings
-    from training.train import train as train_recipe
+    from training.run.device import DeviceSettings
+    from training.run.train import TrainSettings
+    from training.run.train import train as train_recipe
 
     settings = load_recipe(recipe, set_ or [])
     chosen = _photos(photos, validation_database, validation_queries, hold_out)
@@ -105,7 +105,7 @@ def train(
         max_unreadable=max_unreadable,
         restart=restart,
     )
-    from training.training_run import TrainingStoppedError
+    from training.run.training_run import TrainingStoppedError
 
     try:
         result = train_recipe(settings, chosen, folder, how, ConsoleObserver())
@@ -137,8 +137,8 @@ def _photos(spec: str, database: str | None, queries: str | None, share: float) 
     from retrieval.errors import ParameterError
     from retrieval.references import open_references
     from sightfix.console import console
-    from training.hold_out import ValidationPhotos, hold_out
-    from training.train import TrainingPhotos
+    from training.photos.hold_out import ValidationPhotos, hold_out
+    from training.run.train import TrainingPhotos
 
     if (database is None) != (queries is None):
         raise ParameterError(

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from retrieval.artefact import replace_file, storage_errors
 from sightfix.figures.canvas import matplotlib_figure
-from training.comparison.methods import CONTRASTIVE, INFORMATION_MAXIMISING, SELF_DISTILLATION, UNTRAINED, family_of
+from training.comparison.plan import CONTRASTIVE, INFORMATION_MAXIMISING, SELF_DISTILLATION, UNTRAINED, family_of
 from training.comparison.report import ComparisonReport, ReportRow
 from training.comparison.table_text import row_name
 

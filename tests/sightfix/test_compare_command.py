@@ -11,7 +11,7 @@ from retrieval.errors import ParameterError, SightfixError
 from sightfix.commands.compare import compare
 from tests.training.small_encoder import SMALL_NETWORK
 from tests.training.walks import make_walks
-from training.training_run import TrainingStoppedError
+from training.run.training_run import TrainingStoppedError
 
 APP = typer.Typer()
 APP.command()(compare)

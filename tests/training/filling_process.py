@@ -14,8 +14,9 @@ import numpy as np
 
 from retrieval.images import Preprocessing
 from retrieval.references.reference import Reference
-from training import photo_cache, photo_store
-from training.photo_cache import fill_photo_cache
+from training.photos import cache as photo_cache
+from training.photos import store as photo_store
+from training.photos.cache import fill_photo_cache
 
 PREPROCESSING = Preprocessing(height=32, width=48)
 

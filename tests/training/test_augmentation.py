@@ -7,15 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.augmentation import (
-    BatchAugmentation,
-    blur,
-    crop_and_resize,
-    crop_boxes,
-    flip,
-    jitter_colours,
-)
 from training.recipe_settings import AugmentationSettings
+from training.run.augmentation import BatchAugmentation, blur, crop_and_resize, crop_boxes, flip, jitter_colours
 from training.torchvision_ops import define_missing_operators
 
 define_missing_operators()
@@ -89,7 +82,7 @@ def test_an_empty_batch_and_autocast(settings: AugmentationSettings) -> None:
 
 def test_a_large_batch_is_worked_on_in_portions_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = BatchAugmentation(ALL_ON).random_view(noise(7), seeded())
-    monkeypatch.setattr("training.augmentation._CPU_PIXELS", 2 * 48 * 64)
+    monkeypatch.setattr("training.run.augmentation._CPU_PIXELS", 2 * 48 * 64)
     assert torch.allclose(BatchAugmentation(ALL_ON).random_view(noise(7), seeded()), whole, atol=1e-4)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.training.small_encoder import small_recipe
-from training.batch_trainer import make_optimiser
+from training.run.batch_trainer import make_optimiser
 from training.torchvision_ops import define_missing_operators
 
 

@@ -10,12 +10,12 @@ import torch
 from benchmarks.campus import campus_references
 from retrieval.references.reference import Reference
 from training.checkpoint import ENCODER_NAME
-from training.collapse import measure_collapse
-from training.describing import describe_cached
+from training.encoder import describe_cached
 from training.objectives.registry import OBJECTIVES
-from training.photo_cache import PhotoCache, fill_photo_cache
+from training.photos.cache import PhotoCache, fill_photo_cache
 from training.recipe import Recipe, load_recipe
-from training.training_run import TrainingRun
+from training.run.training_run import TrainingRun
+from training.run.validation import measure_collapse
 
 pytestmark = pytest.mark.photos
 

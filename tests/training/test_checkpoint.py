@@ -14,10 +14,10 @@ from retrieval.errors import ParameterError, StorageError
 from tests.retrieval.refusal import refused
 from tests.seal import seal
 from tests.training.small_encoder import small_encoder, small_recipe
+from training.backbones import WeightsMismatchError
 from training.checkpoint import CheckpointError, load_encoder, open_checkpoint, save_encoder
 from training.encoder import Encoder
 from training.recipe import Recipe
-from training.strict_loading import WeightsMismatchError
 
 AGAIN = "Copy the artefact again from where it was made, or make it again."
 FULL = "Free some space or choose another folder, then run the command again; nothing was published."

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from retrieval.errors import ParameterError
-from training.collapse import effective_rank, measure_collapse
+from training.run.validation import effective_rank, measure_collapse
 
 
 def random_units(count: int, dim: int) -> torch.Tensor:

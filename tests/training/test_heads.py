@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from retrieval.errors import ParameterError
-from training.heads import contrastive_head, normalised_head, predictor, projection_dim
+from training.objectives.objective import contrastive_head, normalised_head, predictor, projection_dim
 from training.objectives.registry import build_objective
 from training.torchvision_ops import define_missing_operators
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.heap import give_back_freed_memory
+from training.run.device import give_back_freed_memory
 
 _MEBIBYTE = 1 << 20
 
@@ -33,7 +33,7 @@ def test_freed_memory_goes_back() -> None:
 # Another process, since the C library's settings are of the whole process.
 _ALLOCATES_AGAIN = """
 import resource
-from retrieval.heap import keep_freed_memory
+from retrieval.machine import keep_freed_memory
 from training.heap import give_back_freed_memory
 
 def faults():

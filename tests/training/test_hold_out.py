@@ -7,7 +7,7 @@ import pytest
 
 from retrieval.geo import Position, haversine_m
 from retrieval.references.reference import Reference
-from training.hold_out import HoldOutError, hold_out, split_by_session
+from training.photos.hold_out import HoldOutError, hold_out, split_by_session
 
 
 def street(count: int, metres: float, sessions: tuple[str | None, ...] = ("a", "b")) -> list[Reference]:

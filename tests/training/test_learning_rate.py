@@ -2,8 +2,8 @@
 
 import pytest
 
-from training.learning_rate import learning_rate_factor
 from training.recipe_settings import ScheduleSettings
+from training.run.batch_trainer import learning_rate_factor
 
 
 @pytest.mark.parametrize(

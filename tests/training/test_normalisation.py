@@ -2,7 +2,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from training.normalisation import InputNormalisation
+from training.backbones import InputNormalisation
 
 
 def test_the_usual_convention_in_8_bit_units() -> None:

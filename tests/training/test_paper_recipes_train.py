@@ -13,11 +13,11 @@ from retrieval.describer import Describer
 from retrieval.references.reference import Reference
 from tests.training.walks import make_walks
 from training.checkpoint import ENCODER_NAME, load_encoder
-from training.describing import describe_cached
+from training.encoder import describe_cached
 from training.objectives.registry import OBJECTIVES
-from training.photo_cache import PhotoCache, fill_photo_cache
+from training.photos.cache import PhotoCache, fill_photo_cache
 from training.recipe import load_recipe
-from training.training_run import TrainingRun
+from training.run.training_run import TrainingRun
 
 # One query and, where negatives are mined, one: the smallest batch that batch norms can take.
 ONE_STEP = ["network.pretrained=none", "training.pairs=2", "training.epochs=1"]

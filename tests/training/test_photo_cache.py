@@ -21,9 +21,9 @@ from retrieval.references.reference import Reference
 from tests.places import make_places, pattern
 from tests.retrieval.refusal import refused
 from tests.training.filling_process import PREPROCESSING
-from training import photo_cache
-from training.photo_cache import PhotoCache, fill_photo_cache
-from training.photo_store import PhotoStore
+from training.photos import cache as photo_cache
+from training.photos.cache import PhotoCache, fill_photo_cache
+from training.photos.store import PhotoStore
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROW_BYTES = 32 * 48 * 3

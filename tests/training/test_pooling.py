@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.pooling import ChannelsLastGeM, ClassToken, DistilledHeads, GeM, PatchGeM
+from training.descriptor_net import ChannelsLastGeM, ClassToken, DistilledHeads, GeM, PatchGeM
 
 
 def slow_gem(vectors: list[list[float]], p: float, normalise: bool) -> list[float]:

@@ -6,9 +6,7 @@ from safetensors.torch import save_file
 
 from retrieval.errors import ParameterError
 from tests.retrieval.refusal import refused
-from training.backbones import timm_backbone
-from training.pretrained import load_weights_file, pretrained_backbone
-from training.strict_loading import WeightsMismatchError
+from training.backbones import WeightsMismatchError, load_weights_file, pretrained_backbone, timm_backbone
 
 NAME = "test_resnet.r160_in1k"
 

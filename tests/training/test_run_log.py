@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from training.run_log import CsvLog, RunLog
+from training.run.observing import CsvLog, RunLog
 
 
 def test_rows_are_appended_under_the_columns_of_the_first(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.retrieval.refusal import refused
-from training.strict_loading import WeightsFileError, WeightsMismatchError, load_strictly, read_weights
+from training.backbones import WeightsFileError, WeightsMismatchError, load_strictly, read_weights
 
 FORMATS = "Give a .safetensors file, or a .pth, .pt or .bin file that holds nothing but tensors."
 

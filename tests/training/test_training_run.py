@@ -14,11 +14,11 @@ from tests.training.small_encoder import SMALL_NETWORK
 from tests.training.walks import make_walks
 from training import checkpoint as checkpoints
 from training.checkpoint import ENCODER_NAME, load_encoder, open_checkpoint
-from training.hold_out import split_by_session
+from training.photos.hold_out import split_by_session
 from training.recipe import Recipe, load_recipe
-from training.run_observer import EpochSummary, RunObserver
-from training.train import TrainingPhotos, TrainSettings, train
-from training.training_run import RunResult, TrainingError, TrainingStoppedError
+from training.run.observing import EpochSummary, RunObserver
+from training.run.train import TrainingPhotos, TrainSettings, train
+from training.run.training_run import RunResult, TrainingError, TrainingStoppedError
 
 QUICK = ["training.pairs=8", "training.epochs=2", "training.log_every_steps=1"]
 HEADS = {

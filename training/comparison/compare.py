@@ -1,43 +1,93 @@
-"""Train recipes with several seeds, evaluate them on several sets, and write one table; interrupted, go on.
+"""Who watches a comparison."""
 
-Finished runs and finished evaluations are recorded, so that a second call does only what is missing.
-"""
-
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 import torch
 
+from retrieval import __version__
 from retrieval.artefact import replace_file, storage_errors
 from retrieval.errors import SightfixError, StorageError
 from retrieval.evaluation.eval_set import OVERLAP_M, Truth, overlap
 from retrieval.images import Preprocessing
+from retrieval.machine import available_cores
 from training.checkpoint import Checkpoint, load_encoder, open_checkpoint
-from training.comparison.checkpoints import checkpoint_hash, checkpoint_row, network_hash, untrained_checkpoint
-from training.comparison.comparison_observer import ComparisonObserver
-from training.comparison.errors import ComparisonError
-from training.comparison.evaluating import EvalPhotos, evaluate_encoder, evaluation_keys
-from training.comparison.evaluation_record import EvaluationRecord, read_evaluation, write_record
-from training.comparison.machine_line import machine_line
-from training.comparison.methods import UNTRAINED, ComparedRow
-from training.comparison.plan import ComparisonPlan, with_seed
+from training.comparison.evaluation import (
+    RUN_RECORD_NAME,
+    EvalPhotos,
+    EvaluationRecord,
+    RunRecord,
+    checkpoint_hash,
+    checkpoint_row,
+    evaluate_encoder,
+    evaluation_keys,
+    finished_run,
+    network_hash,
+    read_evaluation,
+    training_photos_hash,
+    untrained_checkpoint,
+    write_record,
+)
+from training.comparison.plan import UNTRAINED, ComparedRow, ComparisonError, ComparisonPlan, with_seed
 from training.comparison.report import ComparisonReport, Epochs
 from training.comparison.report_building import ReportBuilder, RowRecords
-from training.comparison.run_record import RUN_RECORD_NAME, RunRecord, finished_run, training_photos_hash
 from training.comparison.table_text import csv_text, markdown
-from training.heap import give_back_freed_memory
 from training.recipe_settings import Recipe, TrainingSettings
-from training.resuming import OtherRunError
-from training.run_device import DeviceSettings, make_fabric
-from training.run_observer import RunObserver
-from training.train import DEFAULT_CACHE, TrainingPhotos, TrainSettings
-from training.train import train as train_recipe
-from training.training_run import RunResult
+from training.run.device import DeviceSettings, give_back_freed_memory, make_fabric
+from training.run.observing import RunObserver
+from training.run.state import OtherRunError
+from training.run.train import DEFAULT_CACHE, TrainingPhotos, TrainSettings
+from training.run.train import train as train_recipe
+from training.run.training_run import RunResult
+
+
+class ComparisonObserver(RunObserver):
+    """Is told what a comparison does, and through the inherited methods what each run does."""
+
+    def run_begins(self, number: int, total: int, label: str, seed: int, *, done: bool) -> None:
+        """A run is next.
+
+        Args:
+            number: of the run, from 1.
+            total: how many runs there are.
+            label: the recipe's name.
+            seed: of the run.
+            done: whether it was trained and evaluated before, so that nothing is left to do.
+        """
+
+    def warning(self, text: str) -> None:
+        """Something that makes numbers less than they seem, or missing."""
+
+    def reported(self, report: ComparisonReport) -> None:
+        """Table and CSV were written anew."""
+
+
+# One line that says with what a run was made.
+
+
+def machine_line(device: torch.device) -> str:
+    """Versions, and the processor that computed."""
+    cores = available_cores()
+    cpu = f"{platform.machine()} CPU, {cores} {'core' if cores == 1 else 'cores'}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return (
+        f"sightfix {__version__}, PyTorch {torch.__version__}, timm {version('timm')}, "
+        f"Python {platform.python_version()}; {where}"
+    )
+
+
+# Train recipes with several seeds, evaluate them on several sets, and write one table; interrupted, go on.
+#
+# Finished runs and finished evaluations are recorded, so that a second call does only what is missing.
 
 TABLE_NAME: Final = "table.md"
+
 CSV_NAME: Final = "table.csv"
+
 _DIVERGED: Final = "diverged"
 
 Train = Callable[[Recipe, TrainingPhotos, Path, TrainSettings, RunObserver], RunResult]
@@ -72,7 +122,7 @@ def compare(
         folder: of the comparison: tables, `runs/RECIPE/seed-N/`, `untrained/`, `evaluations/`.
         settings: device, cache.
         observer: is told what happens.
-        train: trains one run; as `training.train.train`.
+        train: trains one run; as `training.run.train.train`.
 
     Returns:
         The final report. A run that diverged is named in `missing`, and the others go on.

@@ -10,10 +10,16 @@ from retrieval.evaluation import Protocol
 from retrieval.evaluation.bootstrap import FEW_GROUPS
 from retrieval.evaluation.eval_set import Truth
 from retrieval.geo import Float64Array
-from training.comparison.evaluation_record import EvaluationRecord
-from training.comparison.methods import CONTRASTS, FAMILIES, ComparedRow, paper_order
-from training.comparison.report import Column, ComparisonReport, Contrast, Difference, Epochs, Heat, ReportRow
-from training.comparison.statistics import (
+from training.comparison.evaluation import EvaluationRecord
+from training.comparison.plan import CONTRASTS, FAMILIES, ComparedRow, paper_order
+from training.comparison.report import (
+    Column,
+    ComparisonReport,
+    Contrast,
+    Difference,
+    Epochs,
+    Heat,
+    ReportRow,
     hits_by_seed,
     mean_of_known,
     mean_with_interval,

@@ -4,9 +4,8 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from training.comparison.methods import FAMILIES, ComparedRow
-from training.comparison.report import Column, ComparisonReport, Contrast, Difference, Epochs, ReportRow
-from training.comparison.statistics import Interval
+from training.comparison.plan import FAMILIES, ComparedRow
+from training.comparison.report import Column, ComparisonReport, Contrast, Difference, Epochs, Interval, ReportRow
 
 NOTHING = "–"
 

@@ -4,12 +4,9 @@ From the positions of geo-tagged photos alone (VG-SSL, WACV 2025, sections 1.3 a
 spatial index: never a matrix of all photos against all.
 """
 
-from training.geopair.arrays import Float32Array, Int64Array
-from training.geopair.descriptors import Describe
-from training.geopair.errors import GeoPairError
+from training.geopair.batches import EpochPlan, PairBatch
 from training.geopair.geopairs import GeoPairs
-from training.geopair.photo_table import PhotoTable
-from training.geopair.plan import EpochPlan, PairBatch
+from training.geopair.photo_table import Describe, Float32Array, GeoPairError, Int64Array, PhotoTable
 
 __all__ = [
     "Describe",

@@ -7,18 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.geopair.arrays import Int64Array
-from training.geopair.batches import Composition, compose_batches
-from training.geopair.descriptors import Describe, DescribedRows, describe_needed
-from training.geopair.errors import GeoPairError
+from training.geopair.batches import BatchRules, Composition, EpochPlan, compose_batches, explain_no_batches
 from training.geopair.negatives import LastHardest, NegativeRanking, OwnSamples, RandomNegatives, SharedSample
-from training.geopair.neighbours import Neighbours
-from training.geopair.no_batches import explain_no_batches
-from training.geopair.no_pairs import check_sessions, explain_no_pairs
-from training.geopair.open_batch import BatchRules
-from training.geopair.photo_table import PhotoTable
-from training.geopair.plan import EpochPlan
-from training.geopair.positives import Positives
+from training.geopair.photo_table import Describe, DescribedRows, GeoPairError, Int64Array, PhotoTable, describe_needed
+from training.geopair.positives import Neighbours, Positives, check_sessions, explain_no_pairs
 from training.recipe_settings import GeoPairSettings
 
 

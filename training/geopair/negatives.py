@@ -5,8 +5,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from training.geopair.arrays import Float32Array, Int64Array
-from training.geopair.descriptors import DescribedRows
+from training.geopair.photo_table import DescribedRows, Float32Array, Int64Array
 
 RANKED_AT_MOST: Final = 4096
 """How far down its ranking a query may walk; one whose negatives all lie deeper waits for another batch."""

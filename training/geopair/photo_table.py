@@ -1,15 +1,40 @@
-"""What pairing needs to know of a million photos: where they were taken, which way they look, in which session."""
+"""Names of the array types that GeoPairs are made of."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from retrieval.errors import SightfixError
 from retrieval.geo import EARTH_RADIUS_M, unit_vectors
 from retrieval.references.reference import Reference
-from training.geopair.arrays import Float32Array, Float64Array, Int32Array
-from training.geopair.errors import GeoPairError
+
+BoolArray = NDArray[np.bool_]
+
+Int64Array = NDArray[np.int64]
+
+Int32Array = NDArray[np.int32]
+
+Float32Array = NDArray[np.float32]
+
+Float64Array = NDArray[np.float64]
+
+# What can be wrong with photos that shall make pairs.
+
+
+class GeoPairError(SightfixError):
+    """Photos that make no pairs, or pairs that make no batch.
+
+    Codes: ``mixed_positions``, ``too_few_references``, ``one_session``, ``no_pairs``, ``batch_too_small``,
+    ``no_batches``, ``no_negatives``, ``bad_descriptors``.
+    """
+
+    default_code = "geopair"
+
+
+# What pairing needs to know of a million photos: where they were taken, which way they look, in which session.
 
 UNKNOWN_SESSION = -1
 
@@ -97,3 +122,48 @@ class _Columns:
             remedy="Give all references WGS84 degrees, or all of them plane metres",
             code="mixed_positions",
         )
+
+
+# Descriptors of the photos that an epoch's choices need, and of no others.
+
+Describe = Callable[[Int64Array], Float32Array]
+
+"""Rows of the photo table, (n,) ascending → (n, D) float32 descriptors by the net as it is now, unit rows."""
+
+
+class DescribedRows:
+    """Descriptors of some rows of the table.
+
+    Args:
+        rows: (n,) ascending, distinct.
+        descriptors: (n, D) float32, unit rows.
+    """
+
+    def __init__(self, rows: Int64Array, descriptors: Float32Array) -> None:
+        self._rows = rows
+        self._descriptors = descriptors
+
+    def of(self, rows: Int64Array) -> Float32Array:
+        """(m, D) descriptors of (m,) rows, each of which was described."""
+        return self._descriptors[np.searchsorted(self._rows, rows)]
+
+
+def describe_needed(describe: Describe, needed: Iterable[Int64Array]) -> DescribedRows:
+    """Describe the union of some rows at once, each row once, in ascending order.
+
+    Raises:
+        GeoPairError: a descriptor is not finite (``bad_descriptors``).
+        ValueError: `describe` gave an array of another shape.
+    """
+    rows = np.unique(np.concatenate([np.empty(0, np.int64), *needed]))
+    descriptors = np.ascontiguousarray(describe(rows), np.float32)
+    if descriptors.ndim != 2 or len(descriptors) != len(rows):
+        raise ValueError(f"describe gave {descriptors.shape} for {len(rows)} rows")
+    # A sum is finite only if all of its terms are; isfinite on the whole array would double its memory.
+    if not np.isfinite(descriptors.sum(dtype=np.float64)):
+        raise GeoPairError(
+            f"the net gives descriptors that are not finite, among {len(rows)} photos described for mining",
+            remedy="Lower optimiser.learning_rate, set training.clip_norm=1, or train in fp32",
+            code="bad_descriptors",
+        )
+    return DescribedRows(rows, descriptors)

@@ -5,14 +5,10 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from training.objectives.barlow_twins import BarlowTwins
-from training.objectives.byol import Byol
-from training.objectives.mocov2 import MocoV2
+from training.objectives.contrastive import MocoV2, Simclr, Triplet
+from training.objectives.information_maximising import BarlowTwins, Vicreg
 from training.objectives.objective import Objective, ObjectiveError, ObjectiveSettings
-from training.objectives.simclr import Simclr
-from training.objectives.simsiam import Simsiam
-from training.objectives.triplet import Triplet
-from training.objectives.vicreg import Vicreg
+from training.objectives.self_distillation import Byol, Simsiam
 
 OBJECTIVES: Final[dict[str, Any]] = {
     "triplet": Triplet,

@@ -5,8 +5,8 @@ import numpy as np
 from retrieval.evaluation import Bootstrap, Protocol
 from retrieval.evaluation.eval_set import Truth
 from tests.training.comparison.places_in_a_row import eval_set, row
-from training.comparison.evaluation_record import EvaluationKey, EvaluationRecord
-from training.comparison.methods import METHOD_NAMES
+from training.comparison.evaluation import EvaluationKey, EvaluationRecord
+from training.comparison.plan import METHOD_NAMES
 from training.comparison.report import ComparisonReport, Epochs
 from training.comparison.report_building import ReportBuilder, RowRecords
 

@@ -7,8 +7,8 @@ from retrieval.evaluation import Bootstrap, Protocol
 from retrieval.evaluation.eval_set import EvalSet, Truth
 from retrieval.geo import Position
 from retrieval.references.reference import Reference
-from training.comparison.evaluation_record import EvaluationKey, EvaluationRecord
-from training.comparison.methods import ComparedRow
+from training.comparison.evaluation import EvaluationKey, EvaluationRecord
+from training.comparison.plan import ComparedRow
 from training.comparison.report import Epochs
 from training.comparison.report_building import RowRecords
 

@@ -16,17 +16,14 @@ from retrieval.references.reference import Reference
 from tests.training.small_encoder import small_encoder, small_recipe
 from tests.training.walks import make_walks
 from training.checkpoint import CheckpointError, save_encoder
-from training.comparison.compare import CompareSettings, compare
-from training.comparison.comparison_observer import ComparisonObserver
-from training.comparison.errors import ComparisonError
-from training.comparison.plan import ComparisonPlan
+from training.comparison.compare import CompareSettings, ComparisonObserver, compare
+from training.comparison.plan import ComparisonError, ComparisonPlan
 from training.comparison.report import ComparisonReport
 from training.recipe import Recipe
-from training.resuming import OtherRunError
-from training.run_observer import RunObserver
-from training.run_state import Progress
-from training.train import TrainingPhotos, TrainSettings
-from training.training_run import RunResult, TrainingError, TrainingStoppedError
+from training.run.observing import RunObserver
+from training.run.state import OtherRunError, Progress
+from training.run.train import TrainingPhotos, TrainSettings
+from training.run.training_run import RunResult, TrainingError, TrainingStoppedError
 
 PLACES = 6
 
@@ -324,8 +321,8 @@ def test_recalls_are_those_of_the_evaluation(
 ) -> None:
     """The same checkpoint through `Validation`, which evaluates with `retrieval.evaluation.evaluate`."""
     from training.checkpoint import load_encoder
-    from training.photo_cache import fill_photo_cache
-    from training.validation import Validation
+    from training.photos.cache import fill_photo_cache
+    from training.run.validation import Validation
 
     report, _, _ = run(small_plan, tmp_path)
     encoder = load_encoder(tmp_path / "out" / "runs" / "one" / "seed-0" / "best")

@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from retrieval.evaluation import Bootstrap
-from training.comparison.statistics import (
-    hits_by_seed,
-    mean_of_known,
-    mean_with_interval,
-    paired_difference,
-    recall_cells,
-)
+from training.comparison.report import hits_by_seed, mean_of_known, mean_with_interval, paired_difference, recall_cells
 
 
 def slow_interval(values: np.ndarray, groups: np.ndarray, bootstrap: Bootstrap) -> tuple[float, float]:

@@ -8,8 +8,17 @@ import pytest
 from retrieval.evaluation import Bootstrap, Protocol
 from tests.training.comparison.made_up_report import made_up_report
 from tests.training.comparison.places_in_a_row import row
-from training.comparison.report import Column, ComparisonReport, Contrast, Difference, Epochs, Heat, ReportRow
-from training.comparison.statistics import Cell, Interval
+from training.comparison.report import (
+    Cell,
+    Column,
+    ComparisonReport,
+    Contrast,
+    Difference,
+    Epochs,
+    Heat,
+    Interval,
+    ReportRow,
+)
 from training.comparison.table_text import contrast_sentence, csv_text, epochs_text, markdown, points, row_name
 
 UNTRAINED = row("untrained", "untrained")

@@ -15,9 +15,8 @@ from tests.training.geopair.tables import (
     town,
 )
 from training.geopair import PhotoTable
-from training.geopair.descriptors import describe_needed
-from training.geopair.neighbours import Neighbours
-from training.geopair.positives import Positives
+from training.geopair.photo_table import describe_needed
+from training.geopair.positives import Neighbours, Positives
 from training.recipe_settings import GeoPairSettings
 
 RULES = [

@@ -12,13 +12,11 @@ from retrieval.bundle import Provenance
 from retrieval.errors import ParameterError
 from retrieval.images import Preprocessing
 from tests.training.small_encoder import small_encoder, small_recipe
-from training.backbones import examine_features
-from training.descriptor_net import DescriptorNet
+from training.backbones import InputNormalisation, examine_features
+from training.descriptor_net import ChannelsLastGeM, ClassToken, DescriptorNet, DistilledHeads, GeM, PatchGeM
 from training.encoder import Encoder
 from training.heat_maps import activation_maps, heat_maps, match_maps
-from training.heat_maps.look import look
-from training.normalisation import InputNormalisation
-from training.pooling import ChannelsLastGeM, ClassToken, DistilledHeads, GeM, PatchGeM
+from training.heat_maps.maps import look
 from training.torchvision_ops import define_missing_operators
 
 PHOTO = Preprocessing(height=64, width=96)

@@ -5,7 +5,7 @@ from lightly.loss import BarlowTwinsLoss
 
 from tests.training.objectives import slow_losses
 from tests.training.objectives.batches import rows
-from training.objectives.barlow_twins import BarlowTwins, BarlowTwinsSettings, barlow_twins_terms
+from training.objectives.information_maximising import BarlowTwins, BarlowTwinsSettings, barlow_twins_terms
 from training.objectives.objective import DescribedPairs
 
 

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from tests.training.objectives import slow_losses
 from tests.training.objectives.batches import rows
-from training.objectives.byol import Byol, ByolSettings, prediction_loss
 from training.objectives.objective import DescribedPairs, ObjectiveError
-from training.objectives.simsiam import Simsiam, SimsiamSettings
+from training.objectives.self_distillation import Byol, ByolSettings, Simsiam, SimsiamSettings, prediction_loss
 
 
 def four(count: int, dim: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.training.objectives import slow_losses
 from tests.training.objectives.batches import positions, rows, spread_out
-from training.objectives.mocov2 import KeyQueue, MocoV2, MocoV2Settings
+from training.objectives.contrastive import KeyQueue, MocoV2, MocoV2Settings
 from training.objectives.objective import DescribedPairs, ObjectiveError
 
 

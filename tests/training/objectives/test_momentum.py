@@ -2,10 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from training.objectives.byol import Byol, ByolSettings
-from training.objectives.describing import describe_pairs
-from training.objectives.mocov2 import MocoV2, MocoV2Settings
-from training.objectives.momentum import MomentumEncoder
+from training.objectives.contrastive import MocoV2, MocoV2Settings
+from training.objectives.objective import MomentumEncoder, describe_pairs
+from training.objectives.self_distillation import Byol, ByolSettings
 
 
 def encoder() -> nn.Module:

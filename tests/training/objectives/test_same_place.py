@@ -5,7 +5,7 @@ import torch
 
 from retrieval.geo import haversine_m, unit_vectors
 from tests.training.objectives.batches import positions
-from training.objectives.same_place import same_place
+from training.objectives.contrastive import same_place
 
 
 def test_the_border_belongs_to_the_place() -> None:

@@ -7,8 +7,8 @@ from lightly.loss import NTXentLoss
 
 from tests.training.objectives import slow_losses
 from tests.training.objectives.batches import positions, rows, spread_out
+from training.objectives.contrastive import Simclr, SimclrSettings, nt_xent
 from training.objectives.objective import DescribedPairs, ObjectiveError
-from training.objectives.simclr import Simclr, SimclrSettings, nt_xent
 
 
 def no_head(temperature: float = 0.07) -> Simclr:

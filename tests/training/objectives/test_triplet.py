@@ -6,8 +6,8 @@ import torch
 
 from tests.training.objectives import slow_losses
 from tests.training.objectives.batches import rows
+from training.objectives.contrastive import Triplet, TripletSettings
 from training.objectives.objective import DescribedPairs
-from training.objectives.triplet import Triplet, TripletSettings
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

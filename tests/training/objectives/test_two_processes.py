@@ -6,7 +6,7 @@ import torch.multiprocessing
 
 from tests.training.objectives.batches import spread_out
 from tests.training.objectives.two_processes import CASES, half, one_process
-from training.objectives.gathering import gathered, process_count, process_rank
+from training.objectives.objective import gathered, process_count, process_rank
 
 Outcomes = dict[str, dict[str, torch.Tensor]]
 

@@ -5,8 +5,8 @@ from lightly.loss import VICRegLoss
 
 from tests.training.objectives import slow_losses
 from tests.training.objectives.batches import rows
+from training.objectives.information_maximising import Vicreg, VicregSettings
 from training.objectives.objective import DescribedPairs
-from training.objectives.vicreg import Vicreg, VicregSettings
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])

@@ -4,9 +4,7 @@ import torch
 from torch import nn
 
 from tests.training.objectives.batches import spread_out
-from training.objectives.describing import describe_pairs
-from training.objectives.momentum import MomentumEncoder
-from training.objectives.objective import Objective
+from training.objectives.objective import MomentumEncoder, Objective, describe_pairs
 from training.objectives.registry import build_objective
 
 SMALL = {

@@ -1,0 +1,1 @@
+"""A training run: from photos and a recipe to checkpoints."""
