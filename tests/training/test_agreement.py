@@ -16,10 +16,10 @@ import torch
 
 from tests.training.small_encoder import small_recipe
 from tests.training.walks import make_walks
-from training.run_device import DeviceSettings
-from training.run_observer import RunObserver
-from training.train import TrainingPhotos, TrainSettings, train
-from training.training_run import TrainingStoppedError
+from training.run.device import DeviceSettings
+from training.run.observing import RunObserver
+from training.run.train import TrainingPhotos, TrainSettings, train
+from training.run.training_run import TrainingStoppedError
 
 rank, folder = os.environ.get("LOCAL_RANK", "0"), Path(sys.argv[1])
 

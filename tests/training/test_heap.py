@@ -34,7 +34,7 @@ def test_freed_memory_goes_back() -> None:
 _ALLOCATES_AGAIN = """
 import resource
 from retrieval.machine import keep_freed_memory
-from training.heap import give_back_freed_memory
+from training.run.device import give_back_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
