@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.machine import describe_machine
 from retrieval.geo import Position
 from retrieval.references.reference import Reference
-from training.geopair import EpochPlan, Float32Array, GeoPairs, Int64Array, PhotoTable
+from training.geopair import EpochBatches, Float32Array, GeoPairs, Int64Array, PhotoTable
 from training.recipe_settings import GeoPairSettings
 
 PHOTOS, QUERIES, PER_BATCH, DIM = 1_000_000, 10_000, 64, 512
@@ -38,12 +38,12 @@ def main() -> None:
     pairs = planner(table, settings)
     report("who has a positive", time.perf_counter() - started, f"{len(pairs.trainable_queries)} photos have one")
     started = time.perf_counter()
-    plan = pairs.plan_epoch(0)
+    plan = pairs.compose_epoch(0)
     report("one epoch, random positives", time.perf_counter() - started, says(plan))
     mined = planner(table, settings.model_copy(update={"positive": "nearest", "negative_mining": "partial"}))
     describe = Describer()
     started = time.perf_counter()
-    plan = mined.plan_epoch(0, describe)
+    plan = mined.compose_epoch(0, describe)
     seconds = time.perf_counter() - started - describe.seconds
     report("one epoch, nearest positives, partial mining", seconds, f"{says(plan)}, {describe.rows} photos described")
 
@@ -98,7 +98,7 @@ def planner(table: PhotoTable, settings: GeoPairSettings) -> GeoPairs:
     )
 
 
-def says(plan: EpochPlan) -> str:
+def says(plan: EpochBatches) -> str:
     return f"{len(plan.batches)} batches, {plan.dropped} queries dropped"
 
 

@@ -17,13 +17,13 @@ import torch
 
 from benchmarks.campus import campus_references
 from benchmarks.machine import describe_machine
+from training.objectives.pair_model import PairModel, PairViews
 from training.photos.cache import fill_photo_cache
-from training.recipe import Recipe, load_recipe
-from training.run.batch_trainer import PairModel, SealedViews
+from training.recipe import load_recipe
+from training.recipe_settings import Recipe
 from training.run.device import DeviceSettings
 from training.run.observing import RunObserver
 from training.run.training_run import TrainingRun
-from training.run.views import PairViews
 
 TARGET = {"cpu": 1.10, "cuda": 1.15}
 WARM_UP_STEPS = 3
@@ -84,7 +84,7 @@ def _bare_step(recipe: Recipe, model: PairModel, optimiser: torch.optim.Optimize
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.training.precision)
     device = views.x.device.type
     with torch.autocast(device, dtype=half, enabled=half is not None):
-        loss, _, _ = model(SealedViews(views))
+        loss, _, _ = model(views)
     loss.backward()
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)

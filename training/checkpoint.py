@@ -170,6 +170,23 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest, recipe)
 
 
+def checkpoint_exists(folder: Path) -> bool:
+    """Whether there is something for `open_checkpoint` to open, if only what a crash left while replacing it."""
+    return folder.exists() or _aside(folder).exists()
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint, if there is one, and what a crash left while replacing it.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with storage_errors(folder):
+        for path in (folder, _aside(folder)):
+            if path.exists():
+                shutil.rmtree(path)
+
+
 def load_encoder(folder: Path) -> Encoder:
     """Load a checkpoint's encoder on the CPU in evaluation mode, every weight from the file; needs no trainer.
 

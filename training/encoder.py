@@ -1,4 +1,4 @@
-"""Evaluation mode for a while, leaving the net as it was."""
+"""The encoder: a descriptor net with all that is needed to describe a photo with it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,26 +18,8 @@ from training.descriptor_net import ChannelsLastGeM, ClassToken, DescriptorNet, 
 from training.photos.cache import PhotoCache
 from training.recipe_settings import NetworkSettings
 
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, whatever the caller's; every module is put back in the mode it was in.
-
-    Module by module, because some may be frozen in evaluation mode while the others train.
-    """
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-# The encoder: a descriptor net with all that is needed to describe a photo with it.
-
-UNTRAINED = "never trained for places"
+UNTRAINED: Final = "never trained for places"
+_PHOTOS_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +87,54 @@ def build_encoder(network: NetworkSettings, preprocessing: Preprocessing) -> Enc
     )
 
 
+def describe_cached(
+    encoder: Encoder,
+    cache: PhotoCache,
+    rows: NDArray[np.int64],
+    *,
+    on_progress: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Describe cached photos without augmentation, in evaluation mode and full precision, on the net's device.
+
+    Args:
+        encoder: its net is put back in the mode it was in.
+        cache: the decoded photos.
+        rows: (n,) of the cache.
+        on_progress: called with the number of photos done since the last call.
+
+    Returns:
+        (n, D) float32, unit rows.
+    """
+    net = encoder.net
+    device = next(net.parameters()).device
+    described = np.empty((len(rows), encoder.descriptor_dim), np.float32)
+    with evaluating(net):
+        for begin in range(0, len(rows), _PHOTOS_AT_ONCE):
+            part = slice(begin, begin + _PHOTOS_AT_ONCE)
+            images = torch.from_numpy(cache.rows(rows[part])).permute(0, 3, 1, 2).to(device)
+            descriptors = net(encoder.normalisation.apply(images))
+            described[part] = descriptors.float().cpu().numpy()
+            if on_progress is not None:
+                on_progress(len(images))
+    return described
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, whatever the caller's; every module is put back in the mode it was in.
+
+    Module by module, because some may be frozen in evaluation mode while the others train.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def _pool(network: NetworkSettings, shape: FeatureShape) -> nn.Module:
     possible = _possible_poolings(shape)
     if network.pooling not in possible:
@@ -144,41 +174,3 @@ def _aggregation(network: NetworkSettings) -> str:
     if network.l2_before_pool and network.pooling in ("gem", "patch_gem"):
         words = f"L2 per location, {words}"
     return words
-
-
-# Describe cached photos with the net that is being trained: for mining, for validation.
-
-DEFAULT_BATCH: Final = 64
-
-
-def describe_cached(
-    encoder: Encoder,
-    cache: PhotoCache,
-    rows: NDArray[np.int64],
-    *,
-    batch: int = DEFAULT_BATCH,
-    on_progress: Callable[[int], None] | None = None,
-) -> NDArray[np.float32]:
-    """Describe photos without augmentation, in evaluation mode and full precision, on the net's device.
-
-    Args:
-        encoder: its net is put back in the mode it was in.
-        cache: the decoded photos.
-        rows: (n,) of the cache.
-        batch: photos at once.
-        on_progress: called with the number of photos done since the last call.
-
-    Returns:
-        (n, D) float32, unit rows.
-    """
-    net = encoder.net
-    device = next(net.parameters()).device
-    described = np.empty((len(rows), encoder.descriptor_dim), np.float32)
-    with evaluating(net):
-        for begin in range(0, len(rows), batch):
-            images = torch.from_numpy(cache.rows(rows[begin : begin + batch])).permute(0, 3, 1, 2).to(device)
-            descriptors = net(encoder.normalisation.apply(images))
-            described[begin : begin + batch] = descriptors.float().cpu().numpy()
-            if on_progress is not None:
-                on_progress(len(images))
-    return described

@@ -13,33 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from retrieval.errors import SightfixError
-from training.recipe_settings import (
-    AugmentationSettings,
-    GeoPairSettings,
-    NetworkSettings,
-    ObjectiveChoice,
-    OptimiserSettings,
-    Recipe,
-    ScheduleSettings,
-    Setting,
-    TrainingSettings,
-    ValidationSettings,
-)
-
-__all__ = [
-    "AugmentationSettings",
-    "GeoPairSettings",
-    "NetworkSettings",
-    "ObjectiveChoice",
-    "OptimiserSettings",
-    "Recipe",
-    "RecipeError",
-    "ScheduleSettings",
-    "TrainingSettings",
-    "ValidationSettings",
-    "list_recipes",
-    "load_recipe",
-]
+from training.recipe_settings import ObjectiveChoice, Recipe, Setting
 
 _SUFFIX: Final = ".toml"
 
@@ -50,10 +24,9 @@ class RecipeError(SightfixError):
     default_code = "recipe"
 
 
-def list_recipes() -> tuple[str, ...]:
-    """The names of the recipes that sightfix ships, sorted."""
-    names = (entry.name for entry in _shipped().iterdir())
-    return tuple(sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)))
+def list_recipes() -> dict[str, str]:
+    """The recipes that sightfix ships, sorted by name: their names and descriptions."""
+    return {name: tomllib.loads(file.read_text(encoding="utf-8"))["description"] for name, file in _shipped().items()}
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -84,23 +57,26 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     return recipe
 
 
-def _shipped() -> Traversable:
-    return resources.files("training") / "recipes"
+def _shipped() -> dict[str, Traversable]:
+    """The shipped recipes by name, from one folder for each backbone."""
+    folders = [folder for folder in (resources.files("training") / "recipes").iterdir() if folder.is_dir()]
+    files = (file for folder in folders for file in folder.iterdir() if file.name.endswith(_SUFFIX))
+    return {file.name.removesuffix(_SUFFIX): file for file in sorted(files, key=lambda file: file.name)}
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:
     """The recipe's source in words, and its text."""
     path = Path(name_or_path)
     if isinstance(name_or_path, str) and path.suffix != _SUFFIX and len(path.parts) == 1:
-        names = list_recipes()
-        if name_or_path not in names:
+        shipped = _shipped()
+        if name_or_path not in shipped:
             raise RecipeError(
                 f"there is no recipe {name_or_path!r}",
-                remedy=f"{_suggestion(name_or_path, names)}Choose a {_SUFFIX} file or one of {', '.join(names)}",
+                remedy=f"{_suggestion(name_or_path, list(shipped))}Choose a {_SUFFIX} file "
+                f"or one of {', '.join(shipped)}",
                 code="unknown_recipe",
             )
-        file_name = f"{name_or_path}{_SUFFIX}"
-        return file_name, (_shipped() / file_name).read_text(encoding="utf-8")
+        return f"{name_or_path}{_SUFFIX}", shipped[name_or_path].read_text(encoding="utf-8")
     try:
         return str(path), path.read_text(encoding="utf-8")
     except OSError as error:

@@ -12,14 +12,13 @@ from rich.text import Text
 from sightfix.commands.train import ConsoleObserver
 from sightfix.console import console
 from sightfix.figures.comparison import write_comparison_figure
-from training.comparison.compare import ComparisonObserver
-from training.comparison.report import ComparisonReport
+from training.comparison.report import ComparisonObserver, ComparisonReport
 from training.comparison.table_text import contrast_sentence, epochs_text, percent, row_name, seeds_text
 
 if TYPE_CHECKING:
     from training.comparison.compare import CompareSettings
     from training.comparison.plan import ComparisonPlan
-    from training.recipe import Recipe
+    from training.recipe_settings import Recipe
     from training.run.train import TrainingPhotos
 
 FIGURE_NAME = "comparison.png"

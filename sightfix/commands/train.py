@@ -12,7 +12,7 @@ from sightfix.console import console, progress_bar
 from training.run.observing import EpochSummary, RunObserver
 
 if TYPE_CHECKING:
-    from training.recipe import Recipe
+    from training.recipe_settings import Recipe
     from training.run.train import TrainingPhotos
 
 
@@ -51,9 +51,6 @@ class ConsoleObserver(RunObserver):
         console.print(f"{self._prefix}[bold]{name}[/]  {'  '.join(parts)}{best}")
         if summary.warning:
             console.print(f"{self._prefix}[yellow]warning[/] {escape(summary.warning)}")
-
-    def saved(self, folder: Path) -> None:
-        """Nothing: a checkpoint follows every epoch."""
 
 
 # `sightfix train`: geo-tagged photos in, a checkpoint out.
@@ -120,16 +117,11 @@ def train(
 
 
 def _list_recipes() -> None:
-    import tomllib
-    from importlib import resources
-
-    from sightfix.console import console
+    from training.recipe import list_recipes
 
     console.print("Recipes; choose one: sightfix train RECIPE --photos FOLDER\n")
-    for entry in sorted((resources.files("training") / "recipes").iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".toml"):
-            content = tomllib.loads(entry.read_text(encoding="utf-8"))
-            console.print(f"  [bold]{content['name']:32}[/] {escape(content['description'])}")
+    for name, description in list_recipes().items():
+        console.print(f"  [bold]{name:32}[/] {escape(description)}")
 
 
 def _photos(spec: str, database: str | None, queries: str | None, share: float) -> "TrainingPhotos":

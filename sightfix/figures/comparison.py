@@ -10,8 +10,15 @@ from typing import Any, Final
 
 from retrieval.artefact import replace_file, storage_errors
 from sightfix.figures.canvas import matplotlib_figure
-from training.comparison.plan import CONTRASTIVE, INFORMATION_MAXIMISING, SELF_DISTILLATION, UNTRAINED, family_of
-from training.comparison.report import ComparisonReport, ReportRow
+from training.comparison.report import (
+    CONTRASTIVE,
+    INFORMATION_MAXIMISING,
+    SELF_DISTILLATION,
+    UNTRAINED,
+    ComparisonReport,
+    ReportRow,
+    family_of,
+)
 from training.comparison.table_text import row_name
 
 _GREY: Final = "#666666"

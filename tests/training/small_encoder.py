@@ -1,7 +1,8 @@
 """Recipes and encoders small enough to build and save in milliseconds."""
 
 from training.encoder import Encoder, build_encoder
-from training.recipe import Recipe, load_recipe
+from training.recipe import load_recipe
+from training.recipe_settings import Recipe
 
 SMALL_NETWORK = [
     "network.backbone=test_resnet.r160_in1k",

@@ -13,7 +13,8 @@ from training.checkpoint import ENCODER_NAME
 from training.encoder import describe_cached
 from training.objectives.registry import OBJECTIVES
 from training.photos.cache import PhotoCache, fill_photo_cache
-from training.recipe import Recipe, load_recipe
+from training.recipe import load_recipe
+from training.recipe_settings import Recipe
 from training.run.training_run import TrainingRun
 from training.run.validation import measure_collapse
 

@@ -17,7 +17,7 @@ from tests.training.small_encoder import small_encoder, small_recipe
 from training.backbones import WeightsMismatchError
 from training.checkpoint import CheckpointError, load_encoder, open_checkpoint, save_encoder
 from training.encoder import Encoder
-from training.recipe import Recipe
+from training.recipe_settings import Recipe
 
 AGAIN = "Copy the artefact again from where it was made, or make it again."
 FULL = "Free some space or choose another folder, then run the command again; nothing was published."

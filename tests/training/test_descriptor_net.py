@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.descriptor_net import DescriptorNet, GeM, timm_backbone
+from training.backbones import timm_backbone
+from training.descriptor_net import DescriptorNet, GeM
 
 
 class FixedMap(nn.Module):

@@ -7,7 +7,8 @@ from retrieval.images import Preprocessing
 from tests.retrieval.refusal import refused
 from tests.training.small_encoder import small_encoder, small_recipe
 from training.encoder import build_encoder
-from training.recipe import NetworkSettings, load_recipe
+from training.recipe import load_recipe
+from training.recipe_settings import NetworkSettings
 
 SMALL = Preprocessing(height=64, width=96)
 

@@ -23,7 +23,7 @@ from tests.retrieval.refusal import refused
 from tests.training.filling_process import PREPROCESSING
 from training.photos import cache as photo_cache
 from training.photos.cache import PhotoCache, fill_photo_cache
-from training.photos.store import PhotoStore
+from training.photos.store import PhotoIdentity, PhotoStore
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROW_BYTES = 32 * 48 * 3
@@ -182,8 +182,7 @@ def test_an_unreadable_photo_is_named(tmp_path: Path, references: list[Reference
     assert str(caught.value).endswith("Repair or remove the photo, or leave it out with --max-unreadable 1.")
     cache = fill_photo_cache(tmp_path / "cache", references, PREPROCESSING, max_unreadable=1)
     assert_whole(cache, references[:3] + references[4:])
-    assert [photo.reference for photo in cache.unreadable] == [references[3]]
-    assert cache.unreadable[0].error.where == str(path)
+    assert [error.where for error in cache.unreadable] == [str(path)]
 
 
 def test_missing_photos_are_all_named_before_any_is_decoded(
@@ -303,8 +302,8 @@ def test_the_second_waits_with_a_note_and_decodes_nothing(
     with store.adding():
         thread.start()
         assert waits.wait(20)
-        identities = [photo_cache._identify(reference.path) for reference in references[:2]]
-        store.add(identities, [read_image(reference.path, PREPROCESSING) for reference in references[:2]])
+        paths = [reference.path for reference in references[:2]]
+        store.add({PhotoIdentity.of(path): read_image(path, PREPROCESSING) for path in paths})
     thread.join()
     assert notes == [f"another process is decoding photos into {store.folder}: waiting for it"]
     assert decoded == []

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from tests.retrieval.refusal import refused
-from training.recipe import Recipe, RecipeError, list_recipes, load_recipe
+from training.recipe import RecipeError, list_recipes, load_recipe
+from training.recipe_settings import Recipe
 
 NETWORK_KEYS = "backbone, pooling, descriptor_dim, l2_before_pool, gem_p, pretrained, drop_classifier"
 MINIMAL = """

@@ -6,7 +6,8 @@ import pytest
 
 from training.encoder import build_encoder
 from training.objectives.registry import OBJECTIVES, objective_settings
-from training.recipe import Recipe, list_recipes, load_recipe
+from training.recipe import list_recipes, load_recipe
+from training.recipe_settings import Recipe
 
 METHODS = tuple(OBJECTIVES)
 BACKBONES = ("resnet50", "deit-small", "efficientnet-lite0")

@@ -15,7 +15,8 @@ from tests.training.walks import make_walks
 from training import checkpoint as checkpoints
 from training.checkpoint import ENCODER_NAME, load_encoder, open_checkpoint
 from training.photos.hold_out import split_by_session
-from training.recipe import Recipe, load_recipe
+from training.recipe import load_recipe
+from training.recipe_settings import Recipe
 from training.run.observing import EpochSummary, RunObserver
 from training.run.train import TrainingPhotos, TrainSettings, train
 from training.run.training_run import RunResult, TrainingError, TrainingStoppedError

@@ -1,4 +1,7 @@
-"""Who watches a comparison."""
+"""Train recipes with several seeds, evaluate them on several sets, and write one table; interrupted, go on.
+
+Finished runs and finished evaluations are recorded, so that a second call does only what is missing.
+"""
 
 import platform
 from collections.abc import Callable
@@ -32,8 +35,8 @@ from training.comparison.evaluation import (
     untrained_checkpoint,
     write_record,
 )
-from training.comparison.plan import UNTRAINED, ComparedRow, ComparisonError, ComparisonPlan, with_seed
-from training.comparison.report import ComparisonReport, Epochs
+from training.comparison.plan import ComparisonError, ComparisonPlan, with_seed
+from training.comparison.report import UNTRAINED, ComparedRow, ComparisonObserver, ComparisonReport, Epochs
 from training.comparison.report_building import ReportBuilder, RowRecords
 from training.comparison.table_text import csv_text, markdown
 from training.recipe_settings import Recipe, TrainingSettings
@@ -44,53 +47,9 @@ from training.run.train import DEFAULT_CACHE, TrainingPhotos, TrainSettings
 from training.run.train import train as train_recipe
 from training.run.training_run import RunResult
 
-
-class ComparisonObserver(RunObserver):
-    """Is told what a comparison does, and through the inherited methods what each run does."""
-
-    def run_begins(self, number: int, total: int, label: str, seed: int, *, done: bool) -> None:
-        """A run is next.
-
-        Args:
-            number: of the run, from 1.
-            total: how many runs there are.
-            label: the recipe's name.
-            seed: of the run.
-            done: whether it was trained and evaluated before, so that nothing is left to do.
-        """
-
-    def warning(self, text: str) -> None:
-        """Something that makes numbers less than they seem, or missing."""
-
-    def reported(self, report: ComparisonReport) -> None:
-        """Table and CSV were written anew."""
-
-
-# One line that says with what a run was made.
-
-
-def machine_line(device: torch.device) -> str:
-    """Versions, and the processor that computed."""
-    cores = available_cores()
-    cpu = f"{platform.machine()} CPU, {cores} {'core' if cores == 1 else 'cores'}"
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return (
-        f"sightfix {__version__}, PyTorch {torch.__version__}, timm {version('timm')}, "
-        f"Python {platform.python_version()}; {where}"
-    )
-
-
-# Train recipes with several seeds, evaluate them on several sets, and write one table; interrupted, go on.
-#
-# Finished runs and finished evaluations are recorded, so that a second call does only what is missing.
-
 TABLE_NAME: Final = "table.md"
-
 CSV_NAME: Final = "table.csv"
-
-_DIVERGED: Final = "diverged"
-
-Train = Callable[[Recipe, TrainingPhotos, Path, TrainSettings, RunObserver], RunResult]
+_DIVERGED: Final = "diverged"  # the code of an error
 
 
 @dataclass(frozen=True)
@@ -108,6 +67,9 @@ class CompareSettings:
     max_unreadable: int = 0
 
 
+Train = Callable[[Recipe, TrainingPhotos, Path, TrainSettings, RunObserver], RunResult]
+
+
 def compare(
     plan: ComparisonPlan,
     folder: Path,
@@ -121,7 +83,7 @@ def compare(
         plan: what is compared, and on what.
         folder: of the comparison: tables, `runs/RECIPE/seed-N/`, `untrained/`, `evaluations/`.
         settings: device, cache.
-        observer: is told what happens.
+        observer: receives progress and the table so far.
         train: trains one run; as `training.run.train.train`.
 
     Returns:
@@ -340,3 +302,14 @@ class _Comparison:
             replace_file(self.folder / CSV_NAME, csv_text(report).encode())
         self.observer.reported(report)
         return report
+
+
+def machine_line(device: torch.device) -> str:
+    """Versions, and the processor that computed."""
+    cores = available_cores()
+    cpu = f"{platform.machine()} CPU, {cores} {'core' if cores == 1 else 'cores'}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return (
+        f"sightfix {__version__}, PyTorch {torch.__version__}, timm {version('timm')}, "
+        f"Python {platform.python_version()}; {where}"
+    )

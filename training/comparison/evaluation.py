@@ -1,7 +1,7 @@
-"""The checkpoints of a comparison: what identifies one, and the net of a recipe before training."""
+"""Evaluate checkpoints on several sets, and keep what was found, so that nothing is trained or described twice."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -18,7 +18,8 @@ from retrieval.evaluation.eval_set import EvalSet, Truth
 from retrieval.images import Preprocessing
 from retrieval.references.reference import Reference
 from training.checkpoint import ENCODER_NAME, Checkpoint, open_checkpoint, save_encoder
-from training.comparison.plan import UNTRAINED, ComparedRow, ComparisonError
+from training.comparison.plan import ComparisonError
+from training.comparison.report import UNTRAINED, ComparedRow
 from training.encoder import Encoder, build_encoder, describe_cached
 from training.heat_maps import condensation
 from training.photos.cache import PhotoCache, fill_photo_cache
@@ -26,67 +27,10 @@ from training.recipe_settings import Recipe
 from training.run.observing import RunObserver
 from training.run.train import TrainingPhotos
 
-
-def checkpoint_hash(checkpoint: Checkpoint) -> str:
-    """SHA-256 in hex of all that decides its descriptors: the weights and what is done to a photo before."""
-    manifest = checkpoint.manifest
-    parts = (
-        manifest.files[ENCODER_NAME].sha256,
-        manifest.preprocessing.model_dump_json(),
-        manifest.normalisation.model_dump_json(),
-        checkpoint.recipe.network.model_dump_json(),
-    )
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def network_hash(recipe: Recipe) -> str:
-    """Twelve hex digits that stand for a recipe's network and image settings."""
-    settings = f"{recipe.network.model_dump_json()}\n{recipe.image.model_dump_json()}"
-    return hashlib.sha256(settings.encode()).hexdigest()[:12]
-
-
-def untrained_checkpoint(recipe: Recipe, folder: Path) -> Checkpoint:
-    """The recipe's encoder before training, saved, or opened where it was saved before.
-
-    New layers are drawn as training with seed 0 draws them.
-
-    Raises:
-        SightfixError: the net cannot be built; see `build_encoder`.
-        StorageError: the disk refuses.
-    """
-    try:
-        checkpoint = open_checkpoint(folder)
-        if network_hash(checkpoint.recipe) == network_hash(recipe):
-            return checkpoint
-    except ArtefactError:
-        pass
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    try:
-        encoder = build_encoder(recipe.network, recipe.image)
-    finally:
-        torch.random.set_rng_state(state)
-    return save_encoder(folder, encoder, recipe)
-
-
-def checkpoint_row(checkpoint: Checkpoint, label: str, folder: str) -> ComparedRow:
-    """The row of a checkpoint; one that was never trained is `untrained`, whatever its recipe would do."""
-    manifest = checkpoint.manifest
-    image = manifest.preprocessing
-    return ComparedRow(
-        label=label,
-        method=manifest.provenance.objective or UNTRAINED,
-        backbone=checkpoint.recipe.network.backbone,
-        size=f"{manifest.descriptor_dim}-D, {image.height}×{image.width}",
-        folder=folder,
-    )
-
-
-# What is kept of one checkpoint on one evaluation set, so that nothing is described twice.
-
 HEAT_QUERIES: Final = 200
-
 HEAT_TOP: Final = 0.10
+RUN_RECORD_NAME: Final = "run.json"
+_PAIRS_AT_ONCE: Final = 16
 
 
 class EvaluationKey(BaseModel):
@@ -123,7 +67,7 @@ class EvaluationRecord(BaseModel):
         first_hit: by radius, by query: rank (0 = best) of the first true match, `ranked` where there is none.
         heat_rows: queries whose heat maps were measured.
         heat_activation, heat_match: of each of these the share of energy in the top locations; None where a map has
-            no energy. Empty where the backbone cannot be looked into.
+            no energy. Empty where heat maps do not know the backbone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -135,31 +79,6 @@ class EvaluationRecord(BaseModel):
     heat_rows: tuple[int, ...]
     heat_activation: tuple[float | None, ...]
     heat_match: tuple[float | None, ...]
-
-
-def read_evaluation(path: Path, key: EvaluationKey) -> EvaluationRecord | None:
-    """The record of a key; None where there is none, it is of another key, or of another version."""
-    try:
-        record = EvaluationRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
-    return record if record.key == key else None
-
-
-def write_record(path: Path, record: BaseModel) -> None:
-    """Write a record in one step.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, record.model_dump_json().encode() + b"\n")
-
-
-# What is kept of a finished run, so that it is not opened for training again.
-
-RUN_RECORD_NAME: Final = "run.json"
 
 
 class RunRecord(BaseModel):
@@ -185,43 +104,6 @@ class RunRecord(BaseModel):
     evaluated_epoch: int
     trained_epochs: int
     made_with: str
-
-
-def training_photos_hash(photos: TrainingPhotos) -> str:
-    """SHA-256 in hex of ids, positions and sessions of all photos that a run is given, in order."""
-    digest = hashlib.sha256()
-    validation = photos.validation
-    for part in (photos.training, *((validation.database, validation.queries) if validation else ())):
-        for reference in part:
-            digest.update(
-                f"{reference.id}\n{reference.position}\n{reference.plane_m}\n{reference.session}\n"
-                f"{reference.heading_deg}\n".encode()
-            )
-        digest.update(b"\0")
-    return digest.hexdigest()
-
-
-def finished_run(folder: Path, recipe: Recipe, photos: str) -> tuple[RunRecord, Checkpoint] | None:
-    """The record of a finished run and its checkpoint; None where training has something left to do, or to refuse.
-
-    Args:
-        folder: of the run.
-        recipe: with its seed.
-        photos: from `training_photos_hash`.
-    """
-    try:
-        record = RunRecord.model_validate_json((folder / RUN_RECORD_NAME).read_bytes())
-        if record.recipe != recipe or record.photos != photos:
-            return None
-        checkpoint = open_checkpoint(folder / record.checkpoint)
-    except (OSError, ValidationError, ArtefactError):
-        return None
-    return (record, checkpoint) if checkpoint_hash(checkpoint) == record.encoder else None
-
-
-# Describe the photos of all evaluation sets with a checkpoint, rank exactly, and measure its heat maps.
-
-_PAIRS_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True)
@@ -280,7 +162,7 @@ def evaluate_encoder(
         photos: decoded with the encoder's preprocessing.
         truths: of all evaluation sets, by name.
         keys: of those to evaluate.
-        observer: is shown what takes a while.
+        observer: receives progress.
 
     Raises:
         ComparisonError: the descriptors are not finite.
@@ -314,6 +196,36 @@ def evaluate_encoder(
     return records
 
 
+def _heat(
+    encoder: Encoder, photos: EvalPhotos, truth: Truth, name: str, observer: RunObserver
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Condensation on some queries, each with its nearest true photo; empty where heat maps do not know the backbone.
+
+    Returns:
+        The (H,) queries, and the (H,) share of energy of their activation maps and of their match maps.
+    """
+    sample = truth.sample(HEAT_QUERIES)
+    database, queries = photos.rows[name]
+    ours, theirs = queries[sample], database[truth.nearest(sample)]
+    activation, match = np.empty(len(sample)), np.empty(len(sample))
+    try:
+        with observer.work(f"Heat maps on {name}", len(sample), "pairs") as advance:
+            for begin in range(0, len(sample), _PAIRS_AT_ONCE):
+                part = slice(begin, begin + _PAIRS_AT_ONCE)
+                found = condensation(
+                    encoder, photos.cache.rows(ours[part]), photos.cache.rows(theirs[part]), top=HEAT_TOP
+                )
+                activation[part], match[part] = found.activation, found.match
+                advance(len(found.match))
+    except ParameterError:
+        return sample[:0], activation[:0], match[:0]
+    return sample, activation, match
+
+
+def _known(shares: NDArray[np.float64]) -> tuple[float | None, ...]:
+    return tuple(float(share) if np.isfinite(share) else None for share in shares)
+
+
 def evaluation_keys(encoder: str, identities: Mapping[str, str], protocol: Protocol) -> dict[str, EvaluationKey]:
     """The key of a checkpoint's evaluation on each set.
 
@@ -325,37 +237,108 @@ def evaluation_keys(encoder: str, identities: Mapping[str, str], protocol: Proto
     return {name: EvaluationKey.of(encoder, photos, protocol) for name, photos in identities.items()}
 
 
-_Heat = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
-
-
-def _heat(encoder: Encoder, photos: EvalPhotos, truth: Truth, name: str, observer: RunObserver) -> _Heat:
-    """Condensation on some queries, each with its nearest true photo; empty where the net cannot be looked into."""
-    sample = truth.sample(HEAT_QUERIES)
-    database, queries = photos.rows[name]
-    ours, theirs = queries[sample], database[truth.nearest(sample)]
-    activation, match = np.empty(len(sample)), np.empty(len(sample))
+def read_evaluation(path: Path, key: EvaluationKey) -> EvaluationRecord | None:
+    """The record of a key; None where there is none, it is of another key, or of another version."""
     try:
-        with observer.work(f"Heat maps on {name}", len(sample), "pairs") as advance:
-            _condense(encoder, photos.cache, (ours, theirs), (activation, match), advance)
-    except ParameterError:
-        return sample[:0], activation[:0], match[:0]
-    return sample, activation, match
+        record = EvaluationRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return record if record.key == key else None
 
 
-def _condense(
-    encoder: Encoder,
-    cache: PhotoCache,
-    pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
-    shares: tuple[NDArray[np.float64], NDArray[np.float64]],
-    advance: Callable[[int], None],
-) -> None:
-    for begin in range(0, len(pairs[0]), _PAIRS_AT_ONCE):
-        some = slice(begin, begin + _PAIRS_AT_ONCE)
-        ours, theirs = (cache.rows(rows[some]) for rows in pairs)
-        found = condensation(encoder, ours, theirs, top=HEAT_TOP)
-        shares[0][some], shares[1][some] = found.activation, found.match
-        advance(len(ours))
+def write_record(path: Path, record: BaseModel) -> None:
+    """Write a record in one step.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, record.model_dump_json().encode() + b"\n")
 
 
-def _known(shares: NDArray[np.float64]) -> tuple[float | None, ...]:
-    return tuple(float(share) if np.isfinite(share) else None for share in shares)
+def finished_run(folder: Path, recipe: Recipe, photos: str) -> tuple[RunRecord, Checkpoint] | None:
+    """The record of a finished run and its checkpoint; None where training has something left to do, or to refuse.
+
+    Args:
+        folder: of the run.
+        recipe: with its seed.
+        photos: from `training_photos_hash`.
+    """
+    try:
+        record = RunRecord.model_validate_json((folder / RUN_RECORD_NAME).read_bytes())
+        if record.recipe != recipe or record.photos != photos:
+            return None
+        checkpoint = open_checkpoint(folder / record.checkpoint)
+    except (OSError, ValidationError, ArtefactError):
+        return None
+    return (record, checkpoint) if checkpoint_hash(checkpoint) == record.encoder else None
+
+
+def checkpoint_hash(checkpoint: Checkpoint) -> str:
+    """SHA-256 in hex of all that decides its descriptors: the weights and what is done to a photo before."""
+    manifest = checkpoint.manifest
+    parts = (
+        manifest.files[ENCODER_NAME].sha256,
+        manifest.preprocessing.model_dump_json(),
+        manifest.normalisation.model_dump_json(),
+        checkpoint.recipe.network.model_dump_json(),
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def network_hash(recipe: Recipe) -> str:
+    """Twelve hex digits that stand for a recipe's network and image settings."""
+    settings = f"{recipe.network.model_dump_json()}\n{recipe.image.model_dump_json()}"
+    return hashlib.sha256(settings.encode()).hexdigest()[:12]
+
+
+def training_photos_hash(photos: TrainingPhotos) -> str:
+    """SHA-256 in hex of ids, positions and sessions of all photos that a run is given, in order."""
+    digest = hashlib.sha256()
+    validation = photos.validation
+    for part in (photos.training, *((validation.database, validation.queries) if validation else ())):
+        for reference in part:
+            digest.update(
+                f"{reference.id}\n{reference.position}\n{reference.plane_m}\n{reference.session}\n"
+                f"{reference.heading_deg}\n".encode()
+            )
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def untrained_checkpoint(recipe: Recipe, folder: Path) -> Checkpoint:
+    """The recipe's encoder before training, saved, or opened where it was saved before.
+
+    New layers are drawn as training with seed 0 draws them.
+
+    Raises:
+        SightfixError: the net cannot be built; see `build_encoder`.
+        StorageError: the disk refuses.
+    """
+    try:
+        checkpoint = open_checkpoint(folder)
+        if network_hash(checkpoint.recipe) == network_hash(recipe):
+            return checkpoint
+    except ArtefactError:
+        pass
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    try:
+        encoder = build_encoder(recipe.network, recipe.image)
+    finally:
+        torch.random.set_rng_state(state)
+    return save_encoder(folder, encoder, recipe)
+
+
+def checkpoint_row(checkpoint: Checkpoint, label: str, folder: str) -> ComparedRow:
+    """The row of a checkpoint; one that was never trained is `untrained`, whatever its recipe would do."""
+    manifest = checkpoint.manifest
+    image = manifest.preprocessing
+    return ComparedRow(
+        label=label,
+        method=manifest.provenance.objective or UNTRAINED,
+        backbone=checkpoint.recipe.network.backbone,
+        size=f"{manifest.descriptor_dim}-D, {image.height}×{image.width}",
+        folder=folder,
+    )

@@ -11,9 +11,11 @@ from retrieval.evaluation.bootstrap import FEW_GROUPS
 from retrieval.evaluation.eval_set import Truth
 from retrieval.geo import Float64Array
 from training.comparison.evaluation import EvaluationRecord
-from training.comparison.plan import CONTRASTS, FAMILIES, ComparedRow, paper_order
 from training.comparison.report import (
+    CONTRASTS,
+    FAMILIES,
     Column,
+    ComparedRow,
     ComparisonReport,
     Contrast,
     Difference,
@@ -24,6 +26,7 @@ from training.comparison.report import (
     mean_of_known,
     mean_with_interval,
     paired_difference,
+    paper_order,
     recall_cells,
 )
 

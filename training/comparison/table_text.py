@@ -4,8 +4,17 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from training.comparison.plan import FAMILIES, ComparedRow
-from training.comparison.report import Column, ComparisonReport, Contrast, Difference, Epochs, Interval, ReportRow
+from training.comparison.report import (
+    FAMILIES,
+    Column,
+    ComparedRow,
+    ComparisonReport,
+    Contrast,
+    Difference,
+    Epochs,
+    Interval,
+    ReportRow,
+)
 
 NOTHING = "–"
 

@@ -4,13 +4,13 @@ From the positions of geo-tagged photos alone (VG-SSL, WACV 2025, sections 1.3 a
 spatial index: never a matrix of all photos against all.
 """
 
-from training.geopair.batches import EpochPlan, PairBatch
+from training.geopair.batches import EpochBatches, PairBatch
 from training.geopair.geopairs import GeoPairs
 from training.geopair.photo_table import Describe, Float32Array, GeoPairError, Int64Array, PhotoTable
 
 __all__ = [
     "Describe",
-    "EpochPlan",
+    "EpochBatches",
     "Float32Array",
     "GeoPairError",
     "GeoPairs",

@@ -1,4 +1,8 @@
-"""What is planned for one epoch: batches of pairs, as rows of the photo table."""
+"""The batches of an epoch: pairs of different places, first come, first served.
+
+Each batch takes the pair that waits longest, then the next one that lies far enough from all it holds (and finds its
+negatives there), until it is full or none of the waiting ones fits. The number of pairs that wait is bounded.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +16,12 @@ from retrieval.geo import EARTH_RADIUS_M
 from training.geopair.negatives import NegativeRanking
 from training.geopair.photo_table import BoolArray, Float64Array, GeoPairError, Int64Array
 from training.geopair.positives import SLACK_M, near_any
+
+# Batches' worth of pairs that wait at most: the work stays proportional to the number of pairs.
+_LOOK_AHEAD: Final = 16
+# Candidate negatives tried in one go; doubled until one fits. Mostly the first does.
+_TRIED_AT_FIRST: Final = 8
+_NO_ROWS: Final = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +40,7 @@ class PairBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class EpochPlan:
+class EpochBatches:
     """The batches of one epoch, in order.
 
     Attributes:
@@ -43,8 +53,13 @@ class EpochPlan:
     batches: tuple[PairBatch, ...]
     dropped: int
 
+    def photos(self, index: int) -> int:
+        """How many photos a batch has."""
+        batch = self.batches[index]
+        return 2 * len(batch.queries) + (0 if batch.negatives is None else batch.negatives.size)
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """The plan as a few int64 arrays, for a checkpoint."""
+        """The same as a few int64 arrays, for a checkpoint."""
         arrays: dict[str, NDArray[Any]] = {
             "epoch": np.array([self.epoch], np.int64),
             "dropped": np.array([self.dropped], np.int64),
@@ -58,8 +73,8 @@ class EpochPlan:
         return arrays
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "EpochPlan":
-        """The plan that `to_arrays` gave.
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "EpochBatches":
+        """The batches that `to_arrays` gave.
 
         Raises:
             KeyError: an array is missing.
@@ -73,12 +88,6 @@ class EpochPlan:
             negatives = [None] * len(queries)
         batches = tuple(PairBatch(*rows) for rows in zip(queries, positives, negatives, strict=True))
         return cls(int(arrays["epoch"][0]), batches, int(arrays["dropped"][0]))
-
-
-# A batch while it is filled: which photos it holds, and which may still join.
-
-# Candidates looked at in one go; doubled until one fits. Mostly the first does.
-_FIRST_LOOK: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,120 +114,6 @@ class BatchRules:
     separate_negatives: bool
 
 
-class OpenBatch:
-    """A batch that grows pair by pair.
-
-    Args:
-        points: (N, 3) float64 of the photo table.
-        rules: what it keeps to.
-    """
-
-    def __init__(self, points: Float64Array, rules: BatchRules) -> None:
-        self._points = points
-        self._rules = rules
-        self._pairs: list[Int64Array] = []
-        self._negatives: list[Int64Array] = []
-        self._rows = np.empty(rules.queries * (2 + rules.negatives), np.int64)
-        self._count = 0
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it holds as many pairs as it shall."""
-        return len(self) == self._rules.queries
-
-    def find_negatives(self, pair: Int64Array, ranking: Int64Array) -> Int64Array | None:
-        """The first K of a ranking that may stand beside a pair in this batch.
-
-        Args:
-            pair: (2,) query and positive.
-            ranking: rows to try, in order.
-
-        Returns:
-            (K,) rows, or None where fewer fit.
-        """
-        rules, found = self._rules, np.empty(0, np.int64)
-        begin, look = 0, _FIRST_LOOK
-        while begin < len(ranking) and len(found) < rules.negatives:
-            part = ranking[begin : begin + look]
-            begin, look = begin + look, 2 * look
-            for row in part[self._may_be_negatives(part, pair)]:
-                if len(found) < rules.negatives and self._apart(row, found):
-                    found = np.append(found, row)
-        return found if len(found) == rules.negatives else None
-
-    def _may_be_negatives(self, rows: Int64Array, pair: Int64Array) -> BoolArray:
-        rules, held = self._rules, self._rows[: self._count]
-        points = self._points[rows]
-        fits = ~near_any(points, self._points[pair], rules.never_negative_m)
-        if rules.separate_negatives:
-            others = np.concatenate([pair, held])
-            return fits & ~near_any(points, self._points[others], rules.separation_m)
-        return fits & ~np.isin(rows, held)
-
-    def _apart(self, row: np.int64, found: Int64Array) -> bool:
-        if not self._rules.separate_negatives or not len(found):
-            return True
-        return not near_any(self._points[[row]], self._points[found], self._rules.separation_m)[0]
-
-    def add(self, pair: Int64Array, negatives: Int64Array) -> None:
-        """Take a pair and its negatives in: (2,) and (K,) rows."""
-        self._pairs.append(pair)
-        self._negatives.append(negatives)
-        for rows in (pair, negatives):
-            self._rows[self._count : self._count + len(rows)] = rows
-            self._count += len(rows)
-
-    def bars(self, waiting: "WaitingPairs", pair: Int64Array, negatives: Int64Array) -> BoolArray:
-        """Which of (w,) waiting pairs cannot join any more once a pair and its negatives are in."""
-        rules = self._rules
-        apart = np.concatenate([pair, negatives]) if rules.separate_negatives else pair
-        barred = waiting.near(self._points[apart], rules.separation_m)
-        if len(negatives) and not rules.separate_negatives:
-            barred |= waiting.holds(negatives)
-        return barred
-
-    def close(self) -> PairBatch:
-        """The batch as it is now."""
-        pairs = np.stack(self._pairs)
-        negatives = np.stack(self._negatives) if self._rules.negatives else None
-        return PairBatch(pairs[:, 0].copy(), pairs[:, 1].copy(), negatives)
-
-
-class WaitingPairs:
-    """Pairs that wait for a place in a batch, indexed by where they were taken.
-
-    Args:
-        pairs: (w, 2) rows.
-        points: (N, 3) float64 of the photo table.
-    """
-
-    def __init__(self, pairs: Int64Array, points: Float64Array) -> None:
-        self.pairs = pairs
-        self._tree = cKDTree(points[pairs.ravel()])
-
-    def near(self, others: Float64Array, radius_m: float) -> BoolArray:
-        """(w,) which have a photo within a radius of any of (m, 3) points."""
-        near = np.zeros(len(self.pairs), np.bool_)
-        for places in self._tree.query_ball_point(others, (radius_m + SLACK_M) / EARTH_RADIUS_M):
-            near[np.asarray(places, np.int64) // 2] = True
-        return near
-
-    def holds(self, rows: Int64Array) -> BoolArray:
-        """(w,) which have a photo among (m,) rows."""
-        return np.asarray((self.pairs[:, :, None] == rows).any(axis=(1, 2)))
-
-
-# Pairs into batches: first come, first served, with a bounded number of pairs that wait for a place.
-
-# Batches' worth of pairs that wait at most: the work stays proportional to the number of pairs.
-_LOOK_AHEAD: Final = 16
-
-_NO_ROWS: Final = np.empty(0, np.int64)
-
-
 @dataclass(frozen=True, slots=True)
 class Composition:
     """What became of an epoch's pairs.
@@ -241,9 +136,6 @@ def compose_batches(
 ) -> Composition:
     """Fill batches with pairs that show different places.
 
-    Each batch takes the pair that waits longest, then the next one that lies far enough from all it holds (and finds
-    its negatives there), until it is full or none of the waiting ones fits.
-
     Args:
         pairs: (n, 2) rows, query and positive, in the order in which they are to be used.
         points: (N, 3) float64 of the photo table.
@@ -254,77 +146,16 @@ def compose_batches(
     batches: list[PairBatch] = []
     dropped = without_negatives = largest = 0
     while queue.refill():
-        batch = OpenBatch(points, rules)
-        placed, hopeless = _fill(batch, queue, points, rules)
-        queue.remove(placed | hopeless)
-        without_negatives += int(hopeless.sum())
+        batch = _OpenBatch(points, rules)
+        placed, without = _fill(batch, queue, points, rules)
+        queue.remove(placed | without)
+        without_negatives += int(without.sum())
         largest = max(largest, len(batch))
         if len(batch) >= rules.least:
             batches.append(batch.close())
         else:
             dropped += len(batch)
     return Composition(tuple(batches), dropped + without_negatives, without_negatives, largest)
-
-
-class _Queue:
-    """The waiting pairs, the oldest first, with their rankings: made as they come, given up as they go."""
-
-    def __init__(self, pairs: Int64Array, length: int, ranking: NegativeRanking | None) -> None:
-        self._pairs = pairs
-        self._length = length
-        self._ranking = ranking
-        self._next = 0
-        self._waiting = _NO_ROWS
-        self._ranked: dict[int, Int64Array] = {}
-
-    def refill(self) -> bool:
-        """Let pairs in until the queue is full; whether any waits."""
-        end = min(len(self._pairs), self._next + self._length - len(self._waiting))
-        entering = np.arange(self._next, end)
-        if self._ranking is not None and len(entering):
-            rankings = self._ranking.rank(self._pairs[entering, 0])
-            self._ranked.update(zip(entering.tolist(), rankings, strict=True))
-        self._waiting = np.concatenate([self._waiting, entering])
-        self._next = end
-        return len(self._waiting) > 0
-
-    def pairs(self) -> Int64Array:
-        """(w, 2) the waiting pairs."""
-        return self._pairs[self._waiting]
-
-    def ranking(self, place: int) -> Int64Array:
-        """Rows to try as negatives of the pair at a place of the queue."""
-        return self._ranked[int(self._waiting[place])]
-
-    def remove(self, gone: BoolArray) -> None:
-        """Take pairs out: (w,) bool."""
-        for index in self._waiting[gone].tolist():
-            self._ranked.pop(index, None)
-        self._waiting = self._waiting[~gone]
-
-
-def _fill(batch: OpenBatch, queue: _Queue, points: Float64Array, rules: BatchRules) -> tuple[BoolArray, BoolArray]:
-    """Fill a batch; (w,) bool: which waiting pairs it took, and which fit into none for want of negatives."""
-    waiting = WaitingPairs(queue.pairs(), points)
-    placed, hopeless, barred = (np.zeros(len(waiting.pairs), np.bool_) for _ in range(3))
-    while not batch.is_full:
-        place = int(np.argmin(barred))
-        if barred[place]:
-            break
-        barred[place] = True
-        pair = waiting.pairs[place]
-        negatives = batch.find_negatives(pair, queue.ranking(place)) if rules.negatives else _NO_ROWS
-        if negatives is None:
-            # Beside other pairs it may find none and wait; alone it never will.
-            hopeless[place] = len(batch) == 0
-            continue
-        batch.add(pair, negatives)
-        placed[place] = True
-        barred |= batch.bars(waiting, pair, negatives)
-    return placed, hopeless
-
-
-# Why pairs make no batch, in words that say what to change.
 
 
 def explain_no_batches(composition: Composition, pairs: int, rules: BatchRules) -> GeoPairError:
@@ -356,3 +187,167 @@ def explain_no_batches(composition: Composition, pairs: int, rules: BatchRules) 
         remedy=f"Set {', or '.join(remedies)}",
         code="no_batches",
     )
+
+
+class _OpenBatch:
+    """A batch that grows pair by pair.
+
+    Args:
+        points: (N, 3) float64 of the photo table.
+        rules: what it keeps to.
+    """
+
+    def __init__(self, points: Float64Array, rules: BatchRules) -> None:
+        self._points = points
+        self._rules = rules
+        self._pairs: list[Int64Array] = []
+        self._negatives: list[Int64Array] = []
+        self._rows = np.empty(rules.queries * (2 + rules.negatives), np.int64)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it holds as many pairs as the rules allow."""
+        return len(self) == self._rules.queries
+
+    def find_negatives(self, pair: Int64Array, ranking: Int64Array) -> Int64Array | None:
+        """The first K of a ranking that may stand beside a pair in this batch.
+
+        Args:
+            pair: (2,) query and positive.
+            ranking: rows to try, in order.
+
+        Returns:
+            (K,) rows, or None where fewer fit.
+        """
+        rules, found = self._rules, np.empty(0, np.int64)
+        begin, tried = 0, _TRIED_AT_FIRST
+        while begin < len(ranking) and len(found) < rules.negatives:
+            part = ranking[begin : begin + tried]
+            begin, tried = begin + tried, 2 * tried
+            for row in part[self._may_be_negatives(part, pair)]:
+                if len(found) < rules.negatives and self._is_separate(row, found):
+                    found = np.append(found, row)
+        return found if len(found) == rules.negatives else None
+
+    def _may_be_negatives(self, rows: Int64Array, pair: Int64Array) -> BoolArray:
+        rules, held = self._rules, self._rows[: self._count]
+        points = self._points[rows]
+        fits = ~near_any(points, self._points[pair], rules.never_negative_m)
+        if rules.separate_negatives:
+            others = np.concatenate([pair, held])
+            return fits & ~near_any(points, self._points[others], rules.separation_m)
+        return fits & ~np.isin(rows, held)
+
+    def _is_separate(self, row: np.int64, found: Int64Array) -> bool:
+        if not self._rules.separate_negatives or not len(found):
+            return True
+        return not near_any(self._points[[row]], self._points[found], self._rules.separation_m)[0]
+
+    def add(self, pair: Int64Array, negatives: Int64Array) -> None:
+        """Add a pair and its negatives: (2,) and (K,) rows."""
+        self._pairs.append(pair)
+        self._negatives.append(negatives)
+        for rows in (pair, negatives):
+            self._rows[self._count : self._count + len(rows)] = rows
+            self._count += len(rows)
+
+    def conflicts_with(self, waiting: "_WaitingPairs", pair: Int64Array, negatives: Int64Array) -> BoolArray:
+        """Which of (w,) waiting pairs cannot join any more once a pair and its negatives are added."""
+        rules = self._rules
+        apart = np.concatenate([pair, negatives]) if rules.separate_negatives else pair
+        conflicting = waiting.near(self._points[apart], rules.separation_m)
+        if len(negatives) and not rules.separate_negatives:
+            conflicting |= waiting.include(negatives)
+        return conflicting
+
+    def close(self) -> PairBatch:
+        """The batch as it is now."""
+        pairs = np.stack(self._pairs)
+        negatives = np.stack(self._negatives) if self._rules.negatives else None
+        return PairBatch(pairs[:, 0].copy(), pairs[:, 1].copy(), negatives)
+
+
+class _WaitingPairs:
+    """Pairs that wait for a place in a batch, indexed by where they were taken.
+
+    Args:
+        pairs: (w, 2) rows.
+        points: (N, 3) float64 of the photo table.
+    """
+
+    def __init__(self, pairs: Int64Array, points: Float64Array) -> None:
+        self.pairs = pairs
+        self._tree = cKDTree(points[pairs.ravel()])
+
+    def near(self, others: Float64Array, radius_m: float) -> BoolArray:
+        """(w,) which have a photo within a radius of any of (m, 3) points."""
+        near = np.zeros(len(self.pairs), np.bool_)
+        for places in self._tree.query_ball_point(others, (radius_m + SLACK_M) / EARTH_RADIUS_M):
+            near[np.asarray(places, np.int64) // 2] = True
+        return near
+
+    def include(self, rows: Int64Array) -> BoolArray:
+        """(w,) which have a photo among (m,) rows."""
+        return np.asarray((self.pairs[:, :, None] == rows).any(axis=(1, 2)))
+
+
+class _Queue:
+    """The waiting pairs, the oldest first, with the rankings of their negatives."""
+
+    def __init__(self, pairs: Int64Array, length: int, ranking: NegativeRanking | None) -> None:
+        self._pairs = pairs
+        self._length = length
+        self._ranking = ranking
+        self._next = 0
+        self._waiting = _NO_ROWS
+        self._ranked: dict[int, Int64Array] = {}
+
+    def refill(self) -> bool:
+        """Add pairs until the queue is full; whether any waits."""
+        end = min(len(self._pairs), self._next + self._length - len(self._waiting))
+        added = np.arange(self._next, end)
+        if self._ranking is not None and len(added):
+            rankings = self._ranking.rank(self._pairs[added, 0])
+            self._ranked.update(zip(added.tolist(), rankings, strict=True))
+        self._waiting = np.concatenate([self._waiting, added])
+        self._next = end
+        return len(self._waiting) > 0
+
+    def pairs(self) -> Int64Array:
+        """(w, 2) the waiting pairs."""
+        return self._pairs[self._waiting]
+
+    def ranking(self, place: int) -> Int64Array:
+        """Rows to try as negatives of the pair at a place of the queue."""
+        return self._ranked[int(self._waiting[place])]
+
+    def remove(self, removed: BoolArray) -> None:
+        """Take pairs out: (w,) bool."""
+        for index in self._waiting[removed].tolist():
+            self._ranked.pop(index, None)
+        self._waiting = self._waiting[~removed]
+
+
+def _fill(batch: _OpenBatch, queue: _Queue, points: Float64Array, rules: BatchRules) -> tuple[BoolArray, BoolArray]:
+    """Fill a batch; (w,) bool: which waiting pairs it took, and which fit into none for want of negatives."""
+    waiting = _WaitingPairs(queue.pairs(), points)
+    placed, unplaceable, tried = (np.zeros(len(waiting.pairs), np.bool_) for _ in range(3))
+    while not batch.is_full:
+        place = int(np.argmin(tried))
+        if tried[place]:
+            break
+        tried[place] = True
+        pair = waiting.pairs[place]
+        negatives = batch.find_negatives(pair, queue.ranking(place)) if rules.negatives else _NO_ROWS
+        if negatives is None:
+            # Beside other pairs it may find none and wait; alone it never will.
+            unplaceable[place] = len(batch) == 0
+            continue
+        batch.add(pair, negatives)
+        placed[place] = True
+        tried |= batch.conflicts_with(waiting, pair, negatives)
+    return placed, unplaceable

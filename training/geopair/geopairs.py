@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.geopair.batches import BatchRules, Composition, EpochPlan, compose_batches, explain_no_batches
+from training.geopair.batches import BatchRules, Composition, EpochBatches, compose_batches, explain_no_batches
 from training.geopair.negatives import LastHardest, NegativeRanking, OwnSamples, RandomNegatives, SharedSample
 from training.geopair.photo_table import Describe, DescribedRows, GeoPairError, Int64Array, PhotoTable, describe_needed
 from training.geopair.positives import Neighbours, Positives, check_sessions, explain_no_pairs
@@ -86,7 +86,7 @@ class GeoPairs:
         """Whether planning asks for descriptors by the current net."""
         return self.settings.positive != "random" or self.settings.negative_mining in ("partial", "full")
 
-    def plan_epoch(self, epoch: int, describe: Describe | None = None) -> EpochPlan:
+    def compose_epoch(self, epoch: int, describe: Describe | None = None) -> EpochBatches:
         """Plan an epoch; the same for the same table, settings, seed, epoch, descriptors and state.
 
         Args:
@@ -107,7 +107,7 @@ class GeoPairs:
             raise explain_no_batches(composition, len(queries), self._rules)
         if self.settings.negative_mining == "full":
             self._remember(composition)
-        return EpochPlan(epoch, composition.batches, composition.dropped)
+        return EpochBatches(epoch, composition.batches, composition.dropped)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """What the next plan depends on besides its descriptors, for a checkpoint; nothing but for `full` mining."""

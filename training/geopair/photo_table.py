@@ -1,4 +1,4 @@
-"""Names of the array types that GeoPairs are made of."""
+"""What pairing needs to know of photos, a million if need be: positions, headings, sessions, and some descriptors."""
 
 from array import array
 from collections.abc import Callable, Iterable
@@ -12,16 +12,13 @@ from retrieval.geo import EARTH_RADIUS_M, unit_vectors
 from retrieval.references.reference import Reference
 
 BoolArray = NDArray[np.bool_]
-
 Int64Array = NDArray[np.int64]
-
 Int32Array = NDArray[np.int32]
-
 Float32Array = NDArray[np.float32]
-
 Float64Array = NDArray[np.float64]
 
-# What can be wrong with photos that shall make pairs.
+Describe = Callable[[Int64Array], Float32Array]
+"""Rows of the photo table, (n,) ascending → (n, D) float32 descriptors by the net as it is now, unit rows."""
 
 
 class GeoPairError(SightfixError):
@@ -33,8 +30,6 @@ class GeoPairError(SightfixError):
 
     default_code = "geopair"
 
-
-# What pairing needs to know of a million photos: where they were taken, which way they look, in which session.
 
 UNKNOWN_SESSION = -1
 
@@ -112,23 +107,16 @@ class _Columns:
                 return np.ascontiguousarray(np.pad(plane, ((0, 0), (0, 1))) / EARTH_RADIUS_M)
             row = int(np.flatnonzero(~np.isfinite(plane).all(axis=1))[0])
             raise GeoPairError(
-                f"row {row} of the references lies nowhere: plane_m is {tuple(plane[row].tolist())}",
+                f"row {row} of the references has no position: plane_m is {tuple(plane[row].tolist())}",
                 remedy="Give finite metres",
                 code="mixed_positions",
             )
         raise GeoPairError(
-            f"distances cannot be told: reference {self.without_degrees!r} has no latitude and longitude, and "
+            f"distances are unknown: reference {self.without_degrees!r} has no latitude and longitude, and "
             f"{self.without_metres!r} no plane metres",
             remedy="Give all references WGS84 degrees, or all of them plane metres",
             code="mixed_positions",
         )
-
-
-# Descriptors of the photos that an epoch's choices need, and of no others.
-
-Describe = Callable[[Int64Array], Float32Array]
-
-"""Rows of the photo table, (n,) ascending → (n, D) float32 descriptors by the net as it is now, unit rows."""
 
 
 class DescribedRows:

@@ -1,4 +1,7 @@
-"""The photos around a photo: a k-d tree over their positions, asked in pieces of bounded memory."""
+"""Which photos may be a query's positive, which of them is taken, and why there may be none.
+
+A k-d tree over the positions of all photos answers, in pieces of bounded memory.
+"""
 
 import math
 from collections.abc import Iterator
@@ -14,11 +17,18 @@ from training.recipe_settings import GeoPairSettings
 
 # Radii include their border: a micrometre covers the rounding of degrees and of unit vectors (some nanometres).
 SLACK_M: Final = 1e-6
+# Headings are float32: a thousandth of a degree covers their rounding.
+_HEADING_SLACK_DEG: Final = 1e-3
 
 # Pairs found at once, 24 bytes each: a dense spot takes more pieces, not more memory.
-PAIRS_AT_ONCE: Final = 1_000_000
-
+_PAIRS_AT_ONCE: Final = 1_000_000
 _ROWS_AT_ONCE: Final = 50_000
+# Queries compared at once with all of their positives: one product of matrices, which also serves a dense spot.
+_QUERIES_AT_ONCE: Final = 64
+_DISTANCES_AT_ONCE: Final = 1_000_000
+
+# How many nearest photos of each are searched for two that could be a pair, until two are found.
+_SEARCHED: Final = (2, 16, 128)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,22 +60,21 @@ class Neighbours:
         self._leaf_order = np.empty(len(points), np.int64)
         self._leaf_order[self._tree.indices] = np.arange(len(points))
 
-    def pairs_within(
-        self, rows: Int64Array, radius_m: float, *, at_once: int = PAIRS_AT_ONCE
-    ) -> Iterator[NeighbourPairs]:
-        """All photos within a radius of the given rows, in pieces of about `at_once` pairs at most.
+    def pairs_within(self, rows: Int64Array, radius_m: float) -> Iterator[NeighbourPairs]:
+        """All photos within a radius of the given rows, in pieces of about a million pairs at most.
+
+        All pairs of a single row come in one piece.
 
         Args:
             rows: (n,) distinct rows of the table.
             radius_m: metres, the border included.
-            at_once: pairs in one piece, but that all of a single row always come together.
         """
         radius = (radius_m + SLACK_M) / EARTH_RADIUS_M
         order = np.argsort(self._leaf_order[rows], kind="stable")
         for begin in range(0, len(rows), _ROWS_AT_ONCE):
             part = order[begin : begin + _ROWS_AT_ONCE]
             counts = self._tree.query_ball_point(self._points[rows[part]], radius, return_length=True)
-            for at in _pieces(part, np.asarray(counts, np.int64), at_once):
+            for at in _pieces(part, np.asarray(counts, np.int64)):
                 yield self._pairs(rows, at, radius)
 
     def _pairs(self, rows: Int64Array, at: Int64Array, radius: float) -> NeighbourPairs:
@@ -89,51 +98,12 @@ class Neighbours:
         return np.asarray(distances) * EARTH_RADIUS_M, np.asarray(near, np.int64)
 
 
-def near_any(points: Float64Array, others: Float64Array, radius_m: float) -> BoolArray:
-    """Which of some points lie within a radius of any of some others.
-
-    Args:
-        points: (n, 3) float64.
-        others: (m, 3) float64.
-        radius_m: metres, the border included.
-
-    Returns:
-        (n,) bool.
-    """
-    limit = ((radius_m + SLACK_M) / EARTH_RADIUS_M) ** 2
-    squared = np.zeros((len(points), len(others)))
-    for axis in range(points.shape[1]):
-        gaps = points[:, None, axis] - others[None, :, axis]
-        squared += gaps * gaps
-    return np.asarray((squared <= limit).any(axis=1))
-
-
-def _pieces(rows: Int64Array, counts: Int64Array, at_once: int) -> Iterator[Int64Array]:
-    """Cut rows into runs whose counts add up to at most `at_once`, one row at least."""
-    ends = np.cumsum(counts)
-    begin = 0
-    while begin < len(rows):
-        before = int(ends[begin - 1]) if begin else 0
-        end = max(begin + 1, int(np.searchsorted(ends, before + at_once, side="right")))
-        yield rows[begin:end]
-        begin = end
-
-
-# Who may be whose positive, and which of a query's positives is taken.
-
-# Headings are float32: a thousandth of a degree covers their rounding.
-_HEADING_SLACK_DEG: Final = 1e-3
-
-# Queries compared at once with all of their positives: one product of matrices, which also serves a dense spot.
-_QUERIES_AT_ONCE: Final = 64
-
-
 @dataclass(frozen=True, eq=False)
 class Positives:
     """The positives of a table's photos: near enough, looking the same way, of another session, as the settings say.
 
-    A photo whose heading is unknown has no positive, and is nobody's, where there is a heading window: that it looks
-    the same way cannot be told.
+    A photo whose heading is unknown neither has nor is a positive where there is a heading window: whether it
+    looks the same way is unknown.
 
     Args:
         table: the photos.
@@ -248,24 +218,6 @@ class Positives:
             yield NeighbourPairs(pairs.at, pairs.owner[keep], pairs.rows[keep])
 
 
-def _by_query(pairs: NeighbourPairs) -> Iterator[tuple[Int64Array, Int64Array, Int64Array]]:
-    """A few queries at a time: their places, and owner (place among these) and row of each pair."""
-    order = np.argsort(pairs.owner, kind="stable")
-    owner, rows = pairs.owner[order], pairs.rows[order]
-    for begin in range(0, len(pairs.at), _QUERIES_AT_ONCE):
-        end = min(begin + _QUERIES_AT_ONCE, len(pairs.at))
-        first, last = np.searchsorted(owner, (begin, end))
-        yield pairs.at[begin:end], owner[first:last] - begin, rows[first:last]
-
-
-# Why photos make no pairs, in words that say what to change.
-
-# How many nearest photos of each are looked at for two that could be a pair, until two are found.
-_LOOKED_AT: Final = (2, 16, 128)
-
-_DISTANCES_AT_ONCE: Final = 1_000_000
-
-
 def check_sessions(positives: Positives) -> None:
     """Refuse photos of one session where positives must come from another.
 
@@ -304,7 +256,7 @@ def explain_no_pairs(positives: Positives) -> GeoPairError:
         also = " (and geopair.never_negative_radius_m)" if at_least > settings.never_negative_radius_m else ""
         remedies.insert(0, f"raise geopair.positive_radius_m to at least {at_least:g}{also}")
     else:
-        found = f"nor could any be a pair with one of its {_LOOKED_AT[-1]} nearest"
+        found = f"nor could any be a pair with one of its {_SEARCHED[-1]} nearest"
     which = f" and {' and '.join(conditions)}" if conditions else ""
     remedy = ", or ".join(remedies) or "add photos of the same places"
     return GeoPairError(
@@ -321,8 +273,8 @@ def nearest_possible_m(positives: Positives) -> float:
     """
     rows = np.arange(len(positives.table))
     best = math.inf
-    for looked_at in _LOOKED_AT:
-        count = min(looked_at, len(rows))
+    for searched in _SEARCHED:
+        count = min(searched, len(rows))
         best, reach = math.inf, math.inf
         step = max(1, _DISTANCES_AT_ONCE // count)
         for begin in range(0, len(rows), step):
@@ -335,3 +287,43 @@ def nearest_possible_m(positives: Positives) -> float:
         if best <= reach or count == len(rows):
             break
     return best
+
+
+def near_any(points: Float64Array, others: Float64Array, radius_m: float) -> BoolArray:
+    """Which of some points lie within a radius of any of some others.
+
+    Args:
+        points: (n, 3) float64.
+        others: (m, 3) float64.
+        radius_m: metres, the border included.
+
+    Returns:
+        (n,) bool.
+    """
+    limit = ((radius_m + SLACK_M) / EARTH_RADIUS_M) ** 2
+    squared = np.zeros((len(points), len(others)))
+    for axis in range(points.shape[1]):
+        gaps = points[:, None, axis] - others[None, :, axis]
+        squared += gaps * gaps
+    return np.asarray((squared <= limit).any(axis=1))
+
+
+def _by_query(pairs: NeighbourPairs) -> Iterator[tuple[Int64Array, Int64Array, Int64Array]]:
+    """A few queries at a time: their places, and owner (place among these) and row of each pair."""
+    order = np.argsort(pairs.owner, kind="stable")
+    owner, rows = pairs.owner[order], pairs.rows[order]
+    for begin in range(0, len(pairs.at), _QUERIES_AT_ONCE):
+        end = min(begin + _QUERIES_AT_ONCE, len(pairs.at))
+        first, last = np.searchsorted(owner, (begin, end))
+        yield pairs.at[begin:end], owner[first:last] - begin, rows[first:last]
+
+
+def _pieces(rows: Int64Array, counts: Int64Array) -> Iterator[Int64Array]:
+    """Cut rows into runs whose counts add up to at most `_PAIRS_AT_ONCE`, one row at least."""
+    ends = np.cumsum(counts)
+    begin = 0
+    while begin < len(rows):
+        before = int(ends[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + _PAIRS_AT_ONCE, side="right")))
+        yield rows[begin:end]
+        begin = end

@@ -1,8 +1,4 @@
-"""Which photos of a batch show the same place, and so must not be pushed apart.
-
-Told by distance, not by a place number: being within 25 m of each other is not transitive, so no numbering says it; and
-positions can be compared with those in a queue or in another process.
-"""
+"""Objectives that pull pairs together and push other places apart: triplet, SimCLR, MoCo v2."""
 
 import math
 from typing import ClassVar
@@ -15,39 +11,18 @@ from torch.nn import functional
 from retrieval.geo import EARTH_RADIUS_M
 from training.objectives.objective import (
     DescribedPairs,
-    MomentumEncoder,
     Objective,
     ObjectiveError,
     ObjectiveSettings,
     Scalars,
     View,
     contrastive_head,
-    gathered,
-    given,
+    gather_rows,
     process_count,
     process_rank,
     projection_dim,
+    required,
 )
-
-
-def same_place(positions: Tensor, others: Tensor, radius_m: float) -> Tensor:
-    """Which of `others` lie within `radius_m` of which of `positions`.
-
-    Args:
-        positions: (N, 3) float64, points on the unit sphere as `retrieval.geo.unit_vectors` gives them.
-        others: (M, 3) float64; a row of NaN is nowhere.
-        radius_m: metres, the border included.
-
-    Returns:
-        (N, M) bool.
-    """
-    # The chord differs from the arc by less than a micrometre at 25 m. Differences, not |a|² + |b|² − 2ab: in that, a
-    # metre on the Earth drowns in float64's rounding.
-    chord = torch.cdist(positions.double(), others.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    return chord * EARTH_RADIUS_M <= radius_m
-
-
-# Triplet loss: nearer to the pair than to mined photos of other places, by a margin (Schroff et al., CVPR 2015).
 
 
 class TripletSettings(ObjectiveSettings):
@@ -61,8 +36,9 @@ class TripletSettings(ObjectiveSettings):
 
 
 class Triplet(Objective):
-    """The supervised baseline: torch's triplet loss on descriptors, without a head, over mined negatives.
+    """Triplet loss on descriptors, without a head, over mined negatives (Schroff et al., CVPR 2015).
 
+    The supervised baseline: nearer to the pair than to mined photos of other places, by a margin.
     The mean over all N · K triplets, zero ones included: VG-SSL's "sum divided by (batch · negatives)".
 
     Args:
@@ -79,11 +55,11 @@ class Triplet(Objective):
         super().__init__(nn.Identity())
         self.settings = settings
 
-    def loss(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
+    def forward(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
         """The mean hinge, the share of `active` triplets, and the mean distances."""
-        negatives = given(pairs.negatives)
+        negatives = required(pairs.negatives)
         anchor = pairs.x.unsqueeze(1).expand_as(negatives)
-        positive = given(pairs.y).unsqueeze(1).expand_as(negatives)
+        positive = required(pairs.y).unsqueeze(1).expand_as(negatives)
         hinges = functional.triplet_margin_loss(
             anchor, positive, negatives, margin=self.settings.margin, p=2.0, reduction="none"
         )
@@ -92,9 +68,6 @@ class Triplet(Objective):
             "positive_distance": (anchor - positive).norm(dim=-1).mean(),
             "negative_distance": (anchor - negatives).norm(dim=-1).mean(),
         }
-
-
-# SimCLR: among all photos of the batch, find your pair (Chen et al., ICML 2020).
 
 
 class SimclrSettings(ObjectiveSettings):
@@ -114,7 +87,9 @@ class SimclrSettings(ObjectiveSettings):
 
 
 class Simclr(Objective):
-    """NT-Xent over both views, with same-place photos taken out of the negatives; gathered over processes.
+    """SimCLR: among all photos of the batch, of all processes, find your pair (Chen et al., ICML 2020).
+
+    NT-Xent over both views, with photos of the same place taken out of the negatives.
 
     Args:
         descriptor_dim: D.
@@ -127,14 +102,14 @@ class Simclr(Objective):
         super().__init__(contrastive_head(descriptor_dim, settings.head_layers, settings.head_width))
         self.settings = settings
 
-    def loss(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
+    def forward(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
         """NT-Xent of the projections; `positive_cosine` and how many terms were `masked` per row."""
-        x, y = self.projection(pairs.x), self.projection(given(pairs.y))
+        x, y = self.projection(pairs.x), self.projection(required(pairs.y))
         excluded = None
         if pairs.x_positions is not None and pairs.y_positions is not None:
             own = torch.cat([pairs.x_positions, pairs.y_positions])
-            everyone = torch.cat([gathered(pairs.x_positions), gathered(pairs.y_positions)])
-            excluded = same_place(own, everyone, self.settings.same_place_m)
+            of_all = torch.cat([gather_rows(pairs.x_positions), gather_rows(pairs.y_positions)])
+            excluded = same_place(own, of_all, self.settings.same_place_m)
         loss, masked = nt_xent(x, y, self.settings.temperature, excluded)
         return loss, {"positive_cosine": functional.cosine_similarity(x, y).mean(), "masked": masked}
 
@@ -156,7 +131,7 @@ def nt_xent(x: Tensor, y: Tensor, temperature: float, excluded: Tensor | None = 
     """
     rows = functional.normalize(torch.cat([x, y]), dim=1)
     first, second = rows.chunk(2)
-    columns = torch.cat([gathered(first), gathered(second)])
+    columns = torch.cat([gather_rows(first), gather_rows(second)])
     pairs = len(x)
     all_pairs = pairs * process_count()
     index = torch.arange(pairs, device=x.device) + process_rank() * pairs
@@ -168,9 +143,6 @@ def nt_xent(x: Tensor, y: Tensor, temperature: float, excluded: Tensor | None = 
         removed = removed | (excluded & ~functional.one_hot(positive, 2 * all_pairs).bool())
     logits = (rows @ columns.T / temperature).masked_fill(removed, -math.inf)
     return functional.cross_entropy(logits, positive), removed.sum(dim=1).float().mean() - 1
-
-
-# MoCo v2: find your pair among a long queue of past photos (He et al., CVPR 2020; Chen et al., 2020).
 
 
 class MocoV2Settings(ObjectiveSettings):
@@ -222,7 +194,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor, positions: Tensor | None) -> None:
-        """Let new keys take the place of the oldest.
+        """Replace the oldest keys by new ones.
 
         Args:
             keys: (N, P) float, N at most K; K need not be a multiple of N.
@@ -240,7 +212,9 @@ class KeyQueue(nn.Module):
 
 
 class MocoV2(Objective):
-    """Cross entropy of (query, key of the momentum encoder) against a queue of keys; one direction, x finds y.
+    """MoCo v2: find your pair among a long queue of past photos (He et al., CVPR 2020; Chen et al., 2020).
+
+    Cross entropy of (query, key of the momentum encoder) against a queue of keys; one direction, x finds y.
 
     Args:
         descriptor_dim: D.
@@ -253,25 +227,20 @@ class MocoV2(Objective):
     min_pairs: ClassVar[int] = 1
 
     def __init__(self, descriptor_dim: int, settings: MocoV2Settings) -> None:
-        super().__init__(contrastive_head(descriptor_dim, settings.head_layers, settings.head_width))
+        layers, width = settings.head_layers, settings.head_width
+        super().__init__(contrastive_head(descriptor_dim, layers, width), target_decay=settings.decay)
         self.settings = settings
-        self.queue = KeyQueue(
-            settings.queue_size, projection_dim(descriptor_dim, settings.head_layers, settings.head_width)
-        )
-
-    def make_target(self, encoder: nn.Module) -> MomentumEncoder:
-        """The momentum encoder that makes the keys."""
-        return MomentumEncoder(encoder, self.projection, self.settings.decay)
+        self.queue = KeyQueue(settings.queue_size, projection_dim(descriptor_dim, layers, width))
 
     def check_batch_size(self, pairs: int) -> None:
         """As every objective, and the queue must hold a batch."""
         super().check_batch_size(pairs)
         self.queue.check_room(pairs)
 
-    def loss(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
+    def forward(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
         """InfoNCE; the queue is read first and in train mode then takes this batch's keys, of all processes."""
         queries = functional.normalize(self.projection(pairs.x), dim=1)
-        keys = functional.normalize(given(pairs.target_y).detach(), dim=1)
+        keys = functional.normalize(required(pairs.target_y).detach(), dim=1)
         positive = (queries * keys).sum(dim=1, keepdim=True)
         # A copy, because the backward pass needs the keys as they were and push overwrites some.
         negative = queries @ self.queue.keys.clone().to(queries.dtype).T
@@ -282,5 +251,25 @@ class MocoV2(Objective):
         logits = torch.cat([positive, negative], dim=1) / self.settings.temperature
         loss = functional.cross_entropy(logits, torch.zeros(len(queries), dtype=torch.long, device=queries.device))
         if self.training:
-            self.queue.push(gathered(keys), None if pairs.y_positions is None else gathered(pairs.y_positions))
+            self.queue.push(gather_rows(keys), None if pairs.y_positions is None else gather_rows(pairs.y_positions))
         return loss, {"positive_cosine": positive.mean(), "masked": masked.sum(dim=1).float().mean()}
+
+
+def same_place(positions: Tensor, others: Tensor, radius_m: float) -> Tensor:
+    """Which of `others` show the same place as which of `positions`, so that they must not be pushed apart.
+
+    By distance, not by a number for each place: being within 25 m of each other is not transitive. Positions can also
+    be compared with those in a queue or in another process.
+
+    Args:
+        positions: (N, 3) float64, points on the unit sphere as `retrieval.geo.unit_vectors` gives them.
+        others: (M, 3) float64; a row of NaN is nowhere.
+        radius_m: metres, the border included.
+
+    Returns:
+        (N, M) bool.
+    """
+    # The chord differs from the arc by less than a micrometre at 25 m. Differences, not |a|² + |b|² − 2ab: in that, a
+    # metre on the Earth drowns in float64's rounding.
+    chord = torch.cdist(positions.double(), others.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return chord * EARTH_RADIUS_M <= radius_m

@@ -1,4 +1,4 @@
-"""How dimensions relate to each other, without how each relates to itself."""
+"""Objectives on the statistics of dimensions over a batch, without negatives: Barlow Twins, VICReg."""
 
 from typing import ClassVar
 
@@ -10,19 +10,11 @@ from training.objectives.objective import (
     Objective,
     ObjectiveSettings,
     Scalars,
-    gathered,
-    given,
+    gather_rows,
     normalised_head,
+    required,
 )
 from training.torchvision_ops import define_missing_operators
-
-
-def off_diagonal(matrix: Tensor) -> Tensor:
-    """The (P, P) matrix with zeros on its diagonal; no squares are subtracted from each other later on."""
-    return matrix.clone().fill_diagonal_(0)
-
-
-# Barlow Twins: each dimension agrees between the photos and with no other dimension (Zbontar et al., ICML 2021).
 
 
 class BarlowTwinsSettings(ObjectiveSettings):
@@ -40,7 +32,9 @@ class BarlowTwinsSettings(ObjectiveSettings):
 
 
 class BarlowTwins(Objective):
-    """The cross-correlation of the two views' projections is pulled to the identity; statistics over all processes.
+    """Barlow Twins: each dimension agrees between the photos and with no other dimension (Zbontar et al., ICML 2021).
+
+    The cross-correlation of the two views' projections is pulled to the identity; statistics over all processes.
 
     Args:
         descriptor_dim: D.
@@ -53,9 +47,9 @@ class BarlowTwins(Objective):
         super().__init__(normalised_head(descriptor_dim, settings.head_layers, settings.head_width, output_bias=False))
         self.settings = settings
 
-    def loss(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
+    def forward(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
         """`invariance` + λ · `redundancy`."""
-        x, y = gathered(self.projection(pairs.x)), gathered(self.projection(given(pairs.y)))
+        x, y = gather_rows(self.projection(pairs.x)), gather_rows(self.projection(required(pairs.y)))
         invariance, redundancy = barlow_twins_terms(x, y)
         loss = invariance + self.settings.redundancy_weight * redundancy
         return loss, {"invariance": invariance, "redundancy": redundancy}
@@ -74,14 +68,11 @@ def barlow_twins_terms(x: Tensor, y: Tensor, eps: float = 1e-4) -> tuple[Tensor,
     """
     correlation = _standardised(x, eps).T @ _standardised(y, eps) / len(x)
     diagonal = correlation.diagonal()
-    return (diagonal - 1).pow(2).sum(), off_diagonal(correlation).pow(2).sum()
+    return (diagonal - 1).pow(2).sum(), _off_diagonal(correlation).pow(2).sum()
 
 
 def _standardised(x: Tensor, eps: float) -> Tensor:
     return (x - x.mean(dim=0)) / (x.var(dim=0) + eps).sqrt()
-
-
-# VICReg: agree, keep each dimension's variance, decorrelate dimensions (Bardes et al., ICLR 2022).
 
 
 class VicregSettings(ObjectiveSettings):
@@ -103,7 +94,9 @@ class VicregSettings(ObjectiveSettings):
 
 
 class Vicreg(Objective):
-    """Three weighted terms, equal to lightly's `VICRegLoss`; variance and covariance over all processes' pairs.
+    """VICReg: agree, keep each dimension's variance, decorrelate dimensions (Bardes et al., ICLR 2022).
+
+    Three weighted terms, equal to lightly's `VICRegLoss`; variance and covariance over all processes' pairs.
 
     Args:
         descriptor_dim: D.
@@ -116,14 +109,14 @@ class Vicreg(Objective):
         super().__init__(normalised_head(descriptor_dim, settings.head_layers, settings.head_width, output_bias=False))
         self.settings = settings
 
-    def loss(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
+    def forward(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
         """The weighted sum of `invariance`, `variance` and `covariance`."""
         define_missing_operators()
         from lightly.loss import vicreg_loss
 
-        x, y = self.projection(pairs.x), self.projection(given(pairs.y))
+        x, y = self.projection(pairs.x), self.projection(required(pairs.y))
         invariance = vicreg_loss.invariance_loss(x, y)
-        x, y = gathered(x), gathered(y)
+        x, y = gather_rows(x), gather_rows(y)
         variance = (vicreg_loss.variance_loss(x, eps=1e-4) + vicreg_loss.variance_loss(y, eps=1e-4)) / 2
         covariance = covariance_term(x) + covariance_term(y)
         loss = (
@@ -144,4 +137,9 @@ def covariance_term(x: Tensor) -> Tensor:
         x: (N, P) float.
     """
     centred = x - x.mean(dim=0)
-    return off_diagonal(centred.T @ centred / (len(x) - 1)).pow(2).sum() / x.shape[1]
+    return _off_diagonal(centred.T @ centred / (len(x) - 1)).pow(2).sum() / x.shape[1]
+
+
+def _off_diagonal(matrix: Tensor) -> Tensor:
+    """The (P, P) matrix with zeros on its diagonal; no squares are subtracted from each other later on."""
+    return matrix.clone().fill_diagonal_(0)

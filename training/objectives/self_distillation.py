@@ -1,21 +1,20 @@
-"""BYOL: predict what a slowly following copy says of the other photo (Grill et al., NeurIPS 2020)."""
+"""Objectives that predict the projection of the other photo, without negatives: BYOL, SimSiam."""
 
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.objectives.objective import (
     DescribedPairs,
-    MomentumEncoder,
     Objective,
     ObjectiveSettings,
     Scalars,
     View,
-    given,
     normalised_head,
     predictor,
     projection_dim,
+    required,
 )
 from training.torchvision_ops import define_missing_operators
 
@@ -37,7 +36,9 @@ class ByolSettings(ObjectiveSettings):
 
 
 class Byol(Objective):
-    """Squared distance of unit vectors between prediction and target, both ways; no negatives.
+    """BYOL: predict what a slowly following copy says of the other photo (Grill et al., NeurIPS 2020).
+
+    Squared distance of unit vectors between prediction and target, both ways.
 
     Args:
         descriptor_dim: D.
@@ -49,19 +50,15 @@ class Byol(Objective):
 
     def __init__(self, descriptor_dim: int, settings: ByolSettings) -> None:
         layers, width = settings.head_layers, settings.head_width
-        super().__init__(normalised_head(descriptor_dim, layers, width, output_bias=True))
+        super().__init__(normalised_head(descriptor_dim, layers, width, output_bias=True), target_decay=settings.decay)
         self.settings = settings
         self.predictor = predictor(projection_dim(descriptor_dim, layers, width), settings.predictor_width)
 
-    def make_target(self, encoder: nn.Module) -> MomentumEncoder:
-        """The momentum encoder whose projections are predicted."""
-        return MomentumEncoder(encoder, self.projection, self.settings.decay)
-
-    def loss(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
+    def forward(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
         """The prediction loss; `prediction_cosine` is 1 when predictions are perfect."""
         x_prediction = self.predictor(self.projection(pairs.x))
-        y_prediction = self.predictor(self.projection(given(pairs.y)))
-        return prediction_loss(x_prediction, y_prediction, given(pairs.target_x), given(pairs.target_y))
+        y_prediction = self.predictor(self.projection(required(pairs.y)))
+        return prediction_loss(x_prediction, y_prediction, required(pairs.target_x), required(pairs.target_y))
 
 
 def prediction_loss(
@@ -84,9 +81,6 @@ def prediction_loss(
     return 4.0 + 2.0 * crossed, {"prediction_cosine": -crossed / 2}
 
 
-# SimSiam: predict what the same encoder, its gradient stopped, says of the other photo (Chen & He, CVPR 2021).
-
-
 class SimsiamSettings(ObjectiveSettings):
     """SimSiam's settings.
 
@@ -102,7 +96,7 @@ class SimsiamSettings(ObjectiveSettings):
 
 
 class Simsiam(Objective):
-    """BYOL's loss with the online projection, gradient stopped, as the target.
+    """SimSiam: BYOL's loss with the online projection, its gradient stopped, as the target (Chen & He, CVPR 2021).
 
     Args:
         descriptor_dim: D.
@@ -117,7 +111,7 @@ class Simsiam(Objective):
         self.settings = settings
         self.predictor = predictor(projection_dim(descriptor_dim, layers, width), settings.predictor_width)
 
-    def loss(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
+    def forward(self, pairs: DescribedPairs) -> tuple[Tensor, Scalars]:
         """The prediction loss; `prediction_cosine` is 1 when predictions are perfect."""
-        x, y = self.projection(pairs.x), self.projection(given(pairs.y))
+        x, y = self.projection(pairs.x), self.projection(required(pairs.y))
         return prediction_loss(self.predictor(x), self.predictor(y), x.detach(), y.detach())

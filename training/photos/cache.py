@@ -1,13 +1,12 @@
 """Photos decoded once, so that epochs do not wait for decoding: a memory map of 8-bit RGB on disk.
 
-Pixels are those of `retrieval.images.read_image`, the one decode path. They lie in a `training.photos.store`, which any
-number of runs share: training and validation sets, other lists of the same photos, one after another or at once. How it
-looks on disk, and why a kill or a full disk leaves it whole, is said there.
+Pixels are those of `retrieval.images.read_image`, the one decode path. `training.photos.store` holds them; any number
+of runs share it, with other lists of the same photos, one after another or at once.
 """
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -30,14 +29,6 @@ _ADDED_AT_ONCE: Final = 16 * 1024 * 1024
 _NAMED: Final = 10
 
 
-@dataclass(frozen=True, slots=True)
-class UnreadablePhoto:
-    """A reference whose photo could not be decoded, and why."""
-
-    reference: Reference
-    error: ImageError
-
-
 @dataclass(frozen=True, eq=False)
 class PhotoCache:
     """Decoded photos, on disk and read as needed. Processes that get a copy map the same file.
@@ -45,12 +36,12 @@ class PhotoCache:
     Attributes:
         references: the readable ones, in the order given; row i of the cache is the photo of references[i].
         shape: (height, width, 3) of a photo.
-        unreadable: left out.
+        unreadable: the error of each reference that was left out.
     """
 
     references: tuple[Reference, ...]
     shape: tuple[int, int, int]
-    unreadable: tuple[UnreadablePhoto, ...]
+    unreadable: tuple[ImageError, ...]
     _pixels_path: Path
     _stored_at: NDArray[np.int64]  # (N,) rows of the file of pixels
     _pixels: NDArray[np.uint8] = field(init=False, repr=False)
@@ -102,153 +93,117 @@ def fill_photo_cache(
         max_unreadable: how many references may be left out.
         decode_threads: by default one for each core.
         on_progress: called with the number of references done since the last call.
-        on_wait: told, if another process is filling the folder, that this one waits for it.
+        on_wait: called with a message if another process is filling the folder, before waiting for it.
 
     Raises:
         ReferenceDataError: more photos are unreadable than allowed; names them. The others are kept.
         ArtefactError: the folder's table of photos is damaged.
         StorageError: the disk is full or refuses, or the folder is none; what is decoded already is kept.
     """
-    rows = tuple(references)
+    listed = tuple(references)
     progress = on_progress or (lambda done: None)
-    filling = _Filling(
-        PhotoStore.of(folder, preprocessing), preprocessing, limits, decode_threads or available_cores(), max_unreadable
+    store = PhotoStore.of(folder, preprocessing)
+    uses = Counter(reference.path for reference in listed)
+    # Before anything is decoded, which may take hours: which files there are. A file that changes after that gets a row
+    # under its earlier identity, which the next call does not find: the row is stale, not wrong.
+    identities: dict[Path, PhotoIdentity] = {}
+    unreadable = _Unreadable(uses, max_unreadable)
+    for path in uses:
+        try:
+            identities[path] = PhotoIdentity.of(path)
+        except OSError as error:
+            unreadable.errors[path] = _missing_photo(path, error)
+    unreadable.check()
+    store.read()
+    if all(identity in store.rows for identity in identities.values()):
+        progress(len(listed))
+        return _open_cache(store, listed, identities, unreadable.errors)
+
+    threads, at_once = decode_threads or available_cores(), max(1, _ADDED_AT_ONCE // store.row_bytes)
+    with store.adding(on_wait), ThreadPoolExecutor(threads, "decode") as decoders:
+        missing = [path for path, identity in identities.items() if identity not in store.rows]
+        store.check_space(len(missing))
+        progress(len(listed) - sum(uses[path] for path in missing))
+        waiting: deque[tuple[Path, Future[NDArray[np.uint8]]]] = deque()
+        undecoded = iter(missing)
+        try:
+            while True:
+                # Decoders go on while the disk is waited for.
+                for path in islice(undecoded, max(0, 2 * at_once + threads - len(waiting))):
+                    waiting.append((path, decoders.submit(read_image, path, preprocessing, limits)))
+                if not waiting:
+                    break
+                photos: dict[PhotoIdentity, NDArray[np.uint8]] = {}
+                batch = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
+                for path, future in batch:
+                    try:
+                        photos[identities[path]] = future.result()
+                    except ImageError as error:
+                        unreadable.errors[path] = error
+                store.add(photos)
+                unreadable.check(_NAMED)
+                progress(sum(uses[path] for path, _ in batch))
+        finally:
+            for _, future in waiting:
+                future.cancel()
+    unreadable.check()
+    return _open_cache(store, listed, identities, unreadable.errors)
+
+
+def _open_cache(
+    store: PhotoStore,
+    references: tuple[Reference, ...],
+    identities: Mapping[Path, PhotoIdentity],
+    errors: Mapping[Path, ImageError],
+) -> PhotoCache:
+    readable = tuple(reference for reference in references if reference.path not in errors)
+    rows = [store.rows[identities[reference.path]] for reference in readable]
+    left_out = tuple(errors[reference.path] for reference in references if reference.path in errors)
+    return PhotoCache(readable, store.shape, left_out, store.pixels_path, np.array(rows, np.int64))
+
+
+def _missing_photo(path: Path, error: OSError) -> ImageError:
+    """The error that `read_image` would raise."""
+    return ImageError(
+        f"the photo cannot be read ({os.strerror(error.errno or 0)})",
+        where=str(path),
+        remedy="Check the path and its permissions",
+        code="image_unreadable",
     )
-    filling.look_at(rows)
-    filling.store.read()
-    if filling.missing():
-        with filling.store.adding(on_wait):
-            missing = filling.missing()
-            filling.store.check_space(len(missing))
-            progress(len(rows) - sum(filling.uses[path] for path in missing))
-            for done in filling.decode(missing):
-                progress(done)
-    else:
-        progress(len(rows))
-    filling.check_unreadable()
-    return filling.cache(rows)
 
 
 @dataclass
-class _Filling:
-    """One call of `fill_photo_cache`: photos are known by their path, and each is looked at and decoded once.
+class _Unreadable:
+    """The photos that cannot be decoded. Each counts as often as references use it."""
 
-    uses: how many references want each photo. identities: of the readable ones, when they were last looked at.
-    """
-
-    store: PhotoStore
-    preprocessing: Preprocessing
-    limits: ImageLimits
-    decode_threads: int
-    max_unreadable: int
-    uses: dict[Path, int] = field(default_factory=dict)
-    identities: dict[Path, PhotoIdentity] = field(default_factory=dict)
+    uses: Mapping[Path, int]
+    allowed: int
     errors: dict[Path, ImageError] = field(default_factory=dict)
 
-    def look_at(self, references: Sequence[Reference]) -> None:
-        """Note which files there are, before hours may be spent on decoding."""
-        for reference in references:
-            path = reference.path
-            self.uses[path] = self.uses.get(path, 0) + 1
-            if self.uses[path] > 1:
-                continue
-            try:
-                self.identities[path] = _identify(path)
-            except ImageError as error:
-                self.errors[path] = error
-        self.check_unreadable()
+    def check(self, spare: int = 0) -> None:
+        """Refuse when there are more than allowed, and `spare` more.
 
-    def missing(self) -> list[Path]:
-        """Photos to decode, in order."""
-        return [path for path, identity in self.identities.items() if identity not in self.store.rows]
-
-    def decode(self, paths: Sequence[Path]) -> Iterator[int]:
-        """Decode photos and add them to the store; yields how many references are done since the last time."""
-        at_once = max(1, _ADDED_AT_ONCE // self.store.row_bytes)
-        with ThreadPoolExecutor(self.decode_threads, "decode") as decoders:
-            waiting: deque[tuple[Path, Future[tuple[PhotoIdentity, NDArray[np.uint8]]]]] = deque()
-            ahead = iter(paths)
-            try:
-                while True:
-                    # Decoders go on while the disk is waited for.
-                    for path in islice(ahead, max(0, 2 * at_once + self.decode_threads - len(waiting))):
-                        waiting.append((path, decoders.submit(self._read, path)))
-                    if not waiting:
-                        return
-                    batch = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
-                    self._add(batch)
-                    yield sum(self.uses[path] for path, _ in batch)
-            finally:
-                for _, future in waiting:
-                    future.cancel()
-
-    def _read(self, path: Path) -> tuple[PhotoIdentity, NDArray[np.uint8]]:
-        # Looked at before it is read: if it changes in between, the row is stale and not wrong.
-        identity = _identify(path)
-        return identity, read_image(path, self.preprocessing, self.limits)
-
-    def _add(self, batch: Sequence[tuple[Path, Future[tuple[PhotoIdentity, NDArray[np.uint8]]]]]) -> None:
-        identities, photos = [], []
-        for path, future in batch:
-            try:
-                identity, photo = future.result()
-            except ImageError as error:
-                self.errors[path] = error
-                del self.identities[path]
-            else:
-                self.identities[path] = identity
-                identities.append(identity)
-                photos.append(photo)
-        self.store.add(identities, photos)
-        self.check_unreadable(_NAMED)
-
-    def check_unreadable(self, spare: int = 0) -> None:
-        """Refuse when more references than allowed, and `spare` more, have an unreadable photo."""
+        Raises:
+            ReferenceDataError: names the first of them.
+        """
         count = sum(self.uses[path] for path in self.errors)
-        if count > self.max_unreadable + spare:
-            raise _too_many_unreadable(list(self.errors.values()), count, self.max_unreadable, stopped=spare > 0)
-
-    def cache(self, references: Sequence[Reference]) -> PhotoCache:
-        readable = tuple(reference for reference in references if reference.path not in self.errors)
-        rows = [self.store.rows[self.identities[reference.path]] for reference in readable]
-        unreadable = tuple(
-            UnreadablePhoto(reference, self.errors[reference.path])
-            for reference in references
-            if reference.path in self.errors
-        )
-        return PhotoCache(
-            readable, self.store.shape, unreadable, self.store.pixels_path, np.array(rows, np.int64).reshape(-1)
-        )
-
-
-def _identify(path: Path) -> PhotoIdentity:
-    try:
-        return PhotoIdentity.of(path)
-    except OSError as error:  # as `read_image` would say
-        raise ImageError(
-            f"the photo cannot be read ({os.strerror(error.errno or 0)})",
-            where=str(path),
-            remedy="Check the path and its permissions",
-            code="image_unreadable",
-        ) from error
-
-
-def _too_many_unreadable(
-    errors: Sequence[ImageError], count: int, allowed: int, *, stopped: bool
-) -> ReferenceDataError:
-    first = errors[0]
-    if count == 1:
-        return ReferenceDataError(
-            first.what,
+        if count <= self.allowed + spare:
+            return
+        first, *others = self.errors.values()
+        if count == 1:
+            raise ReferenceDataError(
+                first.what,
+                where=first.where,
+                remedy="Repair or remove the photo, or leave it out with --max-unreadable 1",
+                code=first.code,
+            )
+        named = "".join(f"; {error.where}: {error.what}" for error in others[: _NAMED - 1])
+        more = f"; and {len(self.errors) - _NAMED} more" if len(self.errors) > _NAMED else ""
+        stopped_early = spare > 0
+        raise ReferenceDataError(
+            f"{first.what}{named}{more}. {'At least ' if stopped_early else ''}{count} photos are unreadable, "
+            f"{self.allowed} may be",
             where=first.where,
-            remedy="Repair or remove the photo, or leave it out with --max-unreadable 1",
-            code=first.code,
+            remedy=f"Repair or remove them, or leave them out with --max-unreadable {'N' if stopped_early else count}",
+            code="too_many_unreadable",
         )
-    others = "".join(f"; {error.where}: {error.what}" for error in errors[1:_NAMED])
-    more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
-    return ReferenceDataError(
-        f"{first.what}{others}{more}. {'At least ' if stopped else ''}{count} photos are unreadable, {allowed} may be",
-        where=first.where,
-        remedy=f"Repair or remove them, or leave them out with --max-unreadable {'N' if stopped else count}",
-        code="too_many_unreadable",
-    )

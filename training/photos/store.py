@@ -5,7 +5,7 @@ A folder of decoded photos holds one store for each preprocessing, in a folder o
     pixels.raw   rows of height × width × 3 bytes, 8-bit RGB, row after row, nothing else
     photos.jsonl line 1: what the store is and how its photos were decoded
                  then one line for each row: [row, path, bytes of the file, its mtime in nanoseconds]
-    lock         locked (flock) by the process that adds rows
+    lock         locked by the process that adds rows
 
 Rows are only ever added, and never written again: other processes may be reading them. A line is written when the
 pixels of its row are on the disk, and counts when its newline is there; so whatever is cut off in the middle, by
@@ -15,12 +15,11 @@ found. Any of it may be deleted while no training runs: it is made again from th
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,6 +27,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import PIL
 import pillow_heif
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from retrieval.artefact import replace_file, storage_errors
@@ -35,13 +35,10 @@ from retrieval.errors import ArtefactError, StorageError
 from retrieval.images import Preprocessing
 
 PIXELS_NAME: Final = "pixels.raw"
-
 TABLE_NAME: Final = "photos.jsonl"
-
 LOCK_NAME: Final = "lock"
 
 _FORMAT: Final = "sightfix decoded photos"
-
 _FORMAT_VERSION: Final = 1
 
 
@@ -63,7 +60,7 @@ class PhotoIdentity(NamedTuple):
         """As the file is now.
 
         Raises:
-            OSError: there is no such file, or it may not be looked at.
+            OSError: there is no such file, or its folder may not be read.
         """
         status = path.stat()
         return cls(str(path.absolute()), status.st_size, status.st_mtime_ns)
@@ -161,29 +158,29 @@ class PhotoStore:
         The kernel releases the lock with the process, however that ends.
 
         Args:
-            on_wait: is told when another process is adding, before waiting for it.
+            on_wait: called with a message when another process is adding, before waiting for it.
 
         Raises:
             ArtefactError, StorageError: see `read`; or the folder cannot be written.
         """
-        with contextlib.ExitStack() as stack:
+        lock = FileLock(self.folder / LOCK_NAME)
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if on_wait is not None:
+                    on_wait(f"another process is decoding photos into {self.folder}: waiting for it")
+                lock.acquire()
+        try:
             with storage_errors(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                lock = os.open(self.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                stack.callback(os.close, lock)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if on_wait is not None:
-                        on_wait(f"another process is decoding photos into {self.folder}: waiting for it")
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                # Not by closing alone: a process forked meanwhile would keep it.
-                stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)
                 if not self._table_path.exists():
                     replace_file(self._table_path, self._header)
             self.read()
             self._repair()
             yield
+        finally:
+            lock.release()
 
     def _repair(self) -> None:
         """Drop lines without a row: when the file of pixels grows past where their rows would lie, they would count."""
@@ -214,28 +211,27 @@ class PhotoStore:
                 remedy="Free some space, choose another folder with --cache, or train on fewer or smaller photos",
             )
 
-    def add(self, identities: Sequence[PhotoIdentity], photos: Sequence[NDArray[np.uint8]]) -> None:
+    def add(self, photos: Mapping[PhotoIdentity, NDArray[np.uint8]]) -> None:
         """Add decoded photos; only while `adding`.
 
         Args:
-            identities: of the photos, taken before they were read.
-            photos: each (height, width, 3) uint8.
+            photos: each (height, width, 3) uint8, by the identity that its file had before it was read.
 
         Raises:
             StorageError: the disk is full, or refuses otherwise; what was there before is whole.
         """
-        if not identities:
+        if not photos:
             return
-        added = {identity: self._next_row + i for i, identity in enumerate(identities)}
+        added = {identity: self._next_row + i for i, identity in enumerate(photos)}
         lines = b"".join(_line(identity, row) for identity, row in added.items())
-        # One photo under two paths counts once, but has two rows.
         begin = self._next_row * self.row_bytes
         with storage_errors(self.folder):
             # Written, not copied into a memory map: a full disk is then an error and no SIGBUS.
-            _write_at(self.pixels_path, begin, [np.ascontiguousarray(photo).data.cast("B") for photo in photos])
+            pieces = [np.ascontiguousarray(photo).data.cast("B") for photo in photos.values()]
+            _write_at(self.pixels_path, begin, pieces)
             _write_at(self._table_path, self._table_bytes, [memoryview(lines)])
         self._table_bytes += len(lines)
-        self._next_row += len(identities)
+        self._next_row += len(photos)
         self.rows.update(added)
 
 

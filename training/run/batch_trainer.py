@@ -1,99 +1,22 @@
-"""The learning rate over a run: a linear warm-up, then constant or half a cosine down to 0."""
+"""One batch after another into one net: views, loss, gradients, a step of the optimiser and of the momentum encoder."""
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.encoder import Encoder
-from training.objectives.objective import MomentumEncoder, Objective, Scalars, describe_pairs
+from training.objectives.objective import Scalars
+from training.objectives.pair_model import PairModel
 from training.objectives.registry import build_objective
 from training.recipe_settings import Recipe, ScheduleSettings
-from training.run.views import PairImages, PairViews, ViewMaker
+from training.run.views import PairImages, ViewMaker
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-
-
-def learning_rate_factor(schedule: ScheduleSettings, progress_epochs: float, epochs: int) -> float:
-    """The share of the highest learning rate that the next step takes.
-
-    A function of progress alone, so that resuming needs no state and epochs may differ in their number of steps.
-
-    Args:
-        schedule: the recipe's `[schedule]`.
-        progress_epochs: epochs trained so far, with the fraction of the running one.
-        epochs: of the whole run.
-
-    Returns:
-        0 to 1. The first step of a warm-up is above 0 as soon as there is any progress.
-    """
-    warm_up = min(schedule.warm_up_epochs, float(epochs))
-    if progress_epochs < warm_up:
-        return progress_epochs / warm_up
-    if schedule.name == "constant" or epochs <= warm_up:
-        return 1.0
-    share = min(1.0, (progress_epochs - warm_up) / (epochs - warm_up))
-    return 0.5 * (1.0 + math.cos(math.pi * share))
-
-
-# Everything that one training step differentiates: encoder, objective and target as one module.
-#
-# One forward for a whole step is what DistributedDataParallel and torch.compile expect.
-
-
-class SealedViews:
-    """Views on their way through Lightning, which would turn every float tensor that it finds into float32.
-
-    Positions must stay float64: in float32 a point on the unit sphere is off by up to half a metre.
-    """
-
-    __slots__: Final = ("views",)
-
-    def __init__(self, views: PairViews) -> None:
-        self.views = views
-
-
-class PairModel(nn.Module):
-    """The encoder's net with the objective and, where it needs one, its momentum encoder.
-
-    Args:
-        net: normalised images (N, 3, H, W) → descriptors (N, D), unit rows.
-        objective: compares them.
-    """
-
-    def __init__(self, net: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.net = net
-        self.objective = objective
-        self.target: MomentumEncoder | None = objective.make_target(net)
-
-    def forward(self, sealed: SealedViews) -> tuple[Tensor, Scalars, Tensor]:
-        """The loss of a batch, scalars to log, and the descriptors of its first views without gradient, (N, D)."""
-        views = sealed.views
-        pairs = describe_pairs(
-            self.objective,
-            self.net,
-            self.target,
-            views.x,
-            views.y,
-            negative_images=views.negatives,
-            x_positions=views.x_points,
-            y_positions=views.y_points,
-        )
-        loss, scalars = self.objective(pairs)
-        return loss, scalars, pairs.x.detach()
-
-    def follow(self) -> None:
-        """Let the target follow; call it after every step of the optimiser."""
-        if self.target is not None:
-            self.target.update(self.net, self.objective.projection)
-
-
-# One batch after another into one net: views, loss, gradients, a step of the optimiser, the target's move.
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +73,7 @@ class BatchTrainer:
                     if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                         module.eval()
 
-    def train(self, images: PairImages, epoch: int, *, rate: float, steps: bool) -> BatchResult:
+    def train(self, images: PairImages, epoch: int, *, rate: float, step: bool) -> BatchResult:
         """Train on one batch.
 
         What is random is drawn from seed, epoch and the batch's index alone, so that a run can go on anywhere.
@@ -159,24 +82,24 @@ class BatchTrainer:
             images: on any device.
             epoch: from 0.
             rate: learning rate.
-            steps: whether the optimiser steps now, or gradients add up for the next batch.
+            step: whether the optimiser steps now, or gradients add up for the next batch.
         """
         settings = self.recipe.training
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         generator = self._random(epoch, images.index)
         views = self._views(images.to(self.fabric.device), generator)
-        with self.fabric.no_backward_sync(self._wrapped, enabled=not steps):
-            loss, scalars, descriptors = self._wrapped(SealedViews(views))
+        with self.fabric.no_backward_sync(self._wrapped, enabled=not step):
+            loss, scalars, descriptors = self._wrapped(views)
             self.fabric.backward(loss / settings.accumulation)
-        if steps:
+        if step:
             if settings.clip_norm > 0:
                 self.fabric.clip_gradients(
                     self._wrapped, self.optimiser, max_norm=settings.clip_norm, error_if_nonfinite=False
                 )
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
-            self.model.follow()
+            self.model.update_target()
         return BatchResult(loss.detach(), scalars, descriptors)
 
     def _random(self, epoch: int, index: int) -> torch.Generator:
@@ -184,6 +107,28 @@ class BatchTrainer:
         seed = int(np.random.SeedSequence([self.recipe.training.seed, epoch, index]).generate_state(1, np.uint64)[0])
         torch.manual_seed(seed >> 1)
         return torch.Generator(self.fabric.device).manual_seed(seed >> 1)
+
+
+def learning_rate_factor(schedule: ScheduleSettings, progress_epochs: float, epochs: int) -> float:
+    """The share of the highest learning rate of the next step: linear warm-up, then constant or half a cosine to 0.
+
+    A function of progress alone, so that resuming needs no state and epochs may differ in their number of steps.
+
+    Args:
+        schedule: the recipe's `[schedule]`.
+        progress_epochs: epochs trained so far, with the fraction of the running one.
+        epochs: of the whole run.
+
+    Returns:
+        0 to 1. The first step of a warm-up is above 0 as soon as there is any progress.
+    """
+    warm_up = min(schedule.warm_up_epochs, float(epochs))
+    if progress_epochs < warm_up:
+        return progress_epochs / warm_up
+    if schedule.name == "constant" or epochs <= warm_up:
+        return 1.0
+    share = min(1.0, (progress_epochs - warm_up) / (epochs - warm_up))
+    return 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 def make_optimiser(recipe: Recipe, model: torch.nn.Module, *, on_gpu: bool) -> torch.optim.Optimizer:

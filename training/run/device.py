@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision: Lightning Fabric, set up with clear errors."""
+"""Where a run computes: device, precision and processes by Lightning Fabric, stop signals, memory given back."""
 
 import gc
 import signal
@@ -25,6 +25,8 @@ _PRECISIONS: Final[dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]]] = {
     "bf16": "bf16-mixed",
     "fp16": "16-mixed",
 }
+
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,55 +90,46 @@ def _device(wanted: DeviceName) -> Literal["cpu", "cuda"]:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and there) else "cpu"
 
 
-# What several processes must do at the same step: each has its own clock, and a signal may reach one of them only.
-#
-# Told over gloo from CPU to CPU, so that no step waits for the GPU.
-
-
-class Agreement:
-    """All processes of a run save and stop together.
-
-    Args:
-        fabric: launched; with one process nothing is exchanged.
-    """
-
-    def __init__(self, fabric: "Fabric") -> None:
-        several = fabric.world_size > 1
-        self._group: Any = torch.distributed.new_group(backend="gloo") if several else None
-
-    def on(self, due: bool, received: signal.Signals | None) -> tuple[bool, signal.Signals | None]:
-        """Whether a checkpoint is due in any process, and a signal that any of them received; the same in all.
-
-        Args:
-            due: in this process.
-            received: by this process.
-        """
-        if self._group is None:
-            return due, received
-        told = torch.tensor([int(due), 0 if received is None else int(received)])
-        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX, group=self._group)
-        number = int(told[1])
-        return bool(told[0]), signal.Signals(number) if number else None
-
-
-# SIGTERM and Ctrl-C during a run: finish the running step, save, and then stop.
-
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-
-
 class StopSignals:
     """While entered, remembers the first SIGTERM or SIGINT; a second SIGINT interrupts at once.
 
     Does nothing outside the main thread, where Python handles no signals.
+
+    Args:
+        fabric: launched. All of its processes make one at the same time.
+
+    Attributes:
+        received: the signal, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fabric: "Fabric") -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        # Over gloo from CPU to CPU, so that no step waits for the GPU.
+        self._group: Any = torch.distributed.new_group(backend="gloo") if fabric.world_size > 1 else None
+
+    def all_reduce_flags(self, save_due: bool) -> bool:
+        """Share what one process alone may know: each has its own clock, and a signal may reach one of them only.
+
+        Sets `received` in all processes to a signal that any of them received.
+
+        Args:
+            save_due: whether a checkpoint is due in this process.
+
+        Returns:
+            Whether one is due in any process.
+        """
+        if self._group is None:
+            return save_due
+        flags = torch.tensor([int(save_due), 0 if self.received is None else int(self.received)])
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        number = int(flags[1])
+        self.received = signal.Signals(number) if number else None
+        return bool(flags[0])
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._remember) for number in _STOP_SIGNALS}
         return self
 
     def __exit__(
@@ -152,13 +145,11 @@ class StopSignals:
         self.received = signal.Signals(number)
 
 
-# Memory that was freed, given back to the system.
-#
-# The C library keeps what a training on the CPU has freed for allocations to come; one training after another leaves
-# gigabytes that no tensor holds.
-
-
 def give_back_freed_memory() -> None:
-    """Collect what is unreachable and return free pages to the system, where the C library is glibc."""
+    """Collect what is unreachable and return free pages to the system, where the C library is glibc.
+
+    It keeps what a training on the CPU has freed for allocations to come; one training after another leaves gigabytes
+    that no tensor holds.
+    """
     gc.collect()
     give_back_free_pages()

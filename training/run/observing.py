@@ -1,4 +1,8 @@
-"""Who watches a run: the command line draws bars and lines, tests collect, the default is silent."""
+"""What a run reports: to an observer, and into two CSV tables and TensorBoard's event files.
+
+`steps.csv` has a row every few steps of the optimiser, `epochs.csv` one an epoch. A resumed run goes on in the same
+files; rows of steps that are trained again are taken out first.
+"""
 
 import csv
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +13,10 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from retrieval.artefact import replace_file, storage_errors
+
+STEPS_NAME: Final = "steps.csv"
+EPOCHS_NAME: Final = "epochs.csv"
+TENSORBOARD_NAME: Final = "tensorboard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,7 @@ class EpochSummary:
 
 
 class RunObserver:
-    """Is told what a run does; every method may be overridden."""
+    """Receives what a run does. The methods do nothing; the command line overrides them to draw bars and lines."""
 
     @contextmanager
     def work(self, what: str, total: int, unit: str = "photos") -> Iterator[Callable[[int], None]]:
@@ -56,23 +64,8 @@ class RunObserver:
     def loss(self, value: float) -> None:
         """The loss, every few steps."""
 
-    def saved(self, folder: Path) -> None:
-        """A checkpoint was written."""
-
     def epoch_ended(self, summary: EpochSummary) -> None:
         """An epoch is over and validated, if it was its turn."""
-
-
-# What a run writes down while it trains: two CSV tables and TensorBoard's event files.
-#
-# `steps.csv` has a row every few steps of the optimiser, `epochs.csv` one an epoch. A resumed run goes on in the same
-# files; rows of steps that are trained again are taken out first.
-
-STEPS_NAME: Final = "steps.csv"
-
-EPOCHS_NAME: Final = "epochs.csv"
-
-TENSORBOARD_NAME: Final = "tensorboard"
 
 
 class CsvLog:
@@ -103,7 +96,7 @@ class CsvLog:
                 writer = csv.DictWriter(file, self._columns, restval="", extrasaction="ignore")
                 if begins:
                     writer.writeheader()
-                writer.writerow({name: _written(value) for name, value in row.items()})
+                writer.writerow({name: _format(value) for name, value in row.items()})
 
     def _keep_until(self, step: int) -> None:
         with self._path.open(newline="", encoding="utf-8") as file:
@@ -111,7 +104,9 @@ class CsvLog:
             self._columns = list(reader.fieldnames or [])
             # A crash may have cut the last row short.
             rows = (
-                [row for row in reader if None not in row.values() and _whole(row.get("step")) <= step] if step else []
+                [row for row in reader if None not in row.values() and _step_number(row.get("step")) <= step]
+                if step
+                else []
             )
         lines = [",".join(self._columns), *(",".join(row[name] for name in self._columns) for row in rows)]
         text = "\r\n".join(lines) + "\r\n" if self._columns else ""
@@ -161,11 +156,11 @@ class RunLog:
         self._board.close()
 
 
-def _written(value: float) -> str:
+def _format(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.9g}"
 
 
-def _whole(text: str | None) -> int:
+def _step_number(text: str | None) -> int:
     try:
         return int(text or "")
     except ValueError:

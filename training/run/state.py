@@ -1,6 +1,7 @@
 """How far a run is, and everything that it needs to go on exactly: what `trainer.ckpt` holds.
 
-Tensors and plain values only, so that torch reads it back without unpickling code.
+Tensors and plain values only, so that torch reads it back without unpickling code. A run goes on only as the same
+recipe on the same photos.
 """
 
 import hashlib
@@ -15,15 +16,26 @@ from numpy.typing import NDArray
 
 from retrieval.errors import SightfixError
 from training.checkpoint import CheckpointError
-from training.geopair import EpochPlan, PhotoTable
+from training.geopair import EpochBatches, PhotoTable
+from training.objectives.pair_model import PairModel
 from training.photos.cache import PhotoCache
 from training.recipe_settings import Recipe
-from training.run.batch_trainer import PairModel
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 _FORMAT: Final = 1
+
+# Settings that may change from one part of a run to the next.
+_MAY_CHANGE: Final = frozenset(
+    {"description", "training.epochs", "training.log_every_steps", "training.save_every_minutes"}
+)
+
+
+class OtherRunError(SightfixError):
+    """The folder holds a run of another recipe, or of other photos."""
+
+    default_code = "other_run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +80,12 @@ class RunState:
 
     Attributes:
         progress: where it stands.
-        plan: of the running epoch, or None between epochs: it was mined with weights that are no more.
-        geopairs: state of the planner.
+        batches: of the running epoch, or None between epochs: they were mined with weights that are no more.
+        geopairs: state of negative mining, from `GeoPairs.state_dict`.
     """
 
     progress: Progress
-    plan: EpochPlan | None
+    batches: EpochBatches | None
     geopairs: Mapping[str, NDArray[Any]]
 
 
@@ -87,7 +99,8 @@ def write_run_state(
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
         "precision": fabric.strategy.precision.state_dict(),
-        "plan": None if state.plan is None else _as_tensors(state.plan.to_arrays()),
+        # This key has the name that runs of earlier versions wrote.
+        "plan": None if state.batches is None else _as_tensors(state.batches.to_arrays()),
         "geopairs": _as_tensors(state.geopairs),
     }
     torch.save(content, path)
@@ -116,10 +129,10 @@ def read_run_state(path: Path, fabric: "Fabric", model: PairModel, optimiser: to
         ) from error
     optimiser.load_state_dict(content["optimiser"])
     fabric.strategy.precision.load_state_dict(content["precision"])
-    plan = content["plan"]
+    batches = content["plan"]
     return RunState(
         Progress(**content["progress"]),
-        None if plan is None else EpochPlan.from_arrays(_as_arrays(plan)),
+        None if batches is None else EpochBatches.from_arrays(_as_arrays(batches)),
         _as_arrays(content["geopairs"]),
     )
 
@@ -130,20 +143,6 @@ def _as_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
 
 def _as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
-
-
-# Whether a run may go on from a checkpoint: only as the same recipe on the same photos.
-
-# What may change from one part of a run to the next.
-_MAY_CHANGE: Final = frozenset(
-    {"description", "training.epochs", "training.log_every_steps", "training.save_every_minutes"}
-)
-
-
-class OtherRunError(SightfixError):
-    """The folder holds a run of another recipe, or of other photos."""
-
-    default_code = "other_run"
 
 
 def hash_photos(photos: PhotoCache, table: PhotoTable) -> str:

@@ -8,6 +8,7 @@ from typing import Final
 
 from retrieval.artefact import storage_errors
 from retrieval.references.reference import Reference
+from training.checkpoint import remove_checkpoint
 from training.photos.cache import PhotoCache, fill_photo_cache
 from training.photos.hold_out import ValidationPhotos
 from training.recipe_settings import Recipe
@@ -17,7 +18,6 @@ from training.run.training_run import BEST_NAME, LAST_NAME, RunResult, TrainingR
 from training.run.validation import Validation
 
 DEFAULT_CACHE: Final = Path("photo-cache")
-
 _LEFT_OUT_SHOWN: Final = 5
 
 
@@ -67,7 +67,7 @@ def train(
         photos: to train and to validate on.
         folder: of the run; see `TrainingRun`.
         settings: device, cache, what may be left out.
-        observer: is told what happens.
+        observer: receives progress, notes and summaries of epochs.
 
     Raises:
         ReferenceDataError: more photos cannot be decoded than allowed; they are named.
@@ -76,45 +76,46 @@ def train(
     settings, observer = settings or TrainSettings(), observer or RunObserver()
     if settings.restart:
         _remove_run(folder)
-    cached = _decode(photos.training, recipe, settings, observer)
+    lists = [photos.training]
+    if photos.validation is not None:
+        lists += [photos.validation.database, photos.validation.queries]
+    caches = []
+    for references in lists:
+        with observer.work("Decoding", len(references)) as advance:
+            cache = fill_photo_cache(
+                settings.cache,
+                references,
+                recipe.image,
+                max_unreadable=settings.max_unreadable,
+                on_progress=advance,
+                on_wait=observer.note,
+            )
+        _note_left_out(cache, observer)
+        caches.append(cache)
     validation = None
     if photos.validation is not None:
-        validation = Validation(
-            _decode(photos.validation.database, recipe, settings, observer),
-            _decode(photos.validation.queries, recipe, settings, observer),
-            recipe.validation.radius_m,
-        )
+        validation = Validation(caches[1], caches[2], recipe.validation.radius_m)
         if photos.validation.note:
             observer.note(photos.validation.note)
     run = TrainingRun(
-        recipe, cached, validation, folder, photos_name=photos.name, device=settings.device, observer=observer
+        recipe, caches[0], validation, folder, photos_name=photos.name, device=settings.device, observer=observer
     )
     return run.run()
 
 
-def _decode(
-    references: Sequence[Reference], recipe: Recipe, settings: TrainSettings, observer: RunObserver
-) -> PhotoCache:
-    with observer.work("Decoding", len(references)) as advance:
-        cache = fill_photo_cache(
-            settings.cache,
-            references,
-            recipe.image,
-            max_unreadable=settings.max_unreadable,
-            on_progress=advance,
-            on_wait=observer.note,
-        )
-    for photo in cache.unreadable[:_LEFT_OUT_SHOWN]:
-        observer.note(f"left out: {photo.error}")
-    if len(cache.unreadable) > _LEFT_OUT_SHOWN:
-        observer.note(f"left out: {len(cache.unreadable) - _LEFT_OUT_SHOWN} more photos")
-    return cache
+def _note_left_out(cache: PhotoCache, observer: RunObserver) -> None:
+    for error in cache.unreadable[:_LEFT_OUT_SHOWN]:
+        observer.note(f"left out: {error}")
+    more = len(cache.unreadable) - _LEFT_OUT_SHOWN
+    if more > 0:
+        observer.note(f"left out: {more} more {'photo' if more == 1 else 'photos'}")
 
 
 def _remove_run(folder: Path) -> None:
+    for name in (BEST_NAME, LAST_NAME):
+        remove_checkpoint(folder / name)
     with storage_errors(folder):
-        for name in (BEST_NAME, LAST_NAME, f".previous-{BEST_NAME}", f".previous-{LAST_NAME}", TENSORBOARD_NAME):
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
+        if (folder / TENSORBOARD_NAME).exists():
+            shutil.rmtree(folder / TENSORBOARD_NAME)
         for name in (STEPS_NAME, EPOCHS_NAME):
             (folder / name).unlink(missing_ok=True)

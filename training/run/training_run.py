@@ -1,8 +1,13 @@
-"""How fast an epoch goes, and its losses, read from the device as seldom as they are asked for."""
+"""A training run: epochs of batches of pairs, validation, checkpoints, and going on where it was interrupted.
+
+The loop is Lightning Fabric's (devices, precision, gradient clipping, data parallelism) rather than Lightning's
+Trainer: each epoch's batches are composed with the net as it then is, and a run must go on from the middle of an epoch
+with the same losses, bit for bit, which the Trainer's own bookkeeping does not give.
+"""
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -10,16 +15,18 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
 from retrieval.errors import SightfixError
-from training.checkpoint import open_checkpoint, save_encoder
+from training.checkpoint import checkpoint_exists, open_checkpoint, save_encoder
 from training.encoder import Encoder, build_encoder, describe_cached
-from training.geopair import EpochPlan, GeoPairs, PhotoTable
+from training.geopair import EpochBatches, GeoPairs, PhotoTable
+from training.objectives.pair_model import PairModel
 from training.objectives.registry import objective_class
 from training.photos.cache import PhotoCache
 from training.recipe_settings import Recipe
-from training.run.batch_trainer import BatchResult, BatchTrainer, PairModel, learning_rate_factor
-from training.run.device import Agreement, DeviceSettings, StopSignals, make_fabric
+from training.run.batch_trainer import BatchResult, BatchTrainer, learning_rate_factor
+from training.run.device import DeviceSettings, StopSignals, make_fabric
 from training.run.observing import EpochSummary, RunLog, RunObserver
 from training.run.state import (
     Progress,
@@ -31,55 +38,17 @@ from training.run.state import (
     write_run_state,
 )
 from training.run.validation import Measured, Validation, measure_collapse
-from training.run.views import PairImages, PlannedImages, load_batches, photo_count
+from training.run.views import PairDataset, PairImages
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-
-class Pace:
-    """Photos and seconds of training so far in this epoch, and losses that were not read yet."""
-
-    def __init__(self) -> None:
-        self._photos, self._seconds = 0, 0.0
-        self._loss: torch.Tensor | None = None
-        self._batches = 0
-
-    def add(self, result: BatchResult, photos: int, seconds: float) -> None:
-        """Count a batch."""
-        self._photos += photos
-        self._seconds += seconds
-        loss = result.loss.double()
-        self._loss = loss if self._loss is None else self._loss + loss
-        self._batches += 1
-
-    def take_losses(self) -> tuple[float, int]:
-        """Sum and number of the losses since the last call."""
-        taken = (0.0 if self._loss is None else float(self._loss), self._batches)
-        self._loss, self._batches = None, 0
-        return taken
-
-    def photos_per_second(self) -> float:
-        """Of training, without validation; NaN before the first batch."""
-        return self._photos / self._seconds if self._seconds else math.nan
-
-
-# A training run: epochs of planned pairs, validation, checkpoints, and going on where it was interrupted.
-#
-# The loop is Lightning Fabric's (devices, precision, gradient clipping, data parallelism) rather than Lightning's
-# Trainer: each epoch's batches are planned with the net as it then is, and a run must go on from the middle of an epoch
-# with the same losses, bit for bit, which the Trainer's own bookkeeping does not give.
-
 BEST_NAME: Final = "best"
-
 LAST_NAME: Final = "last"
 
 _GPU_LOADERS: Final = 4
-
-# Descriptors of the latest queries, kept to see a collapse where nothing is validated.
-_WATCHED: Final = 512
-
-_FEWEST_WATCHED: Final = 8
+# Where nothing is validated, a collapse is looked for in descriptors of the latest queries.
+_RECENT_DESCRIPTORS: Final = 512
 
 
 class TrainingError(SightfixError):
@@ -117,6 +86,39 @@ class RunResult:
     progress: Progress
 
 
+class EpochMeter:
+    """Photos and seconds of an epoch's training so far, its losses, and descriptors of its latest queries.
+
+    Losses are added up on the device and read only when asked for: reading waits for the GPU.
+    """
+
+    def __init__(self) -> None:
+        self._photos, self._seconds = 0, 0.0
+        self._loss: torch.Tensor | None = None
+        self._batches = 0
+        self.recent_descriptors: list[torch.Tensor] = []
+
+    def add(self, result: BatchResult, photos: int, seconds: float) -> None:
+        """Count a batch."""
+        self._photos += photos
+        self._seconds += seconds
+        loss = result.loss.double()
+        self._loss = loss if self._loss is None else self._loss + loss
+        self._batches += 1
+        kept = max(1, _RECENT_DESCRIPTORS // len(result.descriptors))
+        self.recent_descriptors = [*self.recent_descriptors, result.descriptors][-kept:]
+
+    def take_losses(self) -> tuple[float, int]:
+        """Sum and number of the losses since the last call."""
+        taken = (0.0 if self._loss is None else float(self._loss), self._batches)
+        self._loss, self._batches = None, 0
+        return taken
+
+    def photos_per_second(self) -> float:
+        """Of training, without validation; NaN before the first batch."""
+        return self._photos / self._seconds if self._seconds else math.nan
+
+
 class TrainingRun:
     """One recipe trained on one set of photos into one folder.
 
@@ -128,7 +130,7 @@ class TrainingRun:
             checkpoint of the same recipe and photos, the run goes on from it.
         photos_name: what the checkpoint shall say it was trained on.
         device: where to compute.
-        observer: is told what happens.
+        observer: receives progress, notes and summaries of epochs.
 
     Raises:
         GeoPairError: the photos make no pairs.
@@ -157,19 +159,17 @@ class TrainingRun:
         self._fabric = make_fabric(self._device_settings, recipe.training)
         if self._device_settings.processes > 1:
             self._fabric.launch()
-        self._agreement = Agreement(self._fabric)
-        self._geopairs = _planner(recipe, self._table, self._fabric)
+        self._geopairs = _geopairs(recipe, self._table, self._fabric)
         torch.manual_seed(recipe.training.seed)
         self.encoder: Encoder = build_encoder(recipe.network, recipe.image)
         self._trainer = BatchTrainer(recipe, self.encoder, self._fabric)
         begin = Progress(hash_photos(photos, self._table), self._fabric.world_size)
         self._state = self._resumed(begin) or RunState(begin, None, self._geopairs.state_dict())
-        self._pace = Pace()
-        self._watched: list[torch.Tensor] = []
+        self._meter = EpochMeter()
 
     @property
     def model(self) -> PairModel:
-        """What is trained: the encoder's net, the objective and its target."""
+        """What is trained: the encoder's net, the objective and its momentum encoder."""
         return self._trainer.model
 
     @property
@@ -191,14 +191,29 @@ class TrainingRun:
             TrainingError: the loss is no longer finite; the last checkpoint is as it was.
             StorageError: the disk refuses a checkpoint; the previous one is intact.
         """
-        if not self.progress.finished:
-            with StopSignals() as signals, RunLog(self.folder, self.progress.step) as log:
-                if self.progress.step == 0:
-                    self._validate_untrained(log)
-                while not self._is_over(self.progress):
-                    self._train_epoch(log, signals)
-                    self._end_epoch(log, signals)
         last = self.folder / LAST_NAME
+        if not self.progress.finished:
+            with StopSignals(self._fabric) as signals, RunLog(self.folder, self.progress.step) as log:
+                if self.progress.step == 0 and (untrained := self._measure()) is not None:
+                    self._log_epoch(log, None, untrained, better=False)
+                while not self._is_over(self.progress):
+                    batches, own = self._epoch_batches()
+                    order = own[self.progress.next_batch :]
+                    self._trainer.train_mode()
+                    self._meter, saved_at = EpochMeter(), time.monotonic()
+                    work = f"Epoch {self.progress.epoch + 1} of {self.recipe.training.epochs}"
+                    with self._observer.work(work, sum(batches.photos(index) for index in order)) as advance:
+                        for images in self._load(batches, order):
+                            began = time.monotonic()
+                            rate, step = self._next_step(len(own))
+                            result = self._trainer.train(images, self.progress.epoch, rate=rate, step=step)
+                            photos = batches.photos(images.index)
+                            self._meter.add(result, photos, time.monotonic() - began)
+                            self._count_batch(result, len(own), rate, step, log)
+                            advance(photos)
+                            if step and self.progress.next_batch < len(own):
+                                saved_at = self._save_if_due(saved_at, signals)
+                    self._end_epoch(log, signals)
         return RunResult(self.folder / BEST_NAME if self.progress.best_epoch else last, last, self.progress)
 
     def _is_over(self, progress: Progress) -> bool:
@@ -208,71 +223,61 @@ class TrainingRun:
 
     # ---- one epoch ----
 
-    def _train_epoch(self, log: RunLog, signals: StopSignals) -> None:
-        epoch, settings = self.progress.epoch, self.recipe.training
-        plan = self._state.plan or self._plan(epoch)
-        self._state = replace(self._state, plan=plan, geopairs=self._geopairs.state_dict())
+    def _epoch_batches(self) -> tuple[EpochBatches, range]:
+        """The epoch's batches, and the indices of this process's."""
+        batches = self._state.batches
+        if batches is None:
+            if self._fabric.is_global_zero:
+                describe = self._describe if self._geopairs.needs_descriptors else None
+                batches = self._geopairs.compose_epoch(self.progress.epoch, describe)
+            # One process decides: on several GPUs descriptors may differ in their last bits.
+            if self._fabric.world_size > 1:
+                batches = self._fabric.broadcast(batches)
+            assert batches is not None
+        self._state = replace(self._state, batches=batches, geopairs=self._geopairs.state_dict())
         # Every process gets as many batches; the last few that cannot be shared out evenly are left to the next epoch.
         world = self._fabric.world_size
-        own = range(self._fabric.global_rank, len(plan.batches) // world * world, world)
+        own = range(self._fabric.global_rank, len(batches.batches) // world * world, world)
         if not own:
             raise TrainingError(
-                f"{world} devices cannot share {len(plan.batches)} batches an epoch",
+                f"{world} devices cannot share {len(batches.batches)} batches an epoch",
                 remedy="Lower --devices or training.pairs, or give more photos",
             )
-        order = own[self.progress.next_batch :]
-        on_gpu = self._fabric.device.type == "cuda"
-        workers = self._device_settings.loader_workers
-        loader = load_batches(
-            PlannedImages(plan.batches, self._photos, self._table),
-            order,
-            workers=(_GPU_LOADERS if on_gpu else 0) if workers is None else workers,
-            pinned=on_gpu,
-        )
-        self._trainer.train_mode()
-        self._pace, self._watched, saved_at = Pace(), [], time.monotonic()
-        total = sum(photo_count(plan.batches[index]) for index in order)
-        with self._observer.work(f"Epoch {epoch + 1} of {settings.epochs}", total) as advance:
-            for images in loader:
-                last = self.progress.next_batch + 1 == len(own)
-                stepped = self._train_batch(images, len(own), last=last, log=log)
-                advance(images.count)
-                if not stepped or last:
-                    continue
-                minutes = (time.monotonic() - saved_at) / 60
-                due, signals.received = self._agreement.on(0 < settings.save_every_minutes <= minutes, signals.received)
-                if due or signals.received is not None:
-                    self._check_loss()
-                    self._save(LAST_NAME, None)
-                    saved_at = time.monotonic()
-                self._stop_if(signals)
+        return batches, own
 
-    def _train_batch(self, images: PairImages, batches: int, *, last: bool, log: RunLog) -> bool:
-        recipe, progress = self.recipe, self.progress
-        began = time.monotonic()
-        done = progress.next_batch + 1
-        epochs = progress.epoch + done / batches
-        factor = learning_rate_factor(recipe.schedule, epochs, recipe.training.epochs)
-        rate = recipe.optimiser.learning_rate * factor
-        steps = last or done % recipe.training.accumulation == 0
-        result = self._trainer.train(images, progress.epoch, rate=rate, steps=steps)
-        step = progress.step + steps
-        logs = steps and (step == 1 or step % recipe.training.log_every_steps == 0)
-        # Reading a loss waits for the GPU, so it is added up there and read only now and then.
-        self._pace.add(result, images.count, time.monotonic() - began)
-        self._watch(result)
-        self._state = replace(self._state, progress=replace(progress, next_batch=done, step=step))
-        if logs or last:
+    def _describe(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        with self._observer.work("Describing for this epoch's pairs", len(rows)) as advance:
+            return describe_cached(self.encoder, self._photos, rows, on_progress=advance)
+
+    def _load(self, batches: EpochBatches, order: Sequence[int]) -> DataLoader[PairImages]:
+        on_gpu = self.device.type == "cuda"
+        workers = self._device_settings.loader_workers
+        if workers is None:
+            workers = _GPU_LOADERS if on_gpu else 0
+        return PairDataset(batches.batches, self._photos, self._table).load(order, workers=workers, pinned=on_gpu)
+
+    def _next_step(self, batches: int) -> tuple[float, bool]:
+        """The learning rate of the next batch, and whether the optimiser steps after it."""
+        recipe, done = self.recipe, self.progress.next_batch + 1
+        factor = learning_rate_factor(recipe.schedule, self.progress.epoch + done / batches, recipe.training.epochs)
+        step = done == batches or done % recipe.training.accumulation == 0
+        return recipe.optimiser.learning_rate * factor, step
+
+    def _count_batch(self, result: BatchResult, batches: int, rate: float, stepped: bool, log: RunLog) -> None:
+        done, step = self.progress.next_batch + 1, self.progress.step + stepped
+        self._state = replace(self._state, progress=replace(self.progress, next_batch=done, step=step))
+        logs = stepped and (step == 1 or step % self.recipe.training.log_every_steps == 0)
+        if logs or done == batches:
             self._check_loss()
         if logs and self._fabric.is_global_zero:
             numbers = {name: float(scalar) for name, scalar in result.scalars.items()}
-            pace = {"learning_rate": rate, "photos_per_second": self._pace.photos_per_second()}
-            log.step(epochs, step, {**numbers, **pace})
+            speed = {"learning_rate": rate, "photos_per_second": self._meter.photos_per_second()}
+            log.step(self.progress.epoch + done / batches, step, {**numbers, **speed})
             self._observer.loss(numbers["loss"])
-        return steps
 
     def _check_loss(self) -> None:
-        progress, (loss_sum, batches) = self.progress, self._pace.take_losses()
+        """Add the losses since the last call to the progress."""
+        progress, (loss_sum, batches) = self.progress, self._meter.take_losses()
         if not math.isfinite(loss_sum):
             raise TrainingError(
                 f"the loss is {loss_sum} by step {progress.step}: training has diverged",
@@ -284,6 +289,17 @@ class TrainingRun:
             progress, loss_sum=progress.loss_sum + loss_sum, loss_batches=progress.loss_batches + batches
         )
         self._state = replace(self._state, progress=progress)
+
+    def _save_if_due(self, saved_at: float, signals: StopSignals) -> float:
+        """Save within an epoch when it is time or a signal came; returns when it was last saved."""
+        minutes = (time.monotonic() - saved_at) / 60
+        due = signals.all_reduce_flags(0 < self.recipe.training.save_every_minutes <= minutes)
+        if due or signals.received is not None:
+            self._check_loss()
+            self._save(LAST_NAME, None)
+            saved_at = time.monotonic()
+        self._stop_if(signals)
+        return saved_at
 
     def _end_epoch(self, log: RunLog, signals: StopSignals) -> None:
         before, validation = self.progress, self.recipe.validation
@@ -302,29 +318,8 @@ class TrainingRun:
         self._save(LAST_NAME, measured)
         self._log_epoch(log, loss, measured, better=better)
         if not progress.finished:
-            _, signals.received = self._agreement.on(False, signals.received)
+            signals.all_reduce_flags(False)
             self._stop_if(signals)
-
-    def _plan(self, epoch: int) -> EpochPlan:
-        plan: EpochPlan | None = None
-        if self._fabric.is_global_zero:
-            plan = self._geopairs.plan_epoch(epoch, self._describe if self._geopairs.needs_descriptors else None)
-        # One process decides: on several GPUs descriptors may differ in their last bits.
-        if self._fabric.world_size > 1:
-            plan = self._fabric.broadcast(plan)
-        assert plan is not None
-        return plan
-
-    def _describe(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        with self._observer.work("Describing for this epoch's pairs", len(rows)) as advance:
-            return describe_cached(self.encoder, self._photos, rows, on_progress=advance)
-
-    # ---- validation ----
-
-    def _validate_untrained(self, log: RunLog) -> None:
-        measured = self._measure()
-        if measured is not None:
-            self._log_epoch(log, None, measured, better=False)
 
     def _measure(self) -> Measured | None:
         """Recall as the net now is; every process gets the same."""
@@ -336,32 +331,27 @@ class TrainingRun:
                 measured = self._validation.measure(self.encoder, advance)
         return self._fabric.broadcast(measured) if self._fabric.world_size > 1 else measured
 
-    def _watch(self, result: BatchResult) -> None:
-        if self._validation is None:
-            self._watched = [*self._watched, result.descriptors][-max(1, _WATCHED // len(result.descriptors)) :]
-
     def _log_epoch(self, log: RunLog, loss: float | None, measured: Measured | None, *, better: bool) -> None:
         if not self._fabric.is_global_zero:
             return
         progress, recipe = self.progress, self.recipe
         recalls: Mapping[str, float] = measured.recalls() if measured else {}
         collapse = measured.collapse if measured else None
-        watched = torch.cat(self._watched) if self._watched else torch.empty(0, 1)
-        if collapse is None and len(watched) >= _FEWEST_WATCHED:
-            collapse = measure_collapse(watched)
+        if self._validation is None and self._meter.recent_descriptors:
+            collapse = measure_collapse(torch.cat(self._meter.recent_descriptors))
         values = {"loss": math.nan if loss is None else loss}
         values |= {f"recall_at_{n}": recalls.get(f"R@{n}", math.nan) for n in (1, 5, 10)}
         values["spread"] = collapse.spread if collapse else math.nan
         values["effective_rank"] = collapse.effective_rank if collapse else math.nan
-        pace = self._pace.photos_per_second()
-        values["photos_per_second"] = pace
+        photos_per_second = self._meter.photos_per_second()
+        values["photos_per_second"] = photos_per_second
         log.epoch(progress.epoch, progress.step, values)
         self._observer.epoch_ended(
             EpochSummary(
                 epoch=progress.epoch,
                 epochs=recipe.training.epochs,
                 loss=loss,
-                photos_per_second=None if loss is None else pace,
+                photos_per_second=None if loss is None else photos_per_second,
                 recalls=recalls,
                 chance=measured.report.recall[0].at[0].chance if measured else None,
                 best=better,
@@ -405,10 +395,9 @@ class TrainingRun:
         )
 
     def _resumed(self, begin: Progress) -> RunState | None:
-        folder = self.folder / LAST_NAME
-        if not folder.exists() and not folder.with_name(f".previous-{LAST_NAME}").exists():
+        if not checkpoint_exists(self.folder / LAST_NAME):
             return None
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_checkpoint(self.folder / LAST_NAME)
         check_same_recipe(checkpoint.recipe, self.recipe, self.folder)
         state = read_run_state(checkpoint.trainer_state(), self._fabric, self._trainer.model, self._trainer.optimiser)
         check_same_photos(state.progress, begin, self.folder)
@@ -421,7 +410,7 @@ class TrainingRun:
         return replace(state, progress=progress)
 
 
-def _planner(recipe: Recipe, table: PhotoTable, fabric: "Fabric") -> GeoPairs:
+def _geopairs(recipe: Recipe, table: PhotoTable, fabric: "Fabric") -> GeoPairs:
     min_pairs = objective_class(recipe.objective.name).min_pairs  # the two views of a mined negative are a pair too
     return GeoPairs(
         table,

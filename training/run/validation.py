@@ -1,7 +1,7 @@
-"""Collapse: has training pressed all descriptors together, or into a few dimensions?
+"""Recall on photos set aside, and collapse: the numbers by which training chooses its best checkpoint, and ends.
 
 Self-distillation can end with one descriptor for every image, and any objective can lose dimensions. The loss shows
-neither, so we watch the descriptors themselves.
+neither, so the descriptors themselves are measured.
 """
 
 import math
@@ -14,14 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval.errors import ParameterError, SightfixError
+from retrieval.errors import SightfixError
 from retrieval.evaluation import Bootstrap, EvaluationReport, Positions, Protocol, Ranked, evaluate, exact_ranking
 from training.encoder import Encoder, describe_cached
 from training.photos.cache import PhotoCache
 
-MIN_SPREAD: Final = 0.1
+_RECALL_AT: Final = (1, 5, 10)
 
-MIN_RANK_SHARE: Final = 0.05
+# A collapse is not looked for in fewer descriptors; a few hundred are enough.
+_FEWEST_DESCRIPTORS: Final = 8
+_MOST_DESCRIPTORS: Final = 512
+# A spread of 0.1 means a mean cosine of about 0.99 between images.
+_MIN_SPREAD: Final = 0.1
+_MIN_RANK_SHARE: Final = 0.05
+
+
+class ValidationError(SightfixError):
+    """Photos that recall cannot be measured on."""
+
+    default_code = "validation_photos"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,57 +70,40 @@ def effective_rank(matrix: Tensor) -> float:
     return math.exp(float(torch.special.entr(shares).sum()))
 
 
-def measure_collapse(
-    descriptors: Tensor, *, min_spread: float = MIN_SPREAD, min_rank_share: float = MIN_RANK_SHARE
-) -> CollapseReport:
+def measure_collapse(descriptors: Tensor) -> CollapseReport | None:
     """Measure the spread and the effective rank of descriptors about their mean, and warn when either is lost.
 
     The mean is taken away first: what all images share says nothing about where one was taken.
 
     Args:
-        descriptors: (N, D) float, unit rows, of N different places; a few hundred are enough.
-        min_spread: warn below this spread. 0.1 means a mean cosine of about 0.99 between images.
-        min_rank_share: warn below this share of `possible_rank`.
+        descriptors: (N, D) float, unit rows, of N different places.
 
-    Raises:
-        ParameterError: fewer than three descriptors.
+    Returns:
+        None for fewer than eight descriptors.
     """
     count, dim = descriptors.shape
-    if count < 3:
-        raise ParameterError(f"{count} descriptors are too few to see a collapse", remedy="Give at least three")
+    if count < _FEWEST_DESCRIPTORS:
+        return None
     centred = descriptors.detach().float()
     centred = centred - centred.mean(dim=0)
     spread = float(centred.pow(2).sum(dim=0).div(count - 1).sqrt().mean()) * math.sqrt(dim)
     rank = effective_rank(centred) if math.isfinite(spread) else math.nan
     possible = min(count - 1, dim)
-    return CollapseReport(spread, rank, possible, _warning(spread, rank, possible, min_spread, min_rank_share))
+    return CollapseReport(spread, rank, possible, _warning(spread, rank, possible))
 
 
-def _warning(spread: float, rank: float, possible: int, min_spread: float, min_rank_share: float) -> str | None:
+def _warning(spread: float, rank: float, possible: int) -> str | None:
     remedy = "Lower the learning rate, or use an objective with negatives or with a variance term"
     if not math.isfinite(spread):
         return f"descriptors are not finite. {remedy}."
-    if spread < min_spread:
-        return f"descriptors collapse: nearly the same for every image (spread {spread:.3f} < {min_spread}). {remedy}."
-    if rank < min_rank_share * possible:
+    if spread < _MIN_SPREAD:
+        return f"descriptors collapse: nearly the same for every image (spread {spread:.3f} < {_MIN_SPREAD}). {remedy}."
+    if rank < _MIN_RANK_SHARE * possible:
         return (
             f"descriptors collapse: they vary in {rank:.1f} of {possible} possible dimensions "
-            f"(fewer than {min_rank_share:.0%}). {remedy}."
+            f"(fewer than {_MIN_RANK_SHARE:.0%}). {remedy}."
         )
     return None
-
-
-# Recall on photos set aside: the number by which training chooses its best checkpoint, and ends.
-
-_RECALL_AT: Final = (1, 5, 10)
-
-_FEWEST_TO_JUDGE: Final = 8
-
-
-class ValidationError(SightfixError):
-    """Photos that recall cannot be measured on."""
-
-    default_code = "validation_photos"
 
 
 @dataclass(frozen=True)
@@ -150,9 +144,7 @@ class Validation:
         """
         database = describe_cached(encoder, self.database, np.arange(len(self.database)), on_progress=on_progress)
         queries = describe_cached(encoder, self.queries, np.arange(len(self.queries)), on_progress=on_progress)
-        collapse = None
-        if len(database) >= _FEWEST_TO_JUDGE:
-            collapse = measure_collapse(torch.from_numpy(_spread_over(database)))
+        collapse = measure_collapse(torch.from_numpy(_evenly_spaced(database)))
         if not (np.isfinite(database).all() and np.isfinite(queries).all()):
             raise ValidationError(
                 "the net's descriptors are not finite: training has diverged",
@@ -182,7 +174,7 @@ class Validation:
         return len(self.database) + len(self.queries)
 
 
-def _spread_over(descriptors: NDArray[np.float32], count: int = 512) -> NDArray[np.float32]:
-    """At most `count` rows, evenly through the photos: neighbours in order show the same place."""
-    step = max(1, len(descriptors) // count)
-    return np.ascontiguousarray(descriptors[::step][:count])
+def _evenly_spaced(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Some hundred rows, evenly through the photos: neighbours in order show the same place."""
+    step = max(1, len(descriptors) // _MOST_DESCRIPTORS)
+    return np.ascontiguousarray(descriptors[::step][:_MOST_DESCRIPTORS])

@@ -6,8 +6,7 @@ from retrieval.evaluation import Bootstrap, Protocol
 from retrieval.evaluation.eval_set import Truth
 from tests.training.comparison.places_in_a_row import eval_set, row
 from training.comparison.evaluation import EvaluationKey, EvaluationRecord
-from training.comparison.plan import METHOD_NAMES
-from training.comparison.report import ComparisonReport, Epochs
+from training.comparison.report import METHOD_NAMES, ComparisonReport, Epochs
 from training.comparison.report_building import ReportBuilder, RowRecords
 
 PROTOCOL = Protocol(radii_m=(25.0, 10.0), recall_at=(1, 5, 10), grouping="place", bootstrap=Bootstrap(resamples=500))

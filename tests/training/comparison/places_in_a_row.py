@@ -8,8 +8,7 @@ from retrieval.evaluation.eval_set import EvalSet, Truth
 from retrieval.geo import Position
 from retrieval.references.reference import Reference
 from training.comparison.evaluation import EvaluationKey, EvaluationRecord
-from training.comparison.plan import ComparedRow
-from training.comparison.report import Epochs
+from training.comparison.report import ComparedRow, Epochs
 from training.comparison.report_building import RowRecords
 
 METRES_PER_DEGREE = 74_400.0  # of longitude at 48° north, about

@@ -16,10 +16,10 @@ from retrieval.references.reference import Reference
 from tests.training.small_encoder import small_encoder, small_recipe
 from tests.training.walks import make_walks
 from training.checkpoint import CheckpointError, save_encoder
-from training.comparison.compare import CompareSettings, ComparisonObserver, compare
+from training.comparison.compare import CompareSettings, compare
 from training.comparison.plan import ComparisonError, ComparisonPlan
-from training.comparison.report import ComparisonReport
-from training.recipe import Recipe
+from training.comparison.report import ComparisonObserver, ComparisonReport
+from training.recipe_settings import Recipe
 from training.run.observing import RunObserver
 from training.run.state import OtherRunError, Progress
 from training.run.train import TrainingPhotos, TrainSettings

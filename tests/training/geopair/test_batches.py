@@ -19,7 +19,7 @@ def test_no_two_pairs_of_a_batch_show_the_same_place(seed: int, separation_m: fl
     apart = 25.0 if separation_m is None else separation_m
     distances, by_hand = distances_m(table), positives_by_hand(table, settings)
     pairs = geopairs(table, settings, seed=seed)
-    plan = pairs.plan_epoch(3)
+    plan = pairs.compose_epoch(3)
     queries = np.concatenate([batch.queries for batch in plan.batches])
     assert len(np.unique(queries)) == len(queries)
     assert len(queries) + plan.dropped == len(pairs.trainable_queries)
@@ -34,7 +34,7 @@ def test_no_two_pairs_of_a_batch_show_the_same_place(seed: int, separation_m: fl
 
 def test_most_pairs_of_a_wide_town_find_a_batch() -> None:
     pairs = geopairs(town(0, photos=800, side_m=1500), GeoPairSettings(positive="random"), queries_per_batch=16)
-    plan = pairs.plan_epoch(0)
+    plan = pairs.compose_epoch(0)
     assert plan.dropped <= 0.05 * len(pairs.trainable_queries)
 
 
@@ -42,14 +42,14 @@ def test_pairs_just_far_enough_apart_share_a_batch() -> None:
     settings = GeoPairSettings(positive="random", batch_separation_m=20.0)
     # From the second photo of one place to the first of the next: 20 m, the border, and 20.001 m.
     with pytest.raises(GeoPairError):
-        geopairs(places(0, 23), settings, queries_per_batch=2).plan_epoch(0)
-    plan = geopairs(places(0, 23.001), settings, queries_per_batch=2).plan_epoch(0)
+        geopairs(places(0, 23), settings, queries_per_batch=2).compose_epoch(0)
+    plan = geopairs(places(0, 23.001), settings, queries_per_batch=2).compose_epoch(0)
     assert [sorted(batch.queries // 2) for batch in plan.batches] == [[0, 1], [0, 1]]
 
 
 def test_a_pair_that_does_not_fit_waits_for_a_later_batch() -> None:
     # Four places at which each of two photos is a query: two batches of four, whatever the order.
-    plan = geopairs(places(0, 100, 200, 300), GeoPairSettings(positive="random"), queries_per_batch=4).plan_epoch(0)
+    plan = geopairs(places(0, 100, 200, 300), GeoPairSettings(positive="random"), queries_per_batch=4).compose_epoch(0)
     assert [sorted(batch.queries // 2) for batch in plan.batches] == [[0, 1, 2, 3], [0, 1, 2, 3]]
     assert plan.dropped == 0
 
@@ -57,30 +57,30 @@ def test_a_pair_that_does_not_fit_waits_for_a_later_batch() -> None:
 def test_a_short_batch_holds_half_or_is_given_up() -> None:
     three = places(0, 100, 200)
     random = GeoPairSettings(positive="random")
-    kept = geopairs(three, random, queries_per_batch=6).plan_epoch(0)
+    kept = geopairs(three, random, queries_per_batch=6).compose_epoch(0)
     assert [len(batch.queries) for batch in kept.batches] == [3, 3]
     with pytest.raises(GeoPairError, match=r"no more than 3 fit into one batch.*needs 4"):
-        geopairs(three, random, queries_per_batch=7).plan_epoch(0)
+        geopairs(three, random, queries_per_batch=7).compose_epoch(0)
     with pytest.raises(GeoPairError, match="needs 4"):
-        geopairs(three, random, queries_per_batch=4, min_queries=4).plan_epoch(0)
+        geopairs(three, random, queries_per_batch=4, min_queries=4).compose_epoch(0)
     with pytest.raises(GeoPairError, match="needs 6"):
-        geopairs(three, random, queries_per_batch=6, equal_batches=True).plan_epoch(0)
+        geopairs(three, random, queries_per_batch=6, equal_batches=True).compose_epoch(0)
 
 
 def test_equal_batches_are_full_ones() -> None:
-    plan = geopairs(town(1), GeoPairSettings(positive="random"), equal_batches=True).plan_epoch(0)
+    plan = geopairs(town(1), GeoPairSettings(positive="random"), equal_batches=True).compose_epoch(0)
     assert {len(batch.queries) for batch in plan.batches} == {8}
     assert plan.dropped > 0
 
 
 def test_no_batch_says_how_many_fit_and_what_to_change() -> None:
     with pytest.raises(GeoPairError) as error:
-        geopairs(places(0, 100, 200), GeoPairSettings(positive="random"), queries_per_batch=32).plan_epoch(0)
+        geopairs(places(0, 100, 200), GeoPairSettings(positive="random"), queries_per_batch=32).compose_epoch(0)
     assert error.value.code == "no_batches"
     assert str(error.value) == (
         "of 6 pairs no more than 3 fit into one batch, further than 25 m apart; a batch needs 16. Set training.pairs "
         "to at most 3, or geopair.batch_separation_m below 25, or add photos of other places."
     )
     with pytest.raises(GeoPairError) as error:
-        geopairs(places(0), GeoPairSettings(positive="random"), queries_per_batch=2).plan_epoch(0)
+        geopairs(places(0), GeoPairSettings(positive="random"), queries_per_batch=2).compose_epoch(0)
     assert "training.pairs" not in str(error.value)

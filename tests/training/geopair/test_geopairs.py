@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.training.geopair.tables import geopairs, plane_table, random_units, town
-from training.geopair import EpochPlan, GeoPairError
+from training.geopair import EpochBatches, GeoPairError
 from training.recipe_settings import GeoPairSettings
 
 CHOICES = [
@@ -20,7 +20,7 @@ def choice(positive: str, mining: str) -> GeoPairSettings:
     return GeoPairSettings(positive=positive, negative_mining=mining, negative_sample=60)
 
 
-def same(one: EpochPlan, other: EpochPlan) -> bool:
+def same(one: EpochBatches, other: EpochBatches) -> bool:
     first, second = one.to_arrays(), other.to_arrays()
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
@@ -29,9 +29,9 @@ def same(one: EpochPlan, other: EpochPlan) -> bool:
 def test_a_plan_depends_on_seed_epoch_and_descriptors_alone(positive: str, mining: str) -> None:
     table, units = town(0), random_units(240)
 
-    def plan(seed: int, epoch: int) -> EpochPlan:
+    def plan(seed: int, epoch: int) -> EpochBatches:
         pairs = geopairs(table, choice(positive, mining), seed=seed, queries_per_epoch=100)
-        return pairs.plan_epoch(epoch, lambda rows: units[rows])
+        return pairs.compose_epoch(epoch, lambda rows: units[rows])
 
     assert same(plan(4, 7), plan(4, 7))
     assert not same(plan(4, 7), plan(4, 8))
@@ -41,8 +41,8 @@ def test_a_plan_depends_on_seed_epoch_and_descriptors_alone(positive: str, minin
 @pytest.mark.parametrize(("positive", "mining"), CHOICES)
 def test_plans_survive_a_checkpoint(positive: str, mining: str) -> None:
     units = random_units(240)
-    plan = geopairs(town(1), choice(positive, mining)).plan_epoch(2, lambda rows: units[rows])
-    again = EpochPlan.from_arrays(plan.to_arrays())
+    plan = geopairs(town(1), choice(positive, mining)).compose_epoch(2, lambda rows: units[rows])
+    again = EpochBatches.from_arrays(plan.to_arrays())
     assert same(plan, again)
     assert (again.epoch, again.dropped, len(again.batches)) == (2, plan.dropped, len(plan.batches))
     for batch, read in zip(plan.batches, again.batches, strict=True):
@@ -56,19 +56,19 @@ def test_plans_survive_a_checkpoint(positive: str, mining: str) -> None:
 def test_full_mining_goes_on_from_its_state() -> None:
     table, units, settings = town(0), random_units(240), choice("random", "full")
     through = geopairs(table, settings)
-    plans = [through.plan_epoch(epoch, lambda rows: units[rows]) for epoch in range(2)]
+    plans = [through.compose_epoch(epoch, lambda rows: units[rows]) for epoch in range(2)]
     first = geopairs(table, settings)
-    first.plan_epoch(0, lambda rows: units[rows])
+    first.compose_epoch(0, lambda rows: units[rows])
     second = geopairs(table, settings)
     second.load_state_dict(first.state_dict())
-    assert same(second.plan_epoch(1, lambda rows: units[rows]), plans[1])
+    assert same(second.compose_epoch(1, lambda rows: units[rows]), plans[1])
     assert geopairs(table, choice("nearest", "partial")).state_dict() == {}
 
 
 def test_a_state_taken_before_a_plan_is_not_changed_by_it() -> None:
     pairs, units = geopairs(town(0), choice("random", "full")), random_units(240)
     before = pairs.state_dict()
-    pairs.plan_epoch(0, lambda rows: units[rows])
+    pairs.compose_epoch(0, lambda rows: units[rows])
     assert len(before["hardest_queries"]) == 0
     assert len(pairs.state_dict()["hardest_queries"]) > 0
 
@@ -78,7 +78,7 @@ def test_queries_are_sampled_without_repetition() -> None:
     pairs = geopairs(table, GeoPairSettings(positive="random"), queries_per_epoch=100)
     seen = []
     for epoch in range(3):
-        plan = pairs.plan_epoch(epoch)
+        plan = pairs.compose_epoch(epoch)
         queries = np.concatenate([batch.queries for batch in plan.batches])
         assert len(np.unique(queries)) == len(queries) == 100 - plan.dropped
         assert np.isin(queries, pairs.trainable_queries).all()
@@ -88,7 +88,7 @@ def test_queries_are_sampled_without_repetition() -> None:
 
 def test_an_epoch_never_exceeds_the_trainable_queries() -> None:
     pairs = geopairs(town(0), GeoPairSettings(positive="random"), queries_per_epoch=10_000)
-    plan = pairs.plan_epoch(0)
+    plan = pairs.compose_epoch(0)
     assert sum(len(batch.queries) for batch in plan.batches) + plan.dropped == len(pairs.trainable_queries)
 
 
@@ -101,16 +101,16 @@ def test_descriptors_are_asked_for_only_where_needed(positive: str, mining: str,
     assert pairs.needs_descriptors is needed
     if needed:
         with pytest.raises(ValueError, match="describe is None"):
-            pairs.plan_epoch(0)
+            pairs.compose_epoch(0)
     else:
-        pairs.plan_epoch(0)
+        pairs.compose_epoch(0)
 
 
 def test_positives_change_with_the_net() -> None:
     pairs = geopairs(town(0), GeoPairSettings(positive="nearest"))
     before, after = random_units(240, seed=0), random_units(240, seed=1)
-    one = pairs.plan_epoch(0, lambda rows: before[rows])
-    other = pairs.plan_epoch(0, lambda rows: after[rows])
+    one = pairs.compose_epoch(0, lambda rows: before[rows])
+    other = pairs.compose_epoch(0, lambda rows: after[rows])
     assert not same(one, other)
 
 
@@ -120,7 +120,7 @@ def test_mining_ten_thousand_queries_takes_seconds() -> None:
     settings = GeoPairSettings(positive="random", negative_mining="partial")
     pairs = geopairs(table, settings, queries_per_batch=32, separate_negatives=True)
     started = time.perf_counter()
-    plan = pairs.plan_epoch(0, lambda rows: units[rows])
+    plan = pairs.compose_epoch(0, lambda rows: units[rows])
     assert time.perf_counter() - started < 15
     assert sum(len(batch.queries) for batch in plan.batches) > 9_000
 
@@ -187,6 +187,6 @@ def test_a_batch_must_hold_what_the_objective_compares() -> None:
 def test_descriptors_must_be_finite_and_as_many_as_asked() -> None:
     pairs = geopairs(town(0), GeoPairSettings(positive="nearest"))
     with pytest.raises(GeoPairError, match="not finite"):
-        pairs.plan_epoch(0, lambda rows: np.full((len(rows), 4), np.nan, np.float32))
+        pairs.compose_epoch(0, lambda rows: np.full((len(rows), 4), np.nan, np.float32))
     with pytest.raises(ValueError, match="describe gave"):
-        pairs.plan_epoch(0, lambda rows: np.zeros((1, 4), np.float32))
+        pairs.compose_epoch(0, lambda rows: np.zeros((1, 4), np.float32))

@@ -23,7 +23,7 @@ def test_negatives_keep_to_their_rules(kind: str, each: int, separate: int, seed
     settings = mining(kind, negatives_per_query=each, negative_sample=100)
     pairs = geopairs(table, settings, seed=seed, queries_per_batch=6, separate_negatives=bool(separate))
     for epoch in range(2):
-        plan = pairs.plan_epoch(epoch, lambda rows: units[rows])
+        plan = pairs.compose_epoch(epoch, lambda rows: units[rows])
         for batch in plan.batches:
             assert batch.negatives is not None
             assert batch.negatives.shape == (len(batch.queries), each)
@@ -48,7 +48,7 @@ def test_the_hardest_is_that_of_brute_force(kind: str) -> None:
     table, units = far_places(), random_units(80)
     pairs = geopairs(table, mining(kind, negatives_per_query=3), queries_per_batch=1, min_queries=1)
     cosines = units @ units.T
-    plan = pairs.plan_epoch(0, lambda rows: units[rows])
+    plan = pairs.compose_epoch(0, lambda rows: units[rows])
     assert (len(plan.batches), plan.dropped) == (80, 0)
     for batch in plan.batches:
         query = int(batch.queries[0])
@@ -67,7 +67,7 @@ def test_only_the_sample_is_mined_and_described() -> None:
         return units[rows]
 
     pairs = geopairs(table, mining("partial", negative_sample=12), queries_per_batch=3, queries_per_epoch=9)
-    plan = pairs.plan_epoch(0, describe)
+    plan = pairs.compose_epoch(0, describe)
     queries = np.concatenate([batch.queries for batch in plan.batches])
     mined = np.concatenate([batch.negatives.ravel() for batch in plan.batches if batch.negatives is not None])
     (rows,) = asked
@@ -75,7 +75,7 @@ def test_only_the_sample_is_mined_and_described() -> None:
     assert set(queries) | set(mined) <= set(rows)
     assert len(rows) <= 9 + 12
     assert len(np.unique(mined)) <= 12
-    pairs.plan_epoch(1, describe)
+    pairs.compose_epoch(1, describe)
     assert set(asked[1]) != set(rows)
 
 
@@ -85,7 +85,7 @@ def test_a_taken_negative_sends_the_next_query_down_its_ranking() -> None:
     units[:, 8] += 1
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     pairs = geopairs(far_places(6), mining("partial"), queries_per_batch=3)
-    for batch in pairs.plan_epoch(0, lambda rows: units[rows]).batches:
+    for batch in pairs.compose_epoch(0, lambda rows: units[rows]).batches:
         assert batch.negatives is not None
         assert len(np.unique(batch.negatives)) == len(batch.queries)
 
@@ -96,7 +96,7 @@ def test_random_negatives_are_uniform_and_need_no_descriptors() -> None:
     assert not pairs.needs_descriptors
     drawn = np.zeros((20, 20))
     for epoch in range(300):
-        for batch in pairs.plan_epoch(epoch).batches:
+        for batch in pairs.compose_epoch(epoch).batches:
             assert batch.negatives is not None
             drawn[batch.queries[0], batch.negatives[0, 0]] += 1
     shares = drawn.sum(axis=0) / drawn.sum()
@@ -113,10 +113,10 @@ def test_a_query_without_room_for_negatives_is_dropped() -> None:
     # Two places 30 m apart: each may be the other's negative, but beside both pairs there is no third place.
     table = plane_table([[0, 0], [2, 0], [40, 0], [42, 0]])
     pairs = geopairs(table, mining("random"), queries_per_batch=2, min_queries=1, separate_negatives=True)
-    plan = pairs.plan_epoch(0)
+    plan = pairs.compose_epoch(0)
     assert [len(batch.queries) for batch in plan.batches] == [1, 1, 1, 1]
     with pytest.raises(GeoPairError, match=r"of 4 pairs no more than 1, each with 1 mined negative, fit"):
-        geopairs(table, mining("random"), queries_per_batch=2, separate_negatives=True).plan_epoch(0)
+        geopairs(table, mining("random"), queries_per_batch=2, separate_negatives=True).compose_epoch(0)
 
 
 def test_an_area_without_negatives_says_so() -> None:
@@ -125,7 +125,7 @@ def test_an_area_without_negatives_says_so() -> None:
     with pytest.raises(
         GeoPairError, match=r"none of 4 queries finds 1 mined negative outside 25 m .*too small"
     ) as error:
-        pairs.plan_epoch(0, lambda rows: random_units(4)[rows])
+        pairs.compose_epoch(0, lambda rows: random_units(4)[rows])
     assert error.value.code == "no_negatives"
 
 
@@ -136,7 +136,7 @@ def test_full_mining_remembers_its_hardest() -> None:
     cosines = units @ units.T
     hardness = []
     for epoch in range(6):
-        plan = pairs.plan_epoch(epoch, lambda rows: units[rows])
+        plan = pairs.compose_epoch(epoch, lambda rows: units[rows])
         found = {int(batch.queries[0]): int(batch.negatives[0, 0]) for batch in plan.batches}  # type: ignore[index]
         hardness.append([cosines[query, found[query]] for query in range(80)])
     # What was hardest is tried again, so with the same descriptors negatives only get harder.

@@ -53,5 +53,5 @@ def test_degrees_and_metres_do_not_mix() -> None:
 
 
 def test_a_photo_must_lie_somewhere() -> None:
-    with pytest.raises(GeoPairError, match="row 1 of the references lies nowhere"):
+    with pytest.raises(GeoPairError, match="row 1 of the references has no position"):
         PhotoTable.from_references([photo("a", None, plane_m=(0, 0)), photo("b", None, plane_m=(np.nan, 0))])

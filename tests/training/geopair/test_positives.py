@@ -109,15 +109,16 @@ def test_random_choice_is_uniform() -> None:
     assert np.bincount(drawn).tolist() == [25, 25, 0, 25, 25]
 
 
-def test_pieces_change_nothing() -> None:
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     table = town(2)
     neighbours = Neighbours(table.points)
     rows = np.random.default_rng(1).permutation(len(table))[:100]
     near = distances_m(table) <= 10
     np.fill_diagonal(near, False)
     for at_once in (1, 7, 10_000):
+        monkeypatch.setattr("training.geopair.positives._PAIRS_AT_ONCE", at_once)
         found = set()
-        for pairs in neighbours.pairs_within(rows, 10.0, at_once=at_once):
+        for pairs in neighbours.pairs_within(rows, 10.0):
             assert len(pairs.at) == 1 or len(pairs.rows) <= at_once
             found |= set(zip(rows[pairs.at][pairs.owner].tolist(), pairs.rows.tolist(), strict=True))
         assert found == {(int(row), int(other)) for row in rows for other in np.flatnonzero(near[row])}
@@ -132,6 +133,6 @@ def test_a_dense_spot_is_walked_in_bounded_pieces() -> None:
     assert sum(sizes) == 5000 * 4999 + 2
     assert max(sizes) <= 1_000_000
     started = time.perf_counter()
-    planned = geopairs(table, GeoPairSettings(positive="random"), queries_per_batch=2).plan_epoch(0)
+    planned = geopairs(table, GeoPairSettings(positive="random"), queries_per_batch=2).compose_epoch(0)
     assert len(planned.batches) >= 1
     assert time.perf_counter() - started < 20

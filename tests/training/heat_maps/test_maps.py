@@ -15,8 +15,7 @@ from tests.training.small_encoder import small_encoder, small_recipe
 from training.backbones import InputNormalisation, examine_features
 from training.descriptor_net import ChannelsLastGeM, ClassToken, DescriptorNet, DistilledHeads, GeM, PatchGeM
 from training.encoder import Encoder
-from training.heat_maps import activation_maps, heat_maps, match_maps
-from training.heat_maps.maps import look
+from training.heat_maps import attribute_features, heat_maps
 from training.torchvision_ops import define_missing_operators
 
 PHOTO = Preprocessing(height=64, width=96)
@@ -78,6 +77,15 @@ def pixels(*locations: tuple[int, int, int]) -> np.ndarray:
 
 A = pixels((3, 0, 0), (0, 4, 0))
 B = pixels((0, 5, 0), (0, 5, 0))
+
+
+def activation_maps(encoder: Encoder, images: np.ndarray) -> np.ndarray:
+    return heat_maps(encoder, images, images).activation_a
+
+
+def match_maps(encoder: Encoder, images_a: np.ndarray, images_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    maps = heat_maps(encoder, images_a, images_b)
+    return maps.match_a, maps.match_b
 
 
 def test_average_pooling_by_hand() -> None:
@@ -163,7 +171,7 @@ def test_contributions_are_finite_differences(arranged: str, p: float) -> None:
     images = torch.randn(2, 5, 3, 4, dtype=torch.float64, generator=random)  # negative ones are clamped by the pooling
     others = nn.functional.normalize(torch.randn(2, 4, dtype=torch.float64, generator=random), dim=1)
     with torch.no_grad():
-        seen = look(net, images)
+        seen = attribute_features(net, images)
         found = seen.contributions(others)
         step, slow = 1e-6, torch.empty(2, 3, 4, dtype=torch.float64)
         for row in range(3):
@@ -172,7 +180,7 @@ def test_contributions_are_finite_differences(arranged: str, p: float) -> None:
                 for sign in (1, -1):
                     changed = images.clone()
                     changed[:, :, row, column] *= 1 + sign * step
-                    scores.append(fixed_length_score(look(net, changed).vectors, seen.vectors, others))
+                    scores.append(fixed_length_score(attribute_features(net, changed).vectors, seen.vectors, others))
                 slow[:, row, column] = (scores[0] - scores[1]) / (2 * step)
         whole = (seen.descriptors * others).sum(dim=1)
         bias = others @ net.projection.bias / seen.vectors.norm(dim=1)
@@ -226,13 +234,13 @@ NETS: dict[str, tuple[Callable[[], DescriptorNet], tuple[int, int]]] = {
 
 @pytest.mark.parametrize("name", NETS)
 def test_every_pooling_of_timm(name: str) -> None:
-    """A look gives the net's own descriptors, without a trace left behind, on a grid as wide as the photo."""
+    """Attribution gives the net's own descriptors, without a trace left behind, on a grid as wide as the photo."""
     build, grid = NETS[name]
     net = build()
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = net(images)
-        seen = look(net, images)
+        seen = attribute_features(net, images)
         contributions = seen.contributions(expected.flip(0))
     torch.testing.assert_close(seen.descriptors, expected)
     assert seen.activation.shape == contributions.shape == (2, *grid)
@@ -241,7 +249,7 @@ def test_every_pooling_of_timm(name: str) -> None:
     assert seen.activation.min() >= 0
     assert not any(module._forward_pre_hooks for module in net.modules())
     assert all(parameter.grad is None for parameter in net.parameters())
-    alone = look(net, images[1:])
+    alone = attribute_features(net, images[1:])
     torch.testing.assert_close(alone.activation, seen.activation[1:])
 
 
@@ -265,7 +273,7 @@ def test_attention_agrees_with_finite_differences(name: str) -> None:
         return fixed_length_score(vectors, before, others)
 
     with torch.no_grad():
-        seen = look(net, images)
+        seen = attribute_features(net, images)
         found = seen.contributions(others).flatten()
         block, step = net.backbone.blocks[-1], 1e-5
         for patch in (0, 7, 23):
@@ -342,7 +350,7 @@ def test_the_net_is_left_as_it_was(network: tuple[str, ...]) -> None:
     assert any(parameter.requires_grad for parameter in encoder.net.parameters())
 
 
-def test_what_cannot_be_looked_at() -> None:
+def test_what_heat_maps_refuse() -> None:
     encoder = small_encoder(small_recipe())
     with pytest.raises(ValueError, match=r"\(N, H, W, 3\) uint8, not \(64, 96, 3\) uint8"):
         activation_maps(encoder, photos(1)[0])

@@ -64,7 +64,7 @@ def test_simsiam_is_the_prediction_loss_against_its_own_stopped_projection() -> 
     assert loss.item() == expected.item()
     for a, b in zip(torch.autograd.grad(loss, [x, y]), torch.autograd.grad(expected, [x, y]), strict=True):
         assert torch.equal(a, b)
-    assert not objective.needs_target
+    assert objective.target_decay is None
 
 
 def test_byol_predicts_the_targets_it_is_given() -> None:
@@ -78,4 +78,4 @@ def test_byol_predicts_the_targets_it_is_given() -> None:
 
 def test_one_pair_is_refused() -> None:
     with pytest.raises(ObjectiveError, match="at least 2 pairs"):
-        Simsiam(4, SimsiamSettings(head_width=8))(DescribedPairs(torch.eye(1, 4), torch.eye(1, 4)))
+        Simsiam(4, SimsiamSettings(head_width=8)).check_batch_size(1)

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.training.objectives.batches import spread_out
 from training.objectives.contrastive import MocoV2, MocoV2Settings
-from training.objectives.objective import MomentumEncoder, describe_pairs
+from training.objectives.objective import DescribedPairs, Objective
+from training.objectives.pair_model import MomentumEncoder, PairModel, PairViews
 from training.objectives.self_distillation import Byol, ByolSettings
 
 
@@ -73,13 +75,20 @@ def test_it_learns_nothing_from_gradients() -> None:
     assert not target(torch.randn(4, 3, 2, 2)).requires_grad
 
 
+def described(model: PairModel, x_images: torch.Tensor, y_images: torch.Tensor) -> DescribedPairs:
+    """What the model gives its objective."""
+    given: list[DescribedPairs] = []
+    model.objective.register_forward_pre_hook(lambda objective, pairs: given.extend(pairs))
+    model(PairViews(x_images, y_images, None, spread_out(6), spread_out(6)))
+    return given[0]
+
+
 def test_byol_describes_both_views_with_both_encoders() -> None:
-    objective = Byol(4, ByolSettings(head_width=8, predictor_width=8, decay=0.7))
-    online = encoder()
-    target = objective.make_target(online)
-    assert target.decay == 0.7
+    objective: Objective = Byol(4, ByolSettings(head_width=8, predictor_width=8, decay=0.7))
+    model = PairModel(encoder(), objective)
+    assert model.target.decay == 0.7
     x_images, y_images = torch.randn(2, 6, 3, 2, 2)
-    pairs = describe_pairs(objective, online, target, x_images, y_images)
+    pairs = described(model, x_images, y_images)
     # A fresh target is the online encoder, in train mode with the same batch statistics.
     assert torch.equal(pairs.target_x, objective.projection(pairs.x))
     assert torch.equal(pairs.target_y, objective.projection(pairs.y))
@@ -89,7 +98,7 @@ def test_moco_sends_x_to_the_online_encoder_and_y_to_the_target() -> None:
     objective = MocoV2(4, MocoV2Settings(queue_size=8))
     online = encoder()
     x_images, y_images = torch.randn(2, 6, 3, 2, 2)
-    pairs = describe_pairs(objective, online, objective.make_target(online), x_images, y_images)
+    pairs = described(PairModel(online, objective), x_images, y_images)
     assert pairs.y is None
     assert pairs.target_x is None
     assert torch.equal(pairs.x, online(x_images))

@@ -9,6 +9,7 @@ from tests.training.objectives import slow_losses
 from tests.training.objectives.batches import positions, rows, spread_out
 from training.objectives.contrastive import Simclr, SimclrSettings, nt_xent
 from training.objectives.objective import DescribedPairs, ObjectiveError
+from training.objectives.pair_model import PairModel, PairViews
 
 
 def no_head(temperature: float = 0.07) -> Simclr:
@@ -93,15 +94,17 @@ def test_places_beyond_the_radius_are_not_masked() -> None:
 
 
 def test_half_precision_descriptors_get_a_full_precision_loss() -> None:
-    objective = Simclr(8, SimclrSettings(head_width=16))
+    # Its net gives the views as they are.
+    model = PairModel(torch.nn.Identity(), Simclr(8, SimclrSettings(head_width=16)))
     x, y = rows(4, 8, 1, torch.bfloat16), rows(4, 8, 2, torch.bfloat16)
+    apart = spread_out(4)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = objective(DescribedPairs(x, y))
-    exact, _ = objective(DescribedPairs(x.float(), y.float()))
+        loss, _, _ = model(PairViews(x, y, None, apart, apart))
+    exact, _ = model.objective(DescribedPairs(x.float(), y.float(), x_positions=apart, y_positions=apart))
     assert loss.dtype == torch.float32
     assert loss.item() == exact.item()
 
 
 def test_one_pair_is_refused() -> None:
     with pytest.raises(ObjectiveError, match=r"at least 2 pairs .* given 1\. Raise the batch size"):
-        no_head()(DescribedPairs(torch.eye(1, 4), torch.eye(1, 4)))
+        no_head().check_batch_size(1)

@@ -21,11 +21,11 @@ def test_training_resumes_from_state_dicts_bit_for_bit(name: str) -> None:
     step = Step(name)
     for seed in range(3):
         step.run(seed)
-    modules, optimizer = copy.deepcopy(step.modules.state_dict()), copy.deepcopy(step.optimizer.state_dict())
+    modules, optimizer = copy.deepcopy(step.model.state_dict()), copy.deepcopy(step.optimizer.state_dict())
     expected = [step.run(seed) for seed in range(3, 6)]
 
     torch.manual_seed(99)
     resumed = Step(name)
-    resumed.modules.load_state_dict(modules, strict=True)
+    resumed.model.load_state_dict(modules, strict=True)
     resumed.optimizer.load_state_dict(optimizer)
     assert [resumed.run(seed) for seed in range(3, 6)] == expected

@@ -6,7 +6,7 @@ import torch.multiprocessing
 
 from tests.training.objectives.batches import spread_out
 from tests.training.objectives.two_processes import CASES, half, one_process
-from training.objectives.objective import gathered, process_count, process_rank
+from training.objectives.objective import gather_rows, process_count, process_rank
 
 Outcomes = dict[str, dict[str, torch.Tensor]]
 
@@ -43,5 +43,5 @@ def test_two_processes_give_the_loss_and_gradients_of_one(name: str, outcomes: t
 
 def test_alone_nothing_is_gathered() -> None:
     rows = torch.randn(3, 2)
-    assert gathered(rows) is rows
+    assert gather_rows(rows) is rows
     assert (process_rank(), process_count()) == (0, 1)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from tests.training.objectives.batches import spread_out
-from training.objectives.objective import MomentumEncoder, Objective, describe_pairs
+from training.objectives.pair_model import PairModel, PairViews
 from training.objectives.registry import build_objective
 
 SMALL = {
@@ -30,35 +30,24 @@ class TinyEncoder(nn.Module):
 
 
 class Step:
-    """Encoder, objective, target and optimizer, as the loop will hold them."""
+    """A pair model and its optimizer, as the loop holds them."""
 
     def __init__(self, name: str) -> None:
-        self.encoder: nn.Module = TinyEncoder()
-        self.objective: Objective = build_objective(name, 8, SMALL[name])
-        self.target: MomentumEncoder | None = self.objective.make_target(self.encoder)
-        self.modules = nn.ModuleList([self.encoder, self.objective, *([self.target] if self.target else [])])
-        self.optimizer = torch.optim.Adam(self.modules.parameters(), lr=1e-2)
+        self.model = PairModel(TinyEncoder(), build_objective(name, 8, SMALL[name]))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2)
 
     def run(self, seed: int) -> float:
         generator = torch.Generator().manual_seed(seed)
         x_images = torch.randn(6, 3, 2, 2, generator=generator)
         y_images = x_images + 0.3 * torch.randn(6, 3, 2, 2, generator=generator)
-        pairs = describe_pairs(
-            self.objective,
-            self.encoder,
-            self.target,
-            x_images,
-            y_images,
-            negative_images=torch.randn(6, 2, 3, 2, 2, generator=generator),
-            x_positions=spread_out(6),
-            y_positions=spread_out(6, start_m=5.0),
+        negatives = torch.randn(6, 2, 3, 2, 2, generator=generator)
+        loss, scalars, _ = self.model(
+            PairViews(x_images, y_images, negatives, spread_out(6), spread_out(6, start_m=5.0))
         )
-        loss, scalars = self.objective(pairs)
         assert scalars["loss"].item() == loss.item()
         assert not any(value.requires_grad or value.ndim for value in scalars.values())
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        if self.target is not None:
-            self.target.update(self.encoder, self.objective.projection)
+        self.model.update_target()
         return loss.item()

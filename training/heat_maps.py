@@ -1,4 +1,4 @@
-"""A net's look at a batch of photos: its features by location, and each location's part in a linear reading of it.
+"""Where the descriptor looks: heat maps of photos and pairs, and how condensed they are.
 
 The cosine of two descriptors is z·t / |z|, where z is a photo's vector before it gets unit length and t the other
 photo's descriptor. With |z| held fixed it is linear in z, so it can be shared out among the locations that z was pooled
@@ -20,12 +20,128 @@ from retrieval.errors import ParameterError
 from training.descriptor_net import ChannelsLastGeM, DescriptorNet, GeM, PatchGeM, in_full_precision
 from training.encoder import Encoder, evaluating
 
+DEFAULT_TOP: Final = 0.10
+_PHOTOS_AT_ONCE: Final = 16
 _SMALLEST_LENGTH: Final = 1e-12  # as `functional.normalize`
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What a net made of a batch of photos.
+class HeatMaps:
+    """The heat maps of N pairs of photos.
+
+    Attributes:
+        scores: (N,) float32, cosine of the two descriptors.
+        activation_a, activation_b: (N, h, w) float32, not negative: how strongly each location responds, the L2 norm
+            over channels of the features that enter pooling. Negative features count as zero where GeM clamps them.
+            With L2 per location before pooling the norm is taken before it, so the map shows what the net found, not
+            what reaches the descriptor. For class-token pooling the features are the patches that enter the last block.
+        match_a, match_b: (N, h, w) float32, in units of the score: where it comes from, as signed contributions;
+            positive supports the match, negative opposes it. Gradient × activation, the descriptors' lengths held
+            fixed. With GeM the map of either photo adds up to the score, less what the bias of a projection adds to
+            every photo's score; with class-token pooling it is a first-order share. A photo paired with itself gives
+            each location's share in its own descriptor.
+    """
+
+    scores: NDArray[np.float32]
+    activation_a: NDArray[np.float32]
+    activation_b: NDArray[np.float32]
+    match_a: NDArray[np.float32]
+    match_b: NDArray[np.float32]
+
+
+def heat_maps(encoder: Encoder, images_a: NDArray[np.uint8], images_b: NDArray[np.uint8]) -> HeatMaps:
+    """Activation maps and match maps of pairs, and their scores; each photo goes through the net once.
+
+    Args:
+        encoder: its net is used where it is, in evaluation mode, and left as it was.
+        images_a, images_b: (N, H, W, 3) uint8 RGB, as `decode_image` gives them with `encoder.preprocessing`; row i of
+            one is paired with row i of the other.
+
+    Raises:
+        ParameterError: heat maps do not know this kind of backbone.
+    """
+    if len(images_a) != len(images_b):
+        raise ValueError(f"{len(images_a)} photos cannot be paired with {len(images_b)}")
+    pieces: list[tuple[NDArray[np.float32], ...]] = []
+    with evaluating(encoder.net):
+        for batch_a, batch_b in zip(_batches(images_a), _batches(images_b), strict=True):
+            a = _attribute(encoder, batch_a)
+            b = a if images_b is images_a else _attribute(encoder, batch_b)
+            scores = (a.descriptors * b.descriptors).sum(dim=1)
+            match_a, match_b = a.contributions(b.descriptors), b.contributions(a.descriptors)
+            pieces.append(tuple(map(_numpy, (scores, a.activation, b.activation, match_a, match_b))))
+    return HeatMaps(*(np.concatenate(kind) for kind in zip(*pieces, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Condensation:
+    """The energy shares of N pairs of photos; NaN where a map has no energy.
+
+    Attributes:
+        activation: (N,) float64, mean over a pair's two activation maps, 0 to 1.
+        match: (N,) float64, mean over a pair's two match maps, 0 to 1.
+    """
+
+    activation: NDArray[np.float64]
+    match: NDArray[np.float64]
+
+
+def condensation(
+    encoder: Encoder, images: NDArray[np.uint8], others: NDArray[np.uint8], *, top: float = DEFAULT_TOP
+) -> Condensation:
+    """How condensed the activation and match maps of pairs of photos are.
+
+    Args:
+        encoder, images, others: as `heat_maps`.
+        top: share of the locations.
+
+    Raises:
+        ParameterError: heat maps do not know this kind of backbone, or `top` is outside (0, 1].
+    """
+    maps = heat_maps(encoder, images, others)
+    activation = (energy_share(maps.activation_a, top) + energy_share(maps.activation_b, top)) / 2
+    match = (energy_share(maps.match_a, top) + energy_share(maps.match_b, top)) / 2
+    return Condensation(activation, match)
+
+
+def energy_share(maps: NDArray[np.floating], top: float = DEFAULT_TOP) -> NDArray[np.float64]:
+    """The share of each map's energy that its strongest locations hold.
+
+    Energy is the map itself where positive; negative contributions, which oppose a match, count as none. Where `top` is
+    no whole number of locations, the last one counts by the fraction, so that an even map gives `top` on every grid.
+    Shares on grids of different fineness are not quite comparable: a finer one can be more condensed.
+
+    Args:
+        maps: (N, h, w).
+        top: share of the locations, 0 < top ≤ 1.
+
+    Returns:
+        (N,) float64 in [top, 1]; NaN for a map without energy, or with a value that is not finite.
+
+    Raises:
+        ParameterError: `top` is outside (0, 1].
+    """
+    if not 0.0 < top <= 1.0:
+        raise ParameterError(f"the share of locations {top} is outside (0, 1]", remedy="Give such as 0.1")
+    if maps.ndim != 3:
+        raise ValueError(f"maps are (N, h, w), not {maps.shape}")
+    energy = maps.reshape(len(maps), maps.shape[1] * maps.shape[2]).astype(np.float64)
+    known = np.isfinite(energy).all(axis=1, keepdims=True)
+    energy = np.where(known, energy, 0.0).clip(min=0.0)
+    largest = energy.max(axis=1, keepdims=True)
+    energy = energy / np.where(largest > 0, largest, 1.0)  # to 1, lest sums of tiny or huge values leave the range
+    total = energy.sum(axis=1)
+    # Counted from the strongest, location i weighs 1 as long as it lies whole within the top, then what is left of it.
+    weights = (top * energy.shape[1] - np.arange(energy.shape[1])).clip(0.0, 1.0)
+    held = np.sort(energy, axis=1)[:, ::-1] @ weights
+    shares = np.full(len(maps), np.nan)
+    np.divide(held, total, out=shares, where=total > 0)
+    return shares
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureAttribution:
+    """A batch of photos' features by location, and each location's part in a linear function of the pooled vector.
 
     Attributes:
         activation: (N, h, w) float, L2 norm over channels of the features that are read.
@@ -55,8 +171,8 @@ class Look:
         return self.attribute(others / lengths)
 
 
-def look(net: DescriptorNet, images: Tensor) -> Look:
-    """Look at photos with a net in evaluation mode; the caller sees to that, and to gradients being off.
+def attribute_features(net: DescriptorNet, images: Tensor) -> FeatureAttribution:
+    """Attribute the vectors of photos to locations, by a net in evaluation mode; the caller turns gradients off.
 
     Args:
         net: with any pooling of `training.descriptor_net`.
@@ -66,11 +182,11 @@ def look(net: DescriptorNet, images: Tensor) -> Look:
         ParameterError: class-token pooling without a last attention that could be read.
     """
     if isinstance(net.pool, GeM):
-        return _look_through_gem(net, net.pool, images)
-    return _look_through_attention(net, images)
+        return _attribute_gem(net, net.pool, images)
+    return _attribute_attention(net, images)
 
 
-def _look_through_gem(net: DescriptorNet, pool: GeM, images: Tensor) -> Look:
+def _attribute_gem(net: DescriptorNet, pool: GeM, images: Tensor) -> FeatureAttribution:
     """Split each channel's generalised mean by what the locations add to its sum of p-th powers.
 
     GeM is homogeneous of degree one, so by Euler's theorem this is gradient × activation, and parts add up to the whole
@@ -96,7 +212,7 @@ def _look_through_gem(net: DescriptorNet, pool: GeM, images: Tensor) -> Look:
         (by_channel,) = torch.autograd.grad(vectors, leaf, gradients, retain_graph=True)
         return torch.einsum("nc,nchw->nhw", by_channel * leaf.detach(), shares)
 
-    return Look(activation, vectors.detach(), attribute)
+    return FeatureAttribution(activation, vectors.detach(), attribute)
 
 
 def _by_location(backbone: nn.Module, pool: GeM, features: Tensor, images: Tensor) -> Tensor:
@@ -109,7 +225,7 @@ def _by_location(backbone: nn.Module, pool: GeM, features: Tensor, images: Tenso
     return features
 
 
-def _look_through_attention(net: DescriptorNet, images: Tensor) -> Look:
+def _attribute_attention(net: DescriptorNet, images: Tensor) -> FeatureAttribution:
     """Gradient × activation of the tokens that enter the last attention, which hands the patches to the class token.
 
     After that layer a patch has no gradient, for only the class token is read. Before the norm in front of it the
@@ -146,7 +262,7 @@ def _look_through_attention(net: DescriptorNet, images: Tensor) -> Look:
         return (by_token * leaf.detach()).sum(dim=2)[:, -patches:].reshape(-1, *grid)
 
     activation = in_full_precision(entering[0])[:, -patches:].norm(dim=2).reshape(-1, *grid)
-    return Look(activation, vectors.detach(), attribute)
+    return FeatureAttribution(activation, vectors.detach(), attribute)
 
 
 def _last_attention(backbone: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -176,100 +292,16 @@ def _grid(backbone: Any, images: Tensor, patches: int) -> tuple[int, int]:
     return grid
 
 
-# Heat maps of photos: how strongly each location responds, and where the score of a pair comes from.
-
-_AT_ONCE: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class HeatMaps:
-    """The heat maps of N pairs of photos.
-
-    Attributes:
-        scores: (N,) float32, cosine of the two descriptors.
-        activation_a, activation_b: (N, h, w) float32, see `activation_maps`.
-        match_a, match_b: (N, h, w) float32, see `match_maps`.
-    """
-
-    scores: NDArray[np.float32]
-    activation_a: NDArray[np.float32]
-    activation_b: NDArray[np.float32]
-    match_a: NDArray[np.float32]
-    match_b: NDArray[np.float32]
-
-
-def activation_maps(encoder: Encoder, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """How strongly each location responds: the L2 norm over channels of the features that enter pooling.
-
-    Negative features count as zero where GeM clamps them. With L2 per location before pooling the norm is taken before
-    it, so the map shows what the net found, not what reaches the descriptor. For class-token pooling the features are
-    the patches that enter the last block.
-
-    Args:
-        encoder: its net is used where it is, in evaluation mode, and left as it was.
-        images: (N, H, W, 3) uint8 RGB, as `decode_image` gives them with `encoder.preprocessing`.
-
-    Returns:
-        (N, h, w) float32, not negative.
-
-    Raises:
-        ParameterError: the backbone cannot be looked into.
-    """
-    with evaluating(encoder.net):
-        return np.concatenate([_numpy(_look_at(encoder, batch).activation) for batch in _batches(images)])
-
-
-def match_maps(
-    encoder: Encoder, images_a: NDArray[np.uint8], images_b: NDArray[np.uint8]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Where the score of each pair comes from: signed contributions to the cosine of the two descriptors.
-
-    Gradient × activation, the descriptors' lengths held fixed. With GeM the map of either photo adds up to the score,
-    less what the bias of a projection adds to every photo's score; with class-token pooling it is a first-order share.
-    A photo paired with itself gives each location's share in its own descriptor.
-
-    Args:
-        encoder: as `activation_maps`.
-        images_a, images_b: (N, H, W, 3) uint8 RGB; row i of one is paired with row i of the other.
-
-    Returns:
-        Two of (N, h, w) float32, in units of the score; positive supports the match, negative opposes it.
-
-    Raises:
-        ParameterError: the backbone cannot be looked into.
-    """
-    maps = heat_maps(encoder, images_a, images_b)
-    return maps.match_a, maps.match_b
-
-
-def heat_maps(encoder: Encoder, images_a: NDArray[np.uint8], images_b: NDArray[np.uint8]) -> HeatMaps:
-    """Activation maps and match maps of pairs, and their scores; each photo goes through the net once.
-
-    Args, Raises: as `match_maps`.
-    """
-    if len(images_a) != len(images_b):
-        raise ValueError(f"{len(images_a)} photos cannot be paired with {len(images_b)}")
-    pieces: list[tuple[NDArray[np.float32], ...]] = []
-    with evaluating(encoder.net):
-        for batch_a, batch_b in zip(_batches(images_a), _batches(images_b), strict=True):
-            a = _look_at(encoder, batch_a)
-            b = a if images_b is images_a else _look_at(encoder, batch_b)
-            scores = (a.descriptors * b.descriptors).sum(dim=1)
-            match_a, match_b = a.contributions(b.descriptors), b.contributions(a.descriptors)
-            pieces.append(tuple(map(_numpy, (scores, a.activation, b.activation, match_a, match_b))))
-    return HeatMaps(*(np.concatenate(kind) for kind in zip(*pieces, strict=True)))
-
-
-def _look_at(encoder: Encoder, images: NDArray[np.uint8]) -> Look:
+def _attribute(encoder: Encoder, images: NDArray[np.uint8]) -> FeatureAttribution:
     device = next(encoder.net.parameters()).device
     pixels = torch.tensor(images, device=device).permute(0, 3, 1, 2)  # a copy: memory-mapped photos are read-only
-    return look(encoder.net, encoder.normalisation.apply(pixels))
+    return attribute_features(encoder.net, encoder.normalisation.apply(pixels))
 
 
 def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"images are (N, H, W, 3) uint8, not {images.shape} {images.dtype}")
-    return (images[begin : begin + _AT_ONCE] for begin in range(0, max(1, len(images)), _AT_ONCE))
+    return (images[begin : begin + _PHOTOS_AT_ONCE] for begin in range(0, max(1, len(images)), _PHOTOS_AT_ONCE))
 
 
 def _numpy(values: Tensor) -> NDArray[np.float32]:
