@@ -53,7 +53,7 @@ class WeightsFileError(SightfixError):
 
 
 class InputNormalisation(BaseModel):
-    """A net sees (x - mean) / std, where x is 8-bit RGB, 0 to 255.
+    """The input of a net is (x - mean) / std, where x is 8-bit RGB, 0 to 255. A property of its pretrained weights.
 
     Attributes:
         mean: of red, green and blue, in units of 8-bit RGB.
@@ -105,7 +105,7 @@ class PretrainedBackbone:
     Attributes:
         backbone: without classifier, at the image size it was made for.
         normalisation: of the weights.
-        weights: their source, in words for people; no machine path.
+        weights: their source, for people; no machine path.
         licence: of the weights.
     """
 
@@ -207,7 +207,7 @@ def set_image_size(backbone: nn.Module, height: int, width: int) -> None:
 
 
 def examine_features(backbone: nn.Module, height: int, width: int) -> FeatureShape:
-    """Find out what a backbone's features look like, and freeze the weights that do not lead to them.
+    """Find out the layout of a backbone's features, and freeze the weights that do not lead to them.
 
     Some timm models keep layers for their classifier (ConvNeXt's last norm). Trained they never are, and distributed
     training stops at parameters without a gradient. Runs on the meta device: no arithmetic is done.

@@ -53,7 +53,7 @@ class CheckpointManifest(Manifest):
         name: of the recipe.
         descriptor_dim: D.
         preprocessing: from a photo to (H, W, 3) uint8 RGB.
-        normalisation: from 8-bit RGB to what the net sees.
+        normalisation: from 8-bit RGB to the net's input.
         provenance: backbone, weights, licence, objective, photos it was trained on, recalls.
         epoch: how many epochs were trained.
     """

@@ -1,10 +1,13 @@
 """The net that describes an image: a backbone's features, pooled, optionally projected to D, unit length."""
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+# GeM's values are clamped to at least this, since p-th powers of negative numbers are not defined.
+GEM_MIN: Final = 1e-6
 
 
 def in_full_precision(values: Tensor) -> Tensor:
@@ -43,17 +46,13 @@ class GeM(nn.Module):
 
     Args:
         p: the exponent; 1 is average pooling, large values approach max pooling.
-        eps: values are clamped to at least this, since p-th powers of negative numbers are not defined.
         learnable: whether p is trained.
         normalise_locations: give each location's vector unit length first, so that all weigh alike (VG-SSL does).
     """
 
-    def __init__(
-        self, p: float = 3.0, eps: float = 1e-6, *, learnable: bool = True, normalise_locations: bool = False
-    ) -> None:
+    def __init__(self, p: float = 3.0, *, learnable: bool = True, normalise_locations: bool = False) -> None:
         super().__init__()
         self.p = nn.Parameter(torch.tensor(float(p)), requires_grad=learnable)
-        self.eps = eps
         self.normalise_locations = normalise_locations
 
     def forward(self, spatial: Tensor) -> Tensor:
@@ -61,7 +60,7 @@ class GeM(nn.Module):
         spatial = in_full_precision(spatial)
         if self.normalise_locations:
             spatial = functional.normalize(spatial, dim=1)
-        return spatial.clamp(min=self.eps).pow(self.p).mean((-2, -1)).pow(1.0 / self.p)
+        return spatial.clamp(min=GEM_MIN).pow(self.p).mean((-2, -1)).pow(1.0 / self.p)
 
 
 class ChannelsLastGeM(GeM):
@@ -77,19 +76,11 @@ class PatchGeM(GeM):
 
     Args:
         prefix_tokens: how many tokens (class, distillation, registers) stand before the patches.
-        p, eps, learnable, normalise_locations: as `GeM`.
+        p, normalise_locations: as `GeM`.
     """
 
-    def __init__(
-        self,
-        prefix_tokens: int,
-        p: float = 3.0,
-        eps: float = 1e-6,
-        *,
-        learnable: bool = True,
-        normalise_locations: bool = False,
-    ) -> None:
-        super().__init__(p, eps, learnable=learnable, normalise_locations=normalise_locations)
+    def __init__(self, prefix_tokens: int, p: float = 3.0, *, normalise_locations: bool = False) -> None:
+        super().__init__(p, normalise_locations=normalise_locations)
         self.prefix_tokens = prefix_tokens
 
     def forward(self, tokens: Tensor) -> Tensor:

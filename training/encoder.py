@@ -30,7 +30,7 @@ class Encoder:
         net: normalised images (N, 3, H, W) float → descriptors (N, D) float, unit rows.
         descriptor_dim: D.
         preprocessing: from a photo to (H, W, 3) uint8 RGB.
-        normalisation: from 8-bit RGB to what the net sees.
+        normalisation: from 8-bit RGB to the net's input.
         provenance: backbone, weights, licence, and what it was trained on.
     """
 

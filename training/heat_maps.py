@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retrieval.errors import ParameterError
-from training.descriptor_net import ChannelsLastGeM, DescriptorNet, GeM, PatchGeM, in_full_precision
+from training.descriptor_net import GEM_MIN, ChannelsLastGeM, DescriptorNet, GeM, PatchGeM, in_full_precision
 from training.encoder import Encoder, evaluating
 
 DEFAULT_TOP: Final = 0.10
@@ -202,7 +202,7 @@ def _attribute_gem(net: DescriptorNet, pool: GeM, images: Tensor) -> FeatureAttr
     if pool.normalise_locations:
         spatial = functional.normalize(spatial, dim=1)
     # x^p / Σ x^p, as a softmax of logarithms: a learned p may be so large that powers leave the range of float32.
-    powers = pool.p.detach() * spatial.clamp(min=pool.eps).log()
+    powers = pool.p.detach() * spatial.clamp(min=GEM_MIN).log()
     shares = powers.flatten(2).softmax(dim=2).reshape(powers.shape)
     with torch.enable_grad():
         leaf = pooled.requires_grad_()

@@ -65,7 +65,7 @@ def _shipped() -> dict[str, Traversable]:
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:
-    """The recipe's source in words, and its text."""
+    """Where the recipe was read from, for messages, and its text."""
     path = Path(name_or_path)
     if isinstance(name_or_path, str) and path.suffix != _SUFFIX and len(path.parts) == 1:
         shipped = _shipped()

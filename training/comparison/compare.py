@@ -22,12 +22,12 @@ from training.checkpoint import Checkpoint, load_encoder, open_checkpoint
 from training.comparison.evaluation import (
     RUN_RECORD_NAME,
     EvalPhotos,
+    EvaluationKey,
     EvaluationRecord,
     RunRecord,
     checkpoint_hash,
     checkpoint_row,
     evaluate_encoder,
-    evaluation_keys,
     finished_run,
     network_hash,
     read_evaluation,
@@ -125,7 +125,7 @@ class _Comparison:
         for note in self.notes:
             self.observer.warning(note)
         given = {label: open_checkpoint(folder) for label, folder in self.plan.checkpoints.items()}
-        # Before anything is trained: photos that cannot be read, weights that cannot be had.
+        # Before anything is trained: unreadable photos and missing weights are errors.
         for image in (
             *(recipe.image for recipe in self.plan.recipes),
             *(c.manifest.preprocessing for c in given.values()),
@@ -137,7 +137,7 @@ class _Comparison:
             self._add_untrained_of(label, checkpoint)
             row = checkpoint_row(checkpoint, label, label)
             self._add(row, 1, 0, checkpoint, Epochs(checkpoint.manifest.epoch, None))
-        # What was done before first, lest tables lack it until its turn comes.
+        # Finished runs first: tables that are written between runs have all of them.
         to_do = [run for run in enumerate(self.plan.runs, 1) if not self._add_if_done(*run)]
         for number, (recipe, seed) in to_do:
             self._report()
@@ -170,7 +170,7 @@ class _Comparison:
         """Add a run that is trained and evaluated, or say that it is not."""
         recipe, seed = run
         finished = finished_run(self._run_folder(recipe, seed), with_seed(recipe, seed), self.training_photos)
-        if finished is None or not self._is_evaluated(finished[1], recipe.name, seed):
+        if finished is None or len(self._recorded(finished[1], recipe.name, seed)) < len(self.truths):
             return False
         self.observer.run_begins(number, len(self.plan.runs), recipe.name, seed, done=True)
         self._add_run(recipe, seed, *finished)
@@ -235,18 +235,22 @@ class _Comparison:
     def _record_path(self, row_folder: str, seed: int, name: str) -> Path:
         return self.folder / "evaluations" / row_folder / f"seed-{seed}" / f"{name}.json"
 
-    def _found(self, checkpoint: Checkpoint, row_folder: str, seed: int) -> dict[str, EvaluationRecord | None]:
-        keys = evaluation_keys(checkpoint_hash(checkpoint), self.identities, self.plan.protocol)
-        return {name: read_evaluation(self._record_path(row_folder, seed, name), key) for name, key in keys.items()}
+    def _keys(self, checkpoint: Checkpoint) -> dict[str, EvaluationKey]:
+        """What a checkpoint's evaluation on each set depends on."""
+        encoder, protocol = checkpoint_hash(checkpoint), self.plan.protocol
+        return {name: EvaluationKey.of(encoder, photos, protocol) for name, photos in self.identities.items()}
 
-    def _is_evaluated(self, checkpoint: Checkpoint, row_folder: str, seed: int) -> bool:
-        return all(record is not None for record in self._found(checkpoint, row_folder, seed).values())
+    def _recorded(self, checkpoint: Checkpoint, row_folder: str, seed: int) -> dict[str, EvaluationRecord]:
+        """The evaluations of a checkpoint that are there, by the name of the set."""
+        found = {
+            name: read_evaluation(self._record_path(row_folder, seed, name), key)
+            for name, key in self._keys(checkpoint).items()
+        }
+        return {name: record for name, record in found.items() if record is not None}
 
     def _evaluate(self, checkpoint: Checkpoint, row_folder: str, seed: int) -> dict[str, EvaluationRecord]:
-        found = self._found(checkpoint, row_folder, seed)
-        there = {name: record for name, record in found.items() if record is not None}
-        keys = evaluation_keys(checkpoint_hash(checkpoint), self.identities, self.plan.protocol)
-        missing = {name: key for name, key in keys.items() if name not in there}
+        records = self._recorded(checkpoint, row_folder, seed)
+        missing = {name: key for name, key in self._keys(checkpoint).items() if name not in records}
         if missing:
             encoder = load_encoder(checkpoint.folder)
             encoder.net.to(self.device)
@@ -254,8 +258,8 @@ class _Comparison:
             new = evaluate_encoder(encoder, photos, self.truths, missing, self.observer)
             for name, record in new.items():
                 write_record(self._record_path(row_folder, seed, name), record)
-            there |= new
-        return there
+            records |= new
+        return records
 
     def _decode(self, image: Preprocessing) -> EvalPhotos:
         if image not in self.photos:
@@ -271,7 +275,7 @@ class _Comparison:
         for photos in self.plan.eval_sets:
             near = overlap(self.plan.photos.training, photos)
             if near is None:
-                notes.append(f"Whether training photos lie near the queries of {photos.name} cannot be told")
+                notes.append(f"Whether training photos lie near the queries of {photos.name} is unknown")
             elif near:
                 notes.append(
                     f"{near} of {len(self.plan.photos.training)} training photos lie within {OVERLAP_M:g} m of a "
@@ -284,9 +288,9 @@ class _Comparison:
         missing = []
         for recipe in self.plan.recipes:
             seeds = [seed for seed in range(self.plan.seeds) if (recipe.name, seed) not in there]
-            told = [f"{seed} (diverged)" if (recipe.name, seed) in self.diverged else str(seed) for seed in seeds]
-            if told:
-                missing.append(f"{recipe.name}, {'seed' if len(told) == 1 else 'seeds'} {', '.join(told)}")
+            texts = [f"{seed} (diverged)" if (recipe.name, seed) in self.diverged else str(seed) for seed in seeds]
+            if texts:
+                missing.append(f"{recipe.name}, {'seed' if len(texts) == 1 else 'seeds'} {', '.join(texts)}")
         return missing
 
     def _report(self) -> ComparisonReport:

@@ -226,17 +226,6 @@ def _known(shares: NDArray[np.float64]) -> tuple[float | None, ...]:
     return tuple(float(share) if np.isfinite(share) else None for share in shares)
 
 
-def evaluation_keys(encoder: str, identities: Mapping[str, str], protocol: Protocol) -> dict[str, EvaluationKey]:
-    """The key of a checkpoint's evaluation on each set.
-
-    Args:
-        encoder: the checkpoint's hash.
-        identities: `EvalSet.identity` by the set's name.
-        protocol: how is counted.
-    """
-    return {name: EvaluationKey.of(encoder, photos, protocol) for name, photos in identities.items()}
-
-
 def read_evaluation(path: Path, key: EvaluationKey) -> EvaluationRecord | None:
     """The record of a key; None where there is none, it is of another key, or of another version."""
     try:

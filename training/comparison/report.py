@@ -213,7 +213,7 @@ class ComparisonReport:
         baseline: the method or label that differences are to.
         differences, contrasts: as far as the rows allow them.
         protocol: how it was counted.
-        missing: runs that are asked for and not there, in words.
+        missing: runs that are asked for and not there, as text.
         notes: what a reader must know.
         made_with: machine and versions.
     """

@@ -89,8 +89,8 @@ class ReportBuilder:
 
         Args:
             rows: in any order; those without a seed are left out.
-            missing: runs that are not there, in words.
-            notes: put before our own.
+            missing: runs that are not there, as text.
+            notes: put before those on few places and missing baselines.
             made_with: machine and versions.
         """
         there = {records.row: records for records in rows if records.seeds}

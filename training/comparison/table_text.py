@@ -62,8 +62,8 @@ def seeds_text(row: ReportRow) -> str:
 
 def row_name(row: ComparedRow) -> str:
     """Method and, where it says more, the label."""
-    told = row.label == row.method or row.label.replace("-", "_").startswith(row.method)
-    return row.method_name if told else f"{row.method_name} ({row.label})"
+    is_method = row.label == row.method or row.label.replace("-", "_").startswith(row.method)
+    return row.method_name if is_method else f"{row.method_name} ({row.label})"
 
 
 def contrast_sentence(contrast: Contrast) -> str:
@@ -163,38 +163,17 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> s
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in (heads, rule, *lines))
 
 
-_CSV_COLUMNS = (
-    "label",
-    "method",
-    "backbone",
-    "size",
-    "eval_set",
-    "radius_m",
-    "n",
-    "recall",
-    "low",
-    "high",
-    "seed_min",
-    "seed_max",
-    "chance",
-    "queries",
-    "places",
-    "seeds",
-    "epochs",
-    "heat_activation",
-    "heat_activation_low",
-    "heat_activation_high",
-    "heat_match",
-    "heat_match_low",
-    "heat_match_high",
+_CSV_HEADER = (
+    "label,method,backbone,size,eval_set,radius_m,n,recall,low,high,seed_min,seed_max,chance,queries,places,seeds,"
+    "epochs,heat_activation,heat_activation_low,heat_activation_high,heat_match,heat_match_low,heat_match_high\n"
 )
 
 
 def csv_text(report: ComparisonReport) -> str:
     """The whole of `table.csv`: one line a row, evaluation set, radius and N; shares from 0 to 1."""
     out = io.StringIO()
+    out.write(_CSV_HEADER)
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
     for row in report.rows:
         for column, cell in zip(report.columns, row.cells, strict=True):
             numbers = (cell.recall.value, cell.recall.low, cell.recall.high, cell.seed_min, cell.seed_max)

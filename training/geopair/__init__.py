@@ -1,4 +1,4 @@
-"""GeoPairs: who is paired with whom, who may share a batch, and which photos are their negatives.
+"""GeoPairs: which photos are pairs, which pairs may share a batch, and which photos are their negatives.
 
 From the positions of geo-tagged photos alone (VG-SSL, WACV 2025, sections 1.3 and 1.4 of our specification), through a
 spatial index: never a matrix of all photos against all.

@@ -1,4 +1,4 @@
-"""Plans epochs: samples queries, chooses their positives, mines negatives, fills batches."""
+"""Composes epochs: samples queries, chooses their positives, mines negatives, fills batches."""
 
 from collections.abc import Mapping
 from enum import IntEnum
@@ -15,7 +15,7 @@ from training.recipe_settings import GeoPairSettings
 
 
 class _Purpose(IntEnum):
-    """What random numbers are for: each has its own, so that a change of one choice leaves the others."""
+    """What random numbers are for: each has its own generator, so that a change of one choice leaves the others."""
 
     QUERIES = 0
     POSITIVES = 1
@@ -83,11 +83,11 @@ class GeoPairs:
 
     @property
     def needs_descriptors(self) -> bool:
-        """Whether planning asks for descriptors by the current net."""
+        """Whether composing an epoch needs descriptors by the current net."""
         return self.settings.positive != "random" or self.settings.negative_mining in ("partial", "full")
 
     def compose_epoch(self, epoch: int, describe: Describe | None = None) -> EpochBatches:
-        """Plan an epoch; the same for the same table, settings, seed, epoch, descriptors and state.
+        """Compose an epoch; the same for the same table, settings, seed, epoch, descriptors and state.
 
         Args:
             epoch: from 0.
@@ -110,7 +110,7 @@ class GeoPairs:
         return EpochBatches(epoch, composition.batches, composition.dropped)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """What the next plan depends on besides its descriptors, for a checkpoint; nothing but for `full` mining."""
+        """What the next epoch depends on besides its descriptors, for a checkpoint; nothing but for `full` mining."""
         if self.settings.negative_mining != "full":
             return {}
         return {"hardest_queries": self._hardest.queries, "hardest_negatives": self._hardest.negatives}

@@ -1,4 +1,4 @@
-"""In which order photos are tried as a query's negatives: the hardest first, or by chance."""
+"""In which order photos are tried as a query's negatives: the hardest first, or at random."""
 
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -8,17 +8,17 @@ import numpy as np
 from training.geopair.photo_table import DescribedRows, Float32Array, Int64Array
 
 RANKED_AT_MOST: Final = 4096
-"""How far down its ranking a query may walk; one whose negatives all lie deeper waits for another batch."""
+"""How many of its ranking a query tries; one whose negatives all rank lower waits for another batch."""
 
 # Bounds the cosines in memory, whatever the sample.
 _QUERIES_AT_ONCE: Final = 128
 
 OwnRandom = Callable[[int], np.random.Generator]
-"""A query's row → its own generator of random numbers in this epoch, whoever else is sampled."""
+"""A query's row → its own generator of random numbers in this epoch, whichever other queries are sampled."""
 
 
 class NegativeRanking(Protocol):
-    """Ranks photos as negatives of queries. Whether they lie far enough is not its business."""
+    """Ranks photos as negatives of queries; whether they lie far enough is checked later."""
 
     def rank(self, queries: Int64Array) -> list[Int64Array]:
         """The rows to try for each of the (n,) queries, in order."""

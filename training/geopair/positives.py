@@ -144,7 +144,7 @@ class Positives:
         """
         chosen = np.empty(len(queries), np.int64)
         for pairs in self._allowed(queries):
-            # Ascending within a query, so that the draw does not depend on how the tree was walked.
+            # Ascending within a query, so that the draw does not depend on the order of the tree.
             ascending = np.sort(pairs.owner * len(self.table) + pairs.rows) % len(self.table)
             counts = np.bincount(pairs.owner, minlength=len(pairs.at))
             first = np.cumsum(counts) - counts

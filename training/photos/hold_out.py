@@ -97,7 +97,7 @@ def split_by_session(references: Sequence[Reference]) -> ValidationPhotos:
         return ValidationPhotos(
             tuple(references[::2]),
             tuple(references[1::2]),
-            "validation photos are of one session: neighbours in time find each other, and recall is optimistic",
+            "validation photos are of one session: each query matches its neighbours in time, and recall is optimistic",
         )
     chosen: set[str | None] = set()
     for session, _ in sorted(counts.items(), key=lambda item: (-item[1], str(item[0]))):

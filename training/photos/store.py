@@ -95,7 +95,7 @@ class PhotoStore:
             something_else = folder.exists() and not folder.is_dir()
         if something_else:
             raise StorageError(
-                "decoded photos are kept in a folder, and this is none",
+                "decoded photos are kept in a folder, and this is not one",
                 where=str(folder),
                 remedy="Choose another folder with --cache",
             )
@@ -126,10 +126,10 @@ class PhotoStore:
         return self.folder / TABLE_NAME
 
     def read(self) -> None:
-        """Read which photos are there; a line or row that is not whole does not count.
+        """Read which photos are there; an incomplete line or row does not count.
 
         Raises:
-            ArtefactError: the table is not one of ours.
+            ArtefactError: the table has another format.
             StorageError: it may not be read.
         """
         with storage_errors(self.folder):
@@ -139,7 +139,7 @@ class PhotoStore:
             on_disk = self.pixels_path.stat().st_size // self.row_bytes if self.pixels_path.exists() else 0
         if not table.startswith(self._header):
             raise ArtefactError(
-                "this is no table of decoded photos",
+                "this is not a table of decoded photos",
                 where=str(self._table_path),
                 remedy=f"Delete the folder {self.folder}: its photos are decoded again",
             )

@@ -58,7 +58,7 @@ class BatchAugmentation:
             generator: of the images' device; alone decides what is random.
 
         Returns:
-            (N, 3, H, W) float32, 0 to 255, in memory of its own.
+            (N, 3, H, W) float32, 0 to 255, a copy.
         """
         if not self.changes_views or not len(images):
             return images.to(torch.float32, copy=True)
@@ -171,8 +171,8 @@ def _centred_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
 def crop_and_resize(images: Tensor, boxes: Tensor) -> Tensor:
     """Cut a box out of each image and enlarge it bilinearly to the image's size.
 
-    Pixels outside the box do not shine in, as in torchvision's `resized_crop`. A box of the whole image gives the image
-    back, but for rounding of coordinates: up to 0.02 between a black and a white pixel where 640 pixels are wide.
+    Pixels outside the box have no influence, as in torchvision's `resized_crop`. A box of the whole image gives the
+    image back, but for rounding of coordinates: up to 0.02 between a black and a white pixel where 640 pixels are wide.
 
     Args:
         images: (N, 3, H, W) float32.
@@ -223,7 +223,7 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def blur(images: Tensor, sigmas: Tensor, largest_sigma: float) -> Tensor:
-    """Blur each image with a Gaussian of its own, reflected at the edges.
+    """Blur each image with its own Gaussian, reflected at the edges.
 
     Args:
         images: (N, 3, H, W) float32.

@@ -92,7 +92,7 @@ class RunState:
 def write_run_state(
     path: Path, fabric: "Fabric", model: PairModel, optimiser: torch.optim.Optimizer, state: RunState
 ) -> None:
-    """Write everything to a file, in place (a checkpoint gives it a place of its own first)."""
+    """Write everything to a file, in place (a checkpoint is written to a temporary folder)."""
     content = {
         "format": _FORMAT,
         "progress": asdict(state.progress),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from retrieval.artefact import storage_errors
+from retrieval.errors import counted
 from retrieval.references.reference import Reference
 from training.checkpoint import remove_checkpoint
 from training.photos.cache import PhotoCache, fill_photo_cache
@@ -108,7 +109,7 @@ def _note_left_out(cache: PhotoCache, observer: RunObserver) -> None:
         observer.note(f"left out: {error}")
     more = len(cache.unreadable) - _LEFT_OUT_SHOWN
     if more > 0:
-        observer.note(f"left out: {more} more {'photo' if more == 1 else 'photos'}")
+        observer.note(f"left out: {counted(more, 'more photo')}")
 
 
 def _remove_run(folder: Path) -> None:

@@ -47,7 +47,7 @@ BEST_NAME: Final = "best"
 LAST_NAME: Final = "last"
 
 _GPU_LOADERS: Final = 4
-# Where nothing is validated, a collapse is looked for in descriptors of the latest queries.
+# Where nothing is validated, collapse is measured on descriptors of the latest queries.
 _RECENT_DESCRIPTORS: Final = 512
 
 

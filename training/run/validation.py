@@ -21,7 +21,7 @@ from training.photos.cache import PhotoCache
 
 _RECALL_AT: Final = (1, 5, 10)
 
-# A collapse is not looked for in fewer descriptors; a few hundred are enough.
+# Collapse is not measured on fewer descriptors; a few hundred are enough.
 _FEWEST_DESCRIPTORS: Final = 8
 _MOST_DESCRIPTORS: Final = 512
 # A spread of 0.1 means a mean cosine of about 0.99 between images.

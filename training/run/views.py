@@ -116,7 +116,7 @@ class ViewMaker:
     """Augments a batch as its recipe says and lays out its pairs.
 
     With VG-SSL's `pair_negative` two different views of each mined negative are a pair of the batch themselves
-    (section 1.4 of the paper's code as read in our specification); the triplet objective gets its negatives apart.
+    (section 1.4 of our specification); the triplet objective gets its negatives separately.
 
     Args:
         recipe: its `[augmentation]`, and what becomes of negatives.

@@ -20,12 +20,12 @@ from retrieval.images import Preprocessing, read_image
 from retrieval.references.reference import Reference
 from tests.places import make_places, pattern
 from tests.retrieval.refusal import refused
-from tests.training.filling_process import PREPROCESSING
+from tests.training.photos.filling_process import PREPROCESSING
 from training.photos import cache as photo_cache
 from training.photos.cache import PhotoCache, fill_photo_cache
 from training.photos.store import PhotoIdentity, PhotoStore
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 ROW_BYTES = 32 * 48 * 3
 
 
@@ -240,7 +240,14 @@ def test_after_a_kill_only_what_is_missing_is_decoded(
     tmp_path: Path, references: list[Reference], decoded: list[str], death: str
 ) -> None:
     folder = tmp_path / "cache"
-    command = [sys.executable, "-m", "tests.training.filling_process", str(tmp_path / "photos"), str(folder), death]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.training.photos.filling_process",
+        str(tmp_path / "photos"),
+        str(folder),
+        death,
+    ]
     killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     kept = {"half of pixels": 4, "half of table": 5, "added": 6}[death]
@@ -255,7 +262,7 @@ def test_after_a_kill_only_what_is_missing_is_decoded(
 def test_two_processes_fill_one_folder(tmp_path: Path, references: list[Reference]) -> None:
     """Each photo is decoded by one of them, and both see all."""
     folder = tmp_path / "cache"
-    command = [sys.executable, "-m", "tests.training.filling_process", str(tmp_path / "photos"), str(folder)]
+    command = [sys.executable, "-m", "tests.training.photos.filling_process", str(tmp_path / "photos"), str(folder)]
     both = [
         subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -406,7 +413,7 @@ def test_a_real_disk_that_fills_up_keeps_what_is_decoded(
 def test_a_folder_that_is_none(tmp_path: Path, references: list[Reference]) -> None:
     file = tmp_path / "cache"
     file.write_text("notes")
-    text = f"{file}: decoded photos are kept in a folder, and this is none. Choose another folder with --cache."
+    text = f"{file}: decoded photos are kept in a folder, and this is not one. Choose another folder with --cache."
     with refused(StorageError, text, "storage"):
         fill(file, references)
     text = (
@@ -434,7 +441,7 @@ def test_a_table_that_is_not_ours(tmp_path: Path, references: list[Reference]) -
     folder = store_folder(tmp_path / "cache")
     (folder / "photos.jsonl").write_text("0 photos/0000.jpg\n")
     text = (
-        f"{folder / 'photos.jsonl'}: this is no table of decoded photos. "
+        f"{folder / 'photos.jsonl'}: this is not a table of decoded photos. "
         f"Delete the folder {folder}: its photos are decoded again."
     )
     with refused(ArtefactError, text, "artefact_damaged"):

@@ -1,4 +1,4 @@
-"""A process that fills a cache: ``python -m tests.training.filling_process PHOTOS CACHE [DEATH]``.
+"""A process that fills a cache: ``python -m tests.training.photos.filling_process PHOTOS CACHE [DEATH]``.
 
 It adds two photos at a time. DEATH is where it kills itself: "half of pixels" or "half of table" in the third addition,
 or "added" after it. Without, it prints what the pixels sum up to.
