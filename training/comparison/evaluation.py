@@ -21,14 +21,14 @@ from training.checkpoint import ENCODER_NAME, Checkpoint, open_checkpoint, save_
 from training.comparison.plan import ComparisonError
 from training.comparison.report import UNTRAINED, ComparedRow
 from training.encoder import Encoder, build_encoder, describe_cached
-from training.heat_maps import condensation
+from training.heat_maps import DEFAULT_TOP, condensation
 from training.photos.cache import PhotoCache, fill_photo_cache
 from training.recipe_settings import Recipe
 from training.run.observing import RunObserver
 from training.run.train import TrainingPhotos
 
 HEAT_QUERIES: Final = 200
-HEAT_TOP: Final = 0.10
+HEAT_TOP: Final = DEFAULT_TOP
 RUN_RECORD_NAME: Final = "run.json"
 _PAIRS_AT_ONCE: Final = 16
 

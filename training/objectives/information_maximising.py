@@ -55,24 +55,23 @@ class BarlowTwins(Objective):
         return loss, {"invariance": invariance, "redundancy": redundancy}
 
 
-def barlow_twins_terms(x: Tensor, y: Tensor, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
+def barlow_twins_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Σ (C_ii − 1)² and Σ_{i≠j} C_ij² of the cross-correlation C as VG-SSL computes it.
 
-    Not lightly's: that divides by the biased variance with eps 1e-5. Here the variance is unbiased and C is divided by
-    N, so that the diagonal is at most (N − 1)/N.
+    Not lightly's: that divides by the biased variance with 1e-5 added. Here the variance is unbiased, with 1e-4 added,
+    and C is divided by N, so that the diagonal is at most (N − 1)/N.
 
     Args:
         x: (N, P) float, projections of the first views.
         y: (N, P) float, of the second.
-        eps: added to each variance.
     """
-    correlation = _standardised(x, eps).T @ _standardised(y, eps) / len(x)
+    correlation = _standardised(x).T @ _standardised(y) / len(x)
     diagonal = correlation.diagonal()
     return (diagonal - 1).pow(2).sum(), _off_diagonal(correlation).pow(2).sum()
 
 
-def _standardised(x: Tensor, eps: float) -> Tensor:
-    return (x - x.mean(dim=0)) / (x.var(dim=0) + eps).sqrt()
+def _standardised(x: Tensor) -> Tensor:
+    return (x - x.mean(dim=0)) / (x.var(dim=0) + 1e-4).sqrt()
 
 
 class VicregSettings(ObjectiveSettings):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import ImageError, ReferenceDataError
-from retrieval.images import DEFAULT_LIMITS, ImageLimits, Preprocessing, read_image
+from retrieval.images import Preprocessing, read_image
 from retrieval.machine import available_cores
 from retrieval.references.reference import Reference
 from training.photos.store import PhotoIdentity, PhotoStore
@@ -77,9 +77,7 @@ def fill_photo_cache(
     references: Iterable[Reference],
     preprocessing: Preprocessing,
     *,
-    limits: ImageLimits = DEFAULT_LIMITS,
     max_unreadable: int = 0,
-    decode_threads: int | None = None,
     on_progress: Callable[[int], None] | None = None,
     on_wait: Callable[[str], None] | None = None,
 ) -> PhotoCache:
@@ -89,9 +87,7 @@ def fill_photo_cache(
         folder: of decoded photos of any lists and preprocessings; made if missing, and written to only if a photo is.
         references: whose photos; one photo may occur more than once.
         preprocessing: the recipe's.
-        limits: of encoded photos; those already decoded are not checked again.
         max_unreadable: how many references may be left out.
-        decode_threads: by default one for each core.
         on_progress: called with the number of references done since the last call.
         on_wait: called with a message if another process is filling the folder, before waiting for it.
 
@@ -119,7 +115,7 @@ def fill_photo_cache(
         progress(len(listed))
         return _open_cache(store, listed, identities, unreadable.errors)
 
-    threads, at_once = decode_threads or available_cores(), max(1, _ADDED_AT_ONCE // store.row_bytes)
+    threads, at_once = available_cores(), max(1, _ADDED_AT_ONCE // store.row_bytes)
     with store.adding(on_wait), ThreadPoolExecutor(threads, "decode") as decoders:
         missing = [path for path, identity in identities.items() if identity not in store.rows]
         store.check_space(len(missing))
@@ -130,7 +126,7 @@ def fill_photo_cache(
             while True:
                 # Decoders go on while the disk is waited for.
                 for path in islice(undecoded, max(0, 2 * at_once + threads - len(waiting))):
-                    waiting.append((path, decoders.submit(read_image, path, preprocessing, limits)))
+                    waiting.append((path, decoders.submit(read_image, path, preprocessing)))
                 if not waiting:
                     break
                 photos: dict[PhotoIdentity, NDArray[np.uint8]] = {}

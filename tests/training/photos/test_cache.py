@@ -29,6 +29,11 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 ROW_BYTES = 32 * 48 * 3
 
 
+@pytest.fixture(autouse=True)
+def two_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photo_cache, "available_cores", lambda: 2)
+
+
 @pytest.fixture
 def references(tmp_path: Path) -> list[Reference]:
     return make_places(tmp_path, 9).rows
@@ -53,7 +58,7 @@ def two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fill(folder: Path, references: Sequence[Reference], image: Preprocessing = PREPROCESSING) -> PhotoCache:
-    return fill_photo_cache(folder, references, image, decode_threads=2)
+    return fill_photo_cache(folder, references, image)
 
 
 def assert_whole(cache: PhotoCache, references: Sequence[Reference], image: Preprocessing = PREPROCESSING) -> None:

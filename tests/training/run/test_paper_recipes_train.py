@@ -53,7 +53,7 @@ def cases() -> Iterator[object]:
             yield pytest.param(method, backbone, (96, 128), id=f"{method}-{backbone}-96x128")
 
 
-@pytest.mark.parametrize(("method", "backbone", "size"), cases())
+@pytest.mark.parametrize(("method", "backbone", "size"), list(cases()))
 def test_a_recipe_of_the_paper_trains(
     method: str, backbone: str, size: tuple[int, int], tmp_path: Path, references: list[Reference]
 ) -> None:
