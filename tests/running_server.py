@@ -13,14 +13,17 @@ from pathlib import Path
 
 import httpx
 
+from tests.forked import ForkedProcess
+
 START_LIMIT_S = 60.0
+ServerProcess = subprocess.Popen[str] | ForkedProcess
 
 
 @dataclass(frozen=True)
 class RunningServer:
     """A server process that listens at `url`."""
 
-    process: subprocess.Popen[str]
+    process: ServerProcess
     url: str
     log: Path
 
@@ -49,17 +52,21 @@ class RunningServer:
 
 @contextlib.contextmanager
 def running_server(
-    log: Path,
-    arguments: Sequence[str],
-    environment: dict[str, str] | None = None,
-    module: Sequence[str] = ("sightfix.cli",),
+    log: Path, arguments: Sequence[str], environment: dict[str, str] | None = None
 ) -> Iterator[RunningServer]:
     """Start `sightfix serve --port 0 …`; the socket is open when this yields, the model perhaps not yet."""
-    command = [sys.executable, "-m", *module, "serve", "--port", "0", *arguments]
+    command = [sys.executable, "-m", "sightfix.cli", "serve", "--port", "0", *arguments]
     with log.open("w") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environment or {})}
         )
+    with watched(process, log) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def watched(process: ServerProcess, log: Path) -> Iterator[RunningServer]:
+    """A server process that has just been started; the socket is open when this yields. Stopped at the end."""
     try:
         yield RunningServer(process, _address(process, log), log)
     finally:
@@ -72,10 +79,10 @@ def running_server(
                 process.wait()
 
 
-def _address(process: subprocess.Popen[str], log: Path) -> str:
+def _address(process: ServerProcess, log: Path) -> str:
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline and process.poll() is None:
-        found = re.search(r"listening on (https?://\S+),", log.read_text())
+        found = re.search(r"listening on (https?://\S+),", log.read_text()) if log.exists() else None
         if found:
             return found.group(1)
         time.sleep(0.02)

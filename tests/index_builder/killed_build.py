@@ -1,11 +1,10 @@
-"""A build that kills itself at a step: ``python -m tests.index_builder.killed_build PLACES COUNT INDEXES STEP``.
+"""A build that kills itself at a step, for a process of its own.
 
 The step "describing" is in the middle of the photos; "before CURRENT" and "half of CURRENT" surround its replacement.
 """
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 from index_builder.describing import DescribeSettings
@@ -21,8 +20,8 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(places: str, count: str, indexes: str, step: str) -> None:
-    """Build, and die on the way."""
+def build_and_die(places: Path, count: int, indexes: Path, step: str) -> None:
+    """Build an index of so many photos, and die on the way."""
     if step == "half of CURRENT":
         write_flushed = artefact.write_flushed
 
@@ -33,15 +32,11 @@ def main(places: str, count: str, indexes: str, step: str) -> None:
 
         artefact.write_flushed = write_half
     build_index(
-        make_places(Path(places), int(count), first_seed=50),
+        make_places(places, count, first_seed=50),
         Describer(open_bundle(), threads=1),
-        Path(indexes),
+        indexes,
         "town",
         BuildSettings(describe=DescribeSettings(batch_size=2)),
         on_progress=lambda _: die() if step == "describing" else None,
         on_step=lambda reached: die() if reached == step else None,
     )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

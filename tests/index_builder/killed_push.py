@@ -1,4 +1,4 @@
-"""A push that kills itself at a step: ``python -m tests.index_builder.killed_push INDEXES DATABASE STEP``.
+"""A push that kills itself at a step, for a process of its own.
 
 Steps are those of `push_version`; "half of the rows" is in the middle of them, "before the manifest" after the other
 records.
@@ -6,7 +6,6 @@ records.
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 from index_builder import push as pushing
@@ -20,7 +19,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(indexes: str, database: str, step: str) -> None:
+def push_and_die(indexes: Path, database: Path, step: str) -> None:
     """Push, and die on the way."""
     pushing._ROWS_AT_ONCE = 5  # type: ignore[misc]
     written = 0
@@ -41,11 +40,7 @@ def main(indexes: str, database: str, step: str) -> None:
     MilvusRecords.write = dying_write  # type: ignore[method-assign]
     push_to(
         f"milvus://{database}",
-        FolderStore(Path(indexes)).open("town"),
+        FolderStore(indexes).open("town"),
         on_rows=on_rows,
         reached=lambda reached: die() if reached == step else None,
     )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,8 +1,6 @@
 """`kill -9` at every step: what was published stays whole and current, and the next build cleans up."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -13,23 +11,18 @@ from retrieval.describer import Describer
 from retrieval.errors import IndexNotFoundError
 from retrieval.index.folder import published_versions
 from retrieval.index.place_index import PlaceIndex
+from tests.forked import run_forked
+from tests.index_builder.killed_build import build_and_die
 from tests.places import make_places
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = [*get_args(Step), "describing", "half of CURRENT"]
 
 
 def kill_a_build(folder: Path, step: str) -> None:
     """Build five photos over whatever is published in `folder / "indexes"`, and die at the step."""
-    command = [sys.executable, "-m", "tests.index_builder.killed_build"]
-    killed = subprocess.run(
-        [*command, str(folder / "second"), "5", str(folder / "indexes"), step],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    log = folder / "killed.log"
+    status = run_forked(build_and_die, folder / "second", 5, folder / "indexes", step, log=log)
+    assert status == -signal.SIGKILL, log.read_text()
 
 
 def assert_clean(town: Path) -> None:

@@ -1,6 +1,7 @@
 """Publishing in a Milvus: what is refused, what is gone on with, and what a kill leaves."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from retrieval.index.milvus.records import CLAIM_NAME, Claim
 from retrieval.index.milvus.store import MilvusStore
 from retrieval.index.place_index import PlaceIndex
 from retrieval.index.stores import FolderStore
+from tests.forked import run_forked
+from tests.index_builder.killed_push import push_and_die
 from tests.places import Places, make_places
 from tests.retrieval.refusal import refused
 
@@ -64,13 +67,8 @@ def test_killed_at_any_step_the_old_version_stays_and_the_push_goes_on(
     indexes, first, second = town
     database = tmp_path / "milvus.db"
     push_to(f"milvus://{database}", FolderStore(indexes).open("town", first))
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.index_builder.killed_push", str(indexes), str(database), step],
-        capture_output=True,
-        check=False,
-        timeout=300,
-    )
-    assert killed.returncode == -9, killed.stderr.decode()
+    log = tmp_path / "killed.log"
+    assert run_forked(push_and_die, indexes, database, step, log=log) == -signal.SIGKILL, log.read_text()
     store = MilvusStore(MilvusAddress.parse(f"milvus://{database}"))
     try:
         assert store.current("town") == (second if step == "current" else first)

@@ -1,4 +1,4 @@
-"""A server that kills itself where it first gets to: ``python -m tests.service.killed_server STEP serve …``.
+"""A server that kills itself where it first gets to, for a process of its own.
 
 STEP `never` is an ordinary server.
 """
@@ -6,7 +6,7 @@ STEP `never` is an ordinary server.
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ SUBMITTING = ["job half written", "job written"]
 LEAVING = ["in a batch", "draining", "jobs stopped", "stopped"]
 
 
-def main(step: str, *arguments: str) -> None:
-    """Serve, and die on the way."""
+def serve_and_die(step: str, arguments: Sequence[str]) -> None:
+    """`sightfix serve` with some arguments, which dies on the way."""
 
     def at(reached: str) -> None:
         """No handler, no `finally`, no flush: what a power cut leaves to the process."""
@@ -61,7 +61,7 @@ def main(step: str, *arguments: str) -> None:
     _die_between(at)
     from sightfix.cli import main as run
 
-    sys.argv = ["sightfix", *arguments]
+    sys.argv = ["sightfix", "serve", *arguments]
     run()
 
 
@@ -104,7 +104,3 @@ def _die_between(at: Callable[[str], None]) -> None:
 
     wrapped: Callable[[JobDatabase], AbstractContextManager[Any]] = dying_transaction
     JobDatabase.transaction = wrapped  # type: ignore[assignment]
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +22,7 @@ from service.http.app import create_app
 from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
+from tests.forked import sightfix
 from tests.places import make_places
 from tests.running_server import running_server
 
@@ -138,8 +137,7 @@ def test_a_batch_is_counted_photo_by_photo_where_single_photos_are_counted(publi
 
 def test_one_process_serves_whatever_is_asked_for() -> None:
     """Each further process would load the model again, and count for itself."""
-    command = [sys.executable, "-m", "sightfix.cli", "serve", "--workers", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = sightfix("serve", "--workers", "2")
     assert done.returncode == 2
     assert "--workers" in done.stderr
     assert not [name for name in ServerSettings.model_fields if "workers" in name]

@@ -3,8 +3,6 @@
 import asyncio
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from retrieval.localize.answer import Problem
 from tests.conftest import PublishedPlaces
+from tests.forked import sightfix
 from tests.running_server import RunningServer, running_server
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -95,13 +94,8 @@ def test_sigterm_ends_the_server_with_status_zero(published: PublishedPlaces, tm
     assert "Traceback" not in running.log.read_text()
 
 
-def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sightfix.cli", "serve", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
 def test_without_an_index_the_server_does_not_start(tmp_path: Path) -> None:
-    done = serve("--indexes", str(tmp_path / "none"))
+    done = sightfix("serve", "--indexes", str(tmp_path / "none"))
     assert done.returncode == 1
     assert done.stderr == (
         f"error {tmp_path / 'none'}: there is no place index. Publish one: sightfix index PHOTOS --name NAME.\n"
@@ -117,7 +111,7 @@ def test_a_damaged_index_stops_the_server_with_the_reason(published: PublishedPl
     content = bytearray(vectors.read_bytes())
     content[len(content) // 2] ^= 1
     vectors.write_bytes(content)
-    done = serve("--indexes", str(copy), "--port", "0")
+    done = sightfix("serve", "--indexes", str(copy), "--port", "0")
     assert done.returncode == 1
     assert f"error {vectors}: the file is damaged: its SHA-256 is" in done.stderr
     assert "Traceback" not in done.stderr
@@ -125,13 +119,13 @@ def test_a_damaged_index_stops_the_server_with_the_reason(published: PublishedPl
 
 def test_a_taken_port_is_a_clear_error(server: RunningServer, published: PublishedPlaces) -> None:
     port = server.url.rpartition(":")[2]
-    done = serve("--indexes", str(published.indexes), "--port", port)
+    done = sightfix("serve", "--indexes", str(published.indexes), "--port", port)
     assert done.returncode == 1
     assert f"error cannot listen on 127.0.0.1:{port} (Address already in use)." in done.stderr
 
 
 def test_a_setting_outside_its_domain_names_flag_and_variable() -> None:
-    done = serve("--port", "70000")
+    done = sightfix("serve", "--port", "70000")
     assert done.returncode == 1
     assert done.stderr == (
         "error --port: Input should be less than or equal to 65535, not 70000. See: sightfix serve --help.\n"

@@ -7,12 +7,10 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -22,14 +20,26 @@ from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.index.folder import current_version, published_versions
 from tests.conftest import PublishedPlaces
+from tests.forked import ForkedProcess, run_forked
 from tests.places import Places, make_places
-from tests.running_server import RunningServer, running_server
-from tests.service.killed_server import ACTIVATING, LEAVING, STARTING, SUBMITTING
+from tests.running_server import RunningServer, running_server, watched
+from tests.service.killed_server import ACTIVATING, LEAVING, STARTING, SUBMITTING, serve_and_die
 
 JPEG = {"Content-Type": "image/jpeg"}
 LIMIT_S = 90.0
 # Their requests are answered with the new version in place; the others' find the old one.
 CHANGED = {"current", "new version opened", "swapped"}
+
+
+@contextlib.contextmanager
+def forked_server(
+    log: Path, step: str, arguments: Sequence[str], environment: dict[str, str]
+) -> Iterator[RunningServer]:
+    """`sightfix serve --port 0 …` that dies at a step."""
+    log.unlink(missing_ok=True)
+    process = ForkedProcess(serve_and_die, step, ["--port", "0", *arguments], log=log, environment=environment)
+    with watched(process, log) as running:
+        yield running
 
 
 class Hall:
@@ -47,8 +57,8 @@ class Hall:
         """A server that dies at a step. It has a socket when this yields, if it lives so long."""
         given = ["--indexes", str(self.folder / "indexes"), "--source-root", str(self.folder / "roots")]
         quick = {"SIGHTFIX_DRAIN_DELAY_S": "0", "SIGHTFIX_METRICS": "off", "SIGHTFIX_WATCH_INTERVAL_S": "3600"}
-        log, module = self.folder / f"{step}.log", ["tests.service.killed_server", step]
-        with running_server(log, [*given, "--threads", "1"], {**quick, **environment}, module) as running:
+        log = self.folder / f"{step}.log"
+        with forked_server(log, step, [*given, "--threads", "1"], {**quick, **environment}) as running:
             yield running
 
     def photo(self, number: int) -> bytes:
@@ -73,12 +83,11 @@ def answers(hall: Hall, running: RunningServer, version: str) -> None:
 def test_a_server_killed_while_it_starts_leaves_nothing_behind(tmp_path: Path, describer: Describer) -> None:
     hall = Hall(tmp_path, describer, versions=1)
     version = current_version(hall.index)
-    given = ["serve", "--port", "0", "--indexes", str(tmp_path / "indexes"), "--threads", "1"]
+    given = ["--port", "0", "--indexes", str(tmp_path / "indexes"), "--threads", "1"]
     for step in STARTING:
-        command = [sys.executable, "-m", "tests.service.killed_server", step, *given]
-        killed = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-        assert killed.returncode == -signal.SIGKILL, (step, killed.stderr)
-        assert "Traceback" not in killed.stderr
+        log = tmp_path / f"{step}.log"
+        assert run_forked(serve_and_die, step, given, log=log) == -signal.SIGKILL, (step, log.read_text())
+        assert "Traceback" not in log.read_text()
     with hall.server() as running:
         answers(hall, running, version)
     assert {entry.name for entry in hall.index.iterdir()} == {"CURRENT", "versions", ".lock"}

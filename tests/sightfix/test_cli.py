@@ -7,11 +7,7 @@ from pathlib import Path
 
 from retrieval.localize.answer import LocalizeAnswer
 from tests.conftest import PublishedPlaces
-
-
-def sightfix(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sightfix.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+from tests.forked import sightfix
 
 
 def write_csv(published: PublishedPlaces, path: Path) -> Path:
@@ -24,7 +20,8 @@ def write_csv(published: PublishedPlaces, path: Path) -> Path:
 
 
 def test_help_lists_every_command() -> None:
-    done = sightfix("--help")
+    """Started as its users start it; the other tests fork it."""
+    done = subprocess.run([sys.executable, "-m", "sightfix.cli", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     for command in ("index", "inspect", "serve", "localize", "evaluate", "demo"):
         assert command in done.stdout

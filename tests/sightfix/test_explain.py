@@ -15,7 +15,7 @@ from retrieval.errors import ArtefactError, ImageError, MissingExtraError, Param
 from retrieval.images import read_image
 from sightfix.commands.explain import explain
 from tests.conftest import PublishedPlaces
-from tests.sightfix.test_cli import sightfix
+from tests.forked import sightfix
 from tests.training.small_encoder import small_encoder, small_recipe
 from training.checkpoint import save_encoder
 from training.heat_maps import energy_share, heat_maps

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,21 +9,26 @@ from retrieval.errors import ParameterError
 from sightfix.commands.index_group import print_recalibrated
 from sightfix.console import parse_bytes, parse_count
 from tests.conftest import PublishedPlaces
+from tests.forked import sightfix
 from tests.retrieval.other_bundle import flip_byte
-from tests.sightfix.test_cli import sightfix
+
+
+@pytest.fixture(scope="module")
+def twice_indexed(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an index of two versions, which nobody changes."""
+    folder = tmp_path_factory.mktemp("indexed")
+    rows = [f"{row.path},{row.position.lat},{row.position.lon}" for row in published.places.rows]
+    for count in (12, 10):
+        (folder / "refs.csv").write_text("path,lat,lon\n" + "\n".join(rows[:count]) + "\n")
+        done = sightfix("index", "--name", "places", "csv:refs.csv", folder=folder)
+        assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture
-def indexed(published: PublishedPlaces, tmp_path: Path) -> Path:
-    """A folder with an index of two versions."""
-    table = published.places.root / "refs.csv"
-    rows = [f"{row.path},{row.position.lat},{row.position.lon}" for row in published.places.rows]
-    table = tmp_path / "refs.csv"
-    for count in (12, 10):
-        table.write_text("path,lat,lon\n" + "\n".join(rows[:count]) + "\n")
-        done = sightfix("index", "--name", "places", f"csv:{table}", folder=tmp_path)
-        assert done.returncode == 0, done.stderr
-    return tmp_path
+def indexed(twice_indexed: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(twice_indexed, tmp_path, dirs_exist_ok=True)
 
 
 def test_photos_come_first_or_options_do(indexed: Path) -> None:

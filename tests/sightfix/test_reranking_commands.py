@@ -9,8 +9,8 @@ from PIL import Image
 from retrieval.evaluation import EvaluationReport
 from retrieval.localize.answer import LocalizeAnswer
 from tests.conftest import PublishedPlaces
+from tests.forked import sightfix
 from tests.places import Places
-from tests.sightfix.test_cli import sightfix
 from tests.textured import make_textured_places, seen_from_elsewhere, textured
 
 

@@ -16,6 +16,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
 from tests.conftest import PublishedPlaces
+from tests.forked import sightfix
 from tests.running_server import running_server
 from tests.service.grpc.conftest import grpc_address
 from tests.service.grpc.streaming import Sending, code_of, ids
@@ -95,10 +96,7 @@ def test_a_port_that_is_taken(published: PublishedPlaces) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "sightfix.cli", "serve", "--indexes", str(published.indexes), "--port", "0"]
-        done = subprocess.run(
-            [*command, "--grpc-port", str(port)], capture_output=True, text=True, timeout=60, check=False
-        )
+        done = sightfix("serve", "--indexes", str(published.indexes), "--port", "0", "--grpc-port", str(port))
     assert done.returncode == 1
     assert f"error cannot listen on 127.0.0.1:{port} for gRPC. Choose another port with --grpc-port" in done.stderr
     assert "Traceback" not in done.stderr
@@ -106,8 +104,7 @@ def test_a_port_that_is_taken(published: PublishedPlaces) -> None:
 
 @pytest.mark.parametrize("flag", [[], ["--grpc-port", "50051"]])
 def test_the_configuration_tells_the_port(published: PublishedPlaces, flag: list[str]) -> None:
-    command = [sys.executable, "-m", "sightfix.cli", "serve", "--check-config", "--indexes", str(published.indexes)]
-    done = subprocess.run([*command, *flag], capture_output=True, text=True, timeout=60, check=False)
+    done = sightfix("serve", "--check-config", "--indexes", str(published.indexes), *flag)
     assert done.returncode == 0, done.stderr
     assert ("gRPC at port 50051" in done.stdout + done.stderr) == bool(flag)
 

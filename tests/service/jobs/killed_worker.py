@@ -7,7 +7,7 @@ photos that were described for a part are appended to a file beside it, one a li
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,9 @@ class Death:
         setattr(owner, name, wrapped)
 
 
-def main(step: str, folder: str, *arguments: str) -> int:
+def main(given: Sequence[str]) -> int:
     """Work, and die on the way."""
+    step, folder, *arguments = given
     death = Death(step, Path(folder))
     death.around(JobWatch, "listed", None, "listed")
     death.around(JobWatch, "described", None, "describing")
@@ -106,4 +107,4 @@ def main(step: str, folder: str, *arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

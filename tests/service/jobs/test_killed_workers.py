@@ -9,10 +9,9 @@ import pytest
 from retrieval.index.folder import published_versions
 from retrieval.index.place_index import PlaceIndex
 from service.jobs.store import JobStore
+from tests.service.jobs import killed_worker
 from tests.service.jobs.killed_worker import STEPS
 from tests.service.jobs.town import Town, request, run_worker
-
-KILLED_WORKER = "tests.service.jobs.killed_worker"
 
 # The part in hand, two photos here, is described again; whole parts never are.
 LOSES_A_PART = {"describing", "half a part"}
@@ -36,7 +35,7 @@ def test_a_killed_worker_costs_at_most_one_part(indexed: Town, step: str) -> Non
     old = PlaceIndex.open(indexed.index).version
     store = JobStore(settings)
     job, _ = store.submit(request("append"), "key-1")
-    assert run_worker(settings, KILLED_WORKER, step, str(indexed.folder)) == -signal.SIGKILL
+    assert run_worker(settings, killed_worker.main, step, str(indexed.folder)) == -signal.SIGKILL
     # What a server would serve now is whole.
     after = PlaceIndex.open(indexed.index)
     assert (after.count, after.version == old) == ((6, False) if step in IS_PUBLISHED else (3, True))
@@ -46,7 +45,7 @@ def test_a_killed_worker_costs_at_most_one_part(indexed: Town, step: str) -> Non
     assert store.get(job.id).state in ("RUNNING", "PUBLISHING")
     again, is_new = store.submit(request("append"), "key-1")
     assert (again.id, is_new) == (job.id, False)
-    assert run_worker(settings, KILLED_WORKER, "never", str(indexed.folder)) == 0
+    assert run_worker(settings, killed_worker.main, "never", str(indexed.folder)) == 0
     done = store.get(job.id)
     assert done.state == "SUCCEEDED", done.error
     assert done.result is not None
@@ -69,7 +68,7 @@ def test_a_worker_that_dies_again_and_again_in_one_job_gives_it_up(indexed: Town
     other, _ = store.submit(request("remove", reference_ids=["photos/0000.jpg"]), None)
     for _ in range(4):
         (indexed.folder / "died").unlink(missing_ok=True)
-        assert run_worker(settings, KILLED_WORKER, "planned", str(indexed.folder)) == -signal.SIGKILL
+        assert run_worker(settings, killed_worker.main, "planned", str(indexed.folder)) == -signal.SIGKILL
     assert run_worker(settings) == 0
     failed = store.get(job.id)
     assert failed.state == "FAILED"

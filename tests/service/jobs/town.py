@@ -1,17 +1,16 @@
 """A small town below a source root, an index of it, and a worker that does its jobs."""
 
 import contextlib
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.jobs import worker
 from service.jobs.model import FINISHED, JOB_REQUEST, Job, JobRequest, JobState
 from service.jobs.service import JobService
 from service.jobs.settings import JobSettings
+from tests.forked import run_forked
 from tests.places import make_places
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -64,16 +63,10 @@ class Town:
         return [row.path for row in places.rows]
 
 
-def run_worker(settings: JobSettings, module: str = "service.jobs.worker", *arguments: str) -> int:
-    """Run a worker until it ends by itself; returns its exit status."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments, settings.model_dump_json()],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=LIMIT_S,
-        check=False,
-    )
-    return done.returncode
+def run_worker(settings: JobSettings, main: Callable[[Sequence[str]], int] = worker.main, *arguments: str) -> int:
+    """Run a worker in a process of its own until it ends by itself; returns its exit status."""
+    log = settings.jobs_folder.parent / "worker.log"
+    return run_forked(main, [*arguments, settings.model_dump_json()], log=log, limit_s=LIMIT_S)
 
 
 @contextlib.contextmanager
