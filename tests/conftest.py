@@ -17,6 +17,7 @@ from index_builder.update import build_index
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer
 from tests.hypothesis_profiles import load_profile
+from tests.milvus_lite import poll_often
 from tests.places import Places, make_places
 
 load_profile()
@@ -63,3 +64,9 @@ def published(tmp_path_factory: pytest.TempPathFactory, describer: Describer) ->
     places = make_places(folder, 12)
     build_index(places, describer, folder / "indexes", "places")
     return PublishedPlaces(places, folder / "indexes", "places")
+
+
+@pytest.fixture(scope="session")
+def milvus_polled_often() -> None:
+    """What milvus-lite has built is noticed at once."""
+    poll_often()

@@ -12,6 +12,7 @@ from index_builder import push as pushing
 from index_builder.push import push_to
 from retrieval.index.milvus.records import MANIFEST_NAME, MilvusRecords
 from retrieval.index.stores import FolderStore
+from tests.milvus_lite import poll_often
 
 
 def die() -> None:
@@ -21,6 +22,7 @@ def die() -> None:
 
 def push_and_die(indexes: Path, database: Path, step: str) -> None:
     """Push, and die on the way."""
+    poll_often()
     pushing._ROWS_AT_ONCE = 5  # type: ignore[misc]
     written = 0
 

@@ -38,6 +38,8 @@ from tests.index_builder.killed_push import push_and_die
 from tests.places import Places, make_places
 from tests.retrieval.refusal import refused
 
+pytestmark = pytest.mark.usefixtures("milvus_polled_often")
+
 STEPS = ["half of the rows", "rows written", "indexed", "checked", "before the manifest", "recorded", "current"]
 
 

@@ -21,6 +21,8 @@ from service.serving.live_localizer import LiveLocalizer
 from service.settings import ServerSettings
 from tests.places import Places, make_places
 
+pytestmark = pytest.mark.usefixtures("milvus_polled_often")
+
 JPEG = {"Content-Type": "image/jpeg"}
 
 

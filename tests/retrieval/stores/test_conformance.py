@@ -19,6 +19,8 @@ from retrieval.index.stores import open_store
 from tests.retrieval.other_bundle import write_other_bundle
 from tests.retrieval.stores.made_index import PRIORS, MadeIndex, make_index
 
+pytestmark = pytest.mark.usefixtures("milvus_polled_often")
+
 K = 7
 KINDS = ["folder", "FLAT", "IVF_FLAT", "HNSW"]
 
