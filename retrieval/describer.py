@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle import Bundle, Precision
-from retrieval.engines.choosing import EngineRequest, ProviderChoice, choose_engine
+from retrieval.engines.choosing import ProviderChoice, choose_engine
 from retrieval.engines.compiled import default_engine_cache, default_profiles
-from retrieval.engines.engine import EngineDescription, Provider
+from retrieval.engines.engine import EngineDescription, EngineRequest, Provider
 from retrieval.errors import BundleError, ParameterError
 from retrieval.images import RgbImage
 from retrieval.machine import available_cores

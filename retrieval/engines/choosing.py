@@ -2,13 +2,11 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final, Literal
 
-from retrieval.bundle import Bundle, Precision
-from retrieval.engines.compiled import BatchProfiles, default_engine_cache, default_profiles
-from retrieval.engines.engine import Engine, Provider
+from retrieval.bundle import Precision
+from retrieval.engines.engine import Engine, EngineRequest, Provider
 from retrieval.errors import (
     DeviceError,
     EngineError,
@@ -16,7 +14,6 @@ from retrieval.errors import (
     ParameterError,
     ProviderUnavailableError,
 )
-from retrieval.machine import available_cores
 
 _log = logging.getLogger("sightfix.engines")
 
@@ -33,29 +30,6 @@ _BEST_FIRST: Final[dict[Precision, tuple[Provider, ...]]] = {
 }
 
 _CANNOT_BE_HAD: Final = (ProviderUnavailableError, MissingExtraError, EngineError, DeviceError)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
-    """What is to be run, whichever provider runs it.
-
-    Attributes:
-        bundle: whose graph.
-        precision: of the graph.
-        threads: of the CPU.
-        profiles: the batch sizes of compiled engines.
-        cache: where compiled engines are kept.
-        gpu_mem_limit: of ONNX Runtime's memory arena on a GPU, bytes; None sets no limit.
-        on_build: called, with a message for people, before a build of some minutes.
-    """
-
-    bundle: Bundle
-    precision: Precision = "fp32"
-    threads: int = field(default_factory=available_cores)
-    profiles: BatchProfiles = field(default_factory=default_profiles)
-    cache: Path = field(default_factory=default_engine_cache)
-    gpu_mem_limit: int | None = None
-    on_build: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +81,7 @@ def _best(request: EngineRequest) -> ChosenEngine:
             return ChosenEngine(_OPEN[provider](request), tuple(passed_over))
         except _CANNOT_BE_HAD as error:
             passed_over.append(f"{provider}: {error.what}")
-    return ChosenEngine(_open_cpu(request), tuple(passed_over))
+    return ChosenEngine(_OPEN["cpu"](request), tuple(passed_over))
 
 
 def _named(request: EngineRequest, provider: Provider, allow_cpu_fallback: bool) -> ChosenEngine:
@@ -118,7 +92,7 @@ def _named(request: EngineRequest, provider: Provider, allow_cpu_fallback: bool)
             raise
         refused = error
     _log.warning("the CPU describes in place of the provider %s: %s", provider, refused)
-    return ChosenEngine(_open_cpu(request), (f"{provider}: {refused.what}",))
+    return ChosenEngine(_OPEN["cpu"](request), (f"{provider}: {refused.what}",))
 
 
 def _log_choice(chosen: ChosenEngine, choice: ProviderChoice) -> None:
@@ -134,32 +108,23 @@ def _log_choice(chosen: ChosenEngine, choice: ProviderChoice) -> None:
     )
 
 
+# Each runtime is imported only where it is used: importing takes long, and may need an extra.
 def _open_tensorrt(request: EngineRequest) -> Engine:
-    # A plan that an operator has built beforehand is TensorRT's own, without ONNX Runtime around it.
     from retrieval.engines.tensorrt_plan import find_plan, open_plan
 
+    # A plan that an operator has built beforehand is TensorRT's own, without ONNX Runtime around it.
     plan = find_plan(request.bundle, request.precision, request.profiles, request.cache)
     if plan is not None:
         return open_plan(plan, request.bundle, request.precision, request.profiles)
     from retrieval.engines.onnx_runtime_gpu import open_tensorrt_provider
 
-    return open_tensorrt_provider(
-        request.bundle,
-        request.precision,
-        request.profiles,
-        request.threads,
-        cache=request.cache,
-        gpu_mem_limit=request.gpu_mem_limit,
-        on_build=request.on_build,
-    )
+    return open_tensorrt_provider(request)
 
 
 def _open_cuda(request: EngineRequest) -> Engine:
     from retrieval.engines.onnx_runtime_gpu import open_cuda_provider
 
-    return open_cuda_provider(
-        request.bundle, request.precision, request.profiles, request.threads, request.gpu_mem_limit
-    )
+    return open_cuda_provider(request)
 
 
 def _open_openvino(request: EngineRequest) -> Engine:

@@ -8,7 +8,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,48 +101,10 @@ class PinnedMemory:
     data: NDArray[np.uint8]
 
 
-class CudaRuntime(Protocol):
-    """What an engine asks of CUDA. Addresses and streams are plain integers; every method raises DeviceError."""
+class CudaRuntime:
+    """What an engine asks of CUDA, by the package cuda-bindings. Addresses and streams are plain integers.
 
-    def allocate(self, size: int) -> int:
-        """Take `size` bytes of device memory."""
-        ...
-
-    def free(self, address: int) -> None:
-        """Give device memory back."""
-        ...
-
-    def allocate_pinned(self, size: int) -> PinnedMemory:
-        """Take `size` bytes of page-locked host memory."""
-        ...
-
-    def free_pinned(self, memory: PinnedMemory) -> None:
-        """Give page-locked memory back."""
-        ...
-
-    def create_stream(self) -> int:
-        """A new stream, in which work is done in order."""
-        ...
-
-    def destroy_stream(self, stream: int) -> None:
-        """Give a stream back."""
-        ...
-
-    def copy_to_device(self, device: int, host: int, size: int, stream: int) -> None:
-        """Enqueue a copy of `size` bytes from pinned host memory."""
-        ...
-
-    def copy_to_host(self, host: int, device: int, size: int, stream: int) -> None:
-        """Enqueue a copy of `size` bytes into pinned host memory."""
-        ...
-
-    def synchronise(self, stream: int) -> None:
-        """Wait until everything in the stream is done; errors of that work appear here."""
-        ...
-
-
-class CudaBindings:
-    """`CudaRuntime` by the package cuda-bindings.
+    Every method raises DeviceError.
 
     Args:
         runtime: the module `cuda.bindings.runtime`.
@@ -217,7 +179,7 @@ def checked(function: str, answer: Sequence[Any]) -> Any:
     return values[0] if values else None
 
 
-def open_cuda() -> CudaBindings:
+def open_cuda() -> CudaRuntime:
     """The CUDA of this machine; `first_gpu` says whether it has a GPU.
 
     Raises:
@@ -229,4 +191,4 @@ def open_cuda() -> CudaBindings:
         raise ProviderUnavailableError(
             f"CUDA's Python bindings cannot be loaded ({error})", remedy="Run: pip install 'sightfix[tensorrt]'"
         ) from error
-    return CudaBindings(runtime)
+    return CudaRuntime(runtime)

@@ -1,14 +1,17 @@
 """The engine: a graph made ready to run on one device by one runtime, and the contract that the graph must keep."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, Bundle, Precision
+from retrieval.engines.compiled import BatchProfiles, default_engine_cache, default_profiles
 from retrieval.errors import BundleError
+from retrieval.machine import available_cores
 
 Provider = Literal["tensorrt", "cuda", "openvino", "cpu"]
 
@@ -31,6 +34,29 @@ class EngineDescription:
     precision: Precision
     runtime: str
     device: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """What is to be run, whichever provider runs it.
+
+    Attributes:
+        bundle: whose graph.
+        precision: of the graph.
+        threads: of the CPU.
+        profiles: the batch sizes of compiled engines.
+        cache: where compiled engines are kept.
+        gpu_mem_limit: of ONNX Runtime's memory arena on a GPU, bytes; None sets no limit.
+        on_build: called, with a message for people, before a build of some minutes.
+    """
+
+    bundle: Bundle
+    precision: Precision = "fp32"
+    threads: int = field(default_factory=available_cores)
+    profiles: BatchProfiles = field(default_factory=default_profiles)
+    cache: Path = field(default_factory=default_engine_cache)
+    gpu_mem_limit: int | None = None
+    on_build: Callable[[str], None] = lambda _: None
 
 
 class Engine(Protocol):

@@ -114,7 +114,7 @@ def open_session(ort: ModuleType, graph: Path, providers: Sequence[ProviderWithO
     return ort.InferenceSession(str(graph), options, providers=list(providers), enable_fallback=0)
 
 
-def judge_providers(wanted: Provider, got: Sequence[str]) -> None:
+def check_providers(wanted: Provider, got: Sequence[str]) -> None:
     """Refuse a session that computes elsewhere than asked for: ONNX Runtime falls back without an error.
 
     Args:
@@ -145,12 +145,12 @@ def placement(session: Any) -> dict[str, Counter[str]]:
     return placed
 
 
-def judge_placement(wanted: Provider, placed: Mapping[str, Counter[str]]) -> None:
-    """Refuse a session in which the wanted provider computes nothing; log what is left to others.
+def check_placement(wanted: Provider, placed: Mapping[str, Counter[str]]) -> None:
+    """Refuse a session in which the wanted provider computes nothing; log what others compute.
 
     Args:
         wanted: what was asked for.
-        placed: of `placement`; nothing is judged when it is empty.
+        placed: of `placement`; nothing is checked when it is empty.
 
     Raises:
         ProviderUnavailableError: not one node is computed by it.
@@ -194,8 +194,7 @@ class OnnxRuntimeEngine:
             raise BundleError(
                 f"ONNX Runtime cannot load the graph ({error})", where=str(path), remedy="Export the bundle again"
             ) from error
-        judge_providers("cpu", session.get_providers())
-        check_session(bundle, session)
+        check_session("cpu", bundle, session)
         self._session: Any = session
         # With many cores, an image for each.
         self._piece = max(_SMALLEST_PIECE, threads)
@@ -219,12 +218,20 @@ class OnnxRuntimeEngine:
         self._session = None
 
 
-def check_session(bundle: Bundle, session: Any) -> None:
-    """Check a session's input and output against the bundle's contract.
+def check_session(wanted: Provider, bundle: Bundle, session: Any) -> None:
+    """Check that a session computes where it should, with the input and output of the bundle's contract.
+
+    Args:
+        wanted: the provider that was asked for.
+        bundle: whose graph.
+        session: of `open_session`.
 
     Raises:
-        BundleError: they are others.
+        ProviderUnavailableError: another provider would compute.
+        BundleError: another input or output.
     """
+    check_providers(wanted, session.get_providers())
+    check_placement(wanted, placement(session))
     check_contract(bundle, _contracts(session.get_inputs()), _contracts(session.get_outputs()))
 
 

@@ -8,7 +8,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,17 +21,14 @@ from numpy.typing import NDArray
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, Bundle, Precision
 from retrieval.engines.compiled import BatchProfile, BatchProfiles, EngineKey
 from retrieval.engines.cuda import NvidiaGpu, first_gpu
-from retrieval.engines.engine import EngineDescription
+from retrieval.engines.engine import EngineDescription, EngineRequest
 from retrieval.engines.onnx_runtime import (
     PROVIDER_NAMES,
     ProviderWithOptions,
     check_installed,
     check_session,
-    judge_placement,
-    judge_providers,
     load_onnxruntime,
     open_session,
-    placement,
     runtime_name,
 )
 from retrieval.engines.tensorrt_library import load_linked_tensorrt
@@ -65,17 +62,8 @@ def cuda_provider_options(gpu_mem_limit: int | None = None) -> dict[str, str]:
     return options
 
 
-def open_cuda_provider(
-    bundle: Bundle, precision: Precision, profiles: BatchProfiles, threads: int, gpu_mem_limit: int | None = None
-) -> "DeviceBoundEngine":
-    """The engine of the provider cuda.
-
-    Args:
-        bundle: whose graph.
-        precision: of the graph.
-        profiles: the batch sizes; others are padded to them.
-        threads: of the CPU, for what is left to it.
-        gpu_mem_limit: of the memory arena, bytes.
+def open_cuda_provider(request: EngineRequest) -> "DeviceBoundEngine":
+    """The engine of the provider cuda; batches are padded to the sizes of the request's profiles.
 
     Raises:
         ProviderUnavailableError: no GPU, no CUDA, or ONNX Runtime cannot use it.
@@ -87,23 +75,22 @@ def open_cuda_provider(
     gpu = first_gpu()
     preload_cuda(ort)
     providers: list[ProviderWithOptions] = [
-        (PROVIDER_NAMES["cuda"], cuda_provider_options(gpu_mem_limit)),
+        (PROVIDER_NAMES["cuda"], cuda_provider_options(request.gpu_mem_limit)),
         (PROVIDER_NAMES["cpu"], {}),
     ]
-    graph = bundle.graph_path(precision)
+    graph = request.bundle.graph_path(request.precision)
     try:
-        session = open_session(ort, graph, providers, threads)
+        session = open_session(ort, graph, providers, request.threads)
     except Exception as error:  # see open_session
         raise ProviderUnavailableError(
             f"ONNX Runtime cannot run the graph on CUDA ({error})",
             where=str(graph),
             remedy="Check the GPU driver, CUDA 13 and cuDNN 9, or choose the provider cpu",
         ) from error
-    judge_providers("cuda", session.get_providers())
-    judge_placement("cuda", placement(session))
-    check_session(bundle, session)
-    description = EngineDescription("cuda", precision, runtime_name(ort), gpu.name)
-    return DeviceBoundEngine(ort, [session] * len(profiles.profiles), bundle, profiles, description)
+    check_session("cuda", request.bundle, session)
+    description = EngineDescription("cuda", request.precision, runtime_name(ort), gpu.name)
+    sessions = [session] * len(request.profiles.profiles)
+    return DeviceBoundEngine(ort, sessions, request.bundle, request.profiles, description)
 
 
 def preload_cuda(ort: ModuleType) -> None:
@@ -246,26 +233,8 @@ def _shape(count: int, image: tuple[int, int, int]) -> str:
     return f"{INPUT_NAME}:{'x'.join(str(n) for n in (count, *image))}"
 
 
-def open_tensorrt_provider(
-    bundle: Bundle,
-    precision: Precision,
-    profiles: BatchProfiles,
-    threads: int,
-    *,
-    cache: Path,
-    gpu_mem_limit: int | None = None,
-    on_build: Callable[[str], None] = lambda _: None,
-) -> DeviceBoundEngine:
+def open_tensorrt_provider(request: EngineRequest) -> DeviceBoundEngine:
     """The engine of the provider tensorrt through ONNX Runtime; builds it when the cache has none.
-
-    Args:
-        bundle: whose graph.
-        precision: of the graph.
-        profiles: the batch sizes it is built for; others are padded to them.
-        threads: of the CPU, for what is left to it.
-        cache: the engine cache.
-        gpu_mem_limit: of the memory arena of what is left to CUDA, bytes.
-        on_build: called, with a message for people, before a build begins.
 
     Raises:
         ProviderUnavailableError: no GPU, no TensorRT, or TensorRT cannot build or load an engine of the graph.
@@ -278,72 +247,61 @@ def open_tensorrt_provider(
     gpu = first_gpu()
     preload_cuda(ort)
     version = load_linked_tensorrt(Path(str(ort.__file__)).parent / "capi" / _PROVIDER_LIBRARY)
-    key = provider_key(bundle, precision, profiles, version, gpu, ort.__version__)
-    final = (cache / key.folder).absolute()
+    precision, profiles, image = request.precision, request.profiles, _image(request)
+    final = (request.cache / provider_key(request, version, gpu, ort.__version__).folder).absolute()
 
     def open_from(folder: Path) -> DeviceBoundEngine:
         try:
-            sessions = [
-                _open_session(ort, bundle, precision, profile, threads, folder, gpu_mem_limit)
-                for profile in profiles.profiles
-            ]
+            sessions = [_open_session(ort, request, profile, folder) for profile in profiles.profiles]
         except SightfixError:
             raise
         except Exception as error:  # see open_session
             raise engine_failure(precision, error, cached=final if folder == final else None) from error
         runtime = f"{runtime_name(ort)}, TensorRT {version}"
         description = EngineDescription("tensorrt", precision, runtime, gpu.name)
-        return DeviceBoundEngine(ort, sessions, bundle, profiles, description)
+        return DeviceBoundEngine(ort, sessions, request.bundle, profiles, description)
 
     if final.is_dir():
         return open_from(final)
-    on_build(f"TensorRT builds the engine for {gpu.architecture}, {precision} (first start only, some minutes)")
+    request.on_build(f"TensorRT builds the engine for {gpu.architecture}, {precision} (first start only, some minutes)")
     _log.info("TensorRT %s builds the %s engine for %s, batches %s", version, precision, gpu.architecture, profiles)
     started = time.perf_counter()
     with new_engine_folder(final) as folder:
         engine = open_from(folder)
         # What is left to build is built by running; only a whole engine goes into the cache.
-        image = (bundle.preprocessing.height, bundle.preprocessing.width, 3)
         for size in profiles.sizes:
             engine.run(np.zeros((size, *image), np.uint8))
     _log.info("TensorRT built the engine in %.0f s: %s", time.perf_counter() - started, final)
     return engine
 
 
-def provider_key(
-    bundle: Bundle, precision: Precision, profiles: BatchProfiles, tensorrt: str, gpu: NvidiaGpu, onnxruntime: str
-) -> EngineKey:
+def provider_key(request: EngineRequest, tensorrt: str, gpu: NvidiaGpu, onnxruntime: str) -> EngineKey:
     """What an engine of this provider depends on.
 
     Raises:
         BundleError: the bundle has no graph of that precision.
     """
-    graph = bundle.manifest.files[bundle.graph_path(precision).name]
-    return EngineKey(graph.sha256, tensorrt, gpu.architecture, precision, profiles, f"onnxruntime-{onnxruntime}")
+    graph = request.bundle.manifest.files[request.bundle.graph_path(request.precision).name]
+    built_by = f"onnxruntime-{onnxruntime}"
+    return EngineKey(graph.sha256, tensorrt, gpu.architecture, request.precision, request.profiles, built_by)
 
 
-def _open_session(
-    ort: ModuleType,
-    bundle: Bundle,
-    precision: Precision,
-    profile: BatchProfile,
-    threads: int,
-    folder: Path,
-    gpu_mem_limit: int | None,
-) -> object:
-    image = (bundle.preprocessing.height, bundle.preprocessing.width, 3)
-    options = tensorrt_provider_options(folder, profile, image, precision)
+def _open_session(ort: ModuleType, request: EngineRequest, profile: BatchProfile, folder: Path) -> object:
+    options = tensorrt_provider_options(folder, profile, _image(request), request.precision)
     for path in (options["trt_engine_cache_path"], options["trt_timing_cache_path"]):
         make_folder(Path(path))
     providers = [
         (PROVIDER_NAMES["tensorrt"], options),
-        (PROVIDER_NAMES["cuda"], cuda_provider_options(gpu_mem_limit)),
+        (PROVIDER_NAMES["cuda"], cuda_provider_options(request.gpu_mem_limit)),
     ]
-    session = open_session(ort, bundle.graph_path(precision), providers, threads)
-    judge_providers("tensorrt", session.get_providers())
-    judge_placement("tensorrt", placement(session))
-    check_session(bundle, session)
+    session = open_session(ort, request.bundle.graph_path(request.precision), providers, request.threads)
+    check_session("tensorrt", request.bundle, session)
     return session
+
+
+def _image(request: EngineRequest) -> tuple[int, int, int]:
+    preprocessing = request.bundle.preprocessing
+    return preprocessing.height, preprocessing.width, 3
 
 
 def engine_failure(precision: Precision, error: Exception, *, cached: Path | None) -> ProviderUnavailableError:

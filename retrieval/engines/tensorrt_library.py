@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from retrieval.engines.cuda import NvidiaGpu, first_gpu
+from retrieval.engines.cuda import first_gpu
 from retrieval.errors import ProviderUnavailableError
 
 _log = logging.getLogger("sightfix.tensorrt")
@@ -42,11 +42,7 @@ def tensorrt_machine() -> TensorRtMachine:
     Raises:
         ProviderUnavailableError: no `tensorrt` package, no driver, or no GPU; it says which.
     """
-    return identify(load_tensorrt(), first_gpu())
-
-
-def identify(trt: Any, gpu: NvidiaGpu) -> TensorRtMachine:
-    """The same of the module `tensorrt` and a GPU that are known already."""
+    trt, gpu = load_tensorrt(), first_gpu()
     return TensorRtMachine(str(trt.__version__), gpu.architecture, gpu.name)
 
 

@@ -12,11 +12,10 @@ from export.tensorrt_plan import build_plan, publish_plan, timing_cache_path
 from retrieval.artefact import hash_file
 from retrieval.bundle import Bundle
 from retrieval.engines.compiled import EngineKey, default_profiles
-from retrieval.engines.tensorrt_library import identify
 from retrieval.engines.tensorrt_plan import PlanManifest, check_plan, plan_key
 from retrieval.errors import BundleError, EngineError, ProviderUnavailableError, StorageError
 from tests.retrieval.engines.colour_bundle import HEIGHT, WIDTH, write_colour_bundle
-from tests.retrieval.engines.fake_gpu import TOY_GPU, FakeCuda, FakeTensorRt, ParserError
+from tests.retrieval.engines.fake_gpu import TOY_GPU, FakeCuda, FakeTensorRt, ParserError, toy_machine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROFILES = default_profiles(8)
@@ -42,7 +41,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def key_of(bundle: Bundle, trt: FakeTensorRt) -> EngineKey:
-    return plan_key(bundle, "fp16", PROFILES, identify(trt, TOY_GPU))
+    return plan_key(bundle, "fp16", PROFILES, toy_machine(trt))
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -203,7 +202,7 @@ def test_what_progress_raises_stops_the_build(
 def test_timings_are_kept_for_the_next_build(bundle: Bundle, trt: FakeTensorRt, cache: Path) -> None:
     build_plan(bundle, "fp16", PROFILES, cache=cache)
     build_plan(bundle, "fp32", PROFILES, cache=cache)
-    path = timing_cache_path(cache, identify(trt, TOY_GPU))
+    path = timing_cache_path(cache, toy_machine(trt))
     assert path.read_bytes() == b"sm90 2"
     assert path.name == "sm90-trt11.4.0.106.bin"
 
@@ -211,7 +210,7 @@ def test_timings_are_kept_for_the_next_build(bundle: Bundle, trt: FakeTensorRt, 
 def test_timings_of_another_gpu_are_measured_again(
     bundle: Bundle, trt: FakeTensorRt, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = timing_cache_path(cache, identify(trt, TOY_GPU))
+    path = timing_cache_path(cache, toy_machine(trt))
     path.parent.mkdir(parents=True)
     path.write_bytes(b"sm75 7")
     with caplog.at_level(logging.WARNING, logger="sightfix.tensorrt"):

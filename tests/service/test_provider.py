@@ -9,8 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from retrieval.engines import choosing
-from retrieval.engines.choosing import EngineRequest
-from retrieval.engines.engine import Engine
+from retrieval.engines.engine import Engine, EngineRequest
 from retrieval.engines.onnx_runtime import OnnxRuntimeEngine
 from service.http.app import create_app
 from service.serving.live_localizer import LiveLocalizer

@@ -14,11 +14,17 @@ from typing import Any
 import numpy as np
 
 from retrieval.engines.cuda import NvidiaGpu, PinnedMemory
+from retrieval.engines.tensorrt_library import TensorRtMachine
 from retrieval.errors import DeviceError
 from tests.retrieval.engines.colour_bundle import HEIGHT, WIDTH
 
 IMAGE = (HEIGHT, WIDTH, 3)
 TOY_GPU = NvidiaGpu("Toy GPU", "sm90")
+
+
+def toy_machine(trt: Any) -> TensorRtMachine:
+    """The given TensorRT on the toy GPU."""
+    return TensorRtMachine(trt.__version__, TOY_GPU.architecture, TOY_GPU.name)
 
 
 class FakeCuda:

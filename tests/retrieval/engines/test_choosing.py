@@ -8,9 +8,9 @@ import pytest
 from retrieval.bundle import Bundle
 from retrieval.engines import choosing
 from retrieval.engines import openvino as openvino_engine
-from retrieval.engines.choosing import EngineRequest, choose_engine
+from retrieval.engines.choosing import choose_engine
 from retrieval.engines.compiled import default_profiles
-from retrieval.engines.engine import Engine, EngineDescription
+from retrieval.engines.engine import Engine, EngineDescription, EngineRequest
 from retrieval.errors import BundleError, DeviceError, MissingExtraError, ParameterError, ProviderUnavailableError
 from tests.retrieval.refusal import refused
 

@@ -12,12 +12,12 @@ import pytest
 from retrieval.bundle import Bundle
 from retrieval.engines import onnx_runtime
 from retrieval.engines.compiled import default_profiles
-from retrieval.engines.engine import EngineDescription
+from retrieval.engines.engine import EngineDescription, EngineRequest
 from retrieval.engines.onnx_runtime import (
     OnnxRuntimeEngine,
     check_installed,
-    judge_placement,
-    judge_providers,
+    check_placement,
+    check_providers,
     open_session,
     placement,
 )
@@ -127,18 +127,18 @@ def test_onnx_runtime_falls_back_without_an_error_and_is_found_out(small: Bundle
         "Check the GPU driver, CUDA 13 and cuDNN 9 (and TensorRT for tensorrt), or choose the provider cpu."
     )
     with refused(ProviderUnavailableError, text, "provider_unavailable"):
-        judge_providers("cuda", session.get_providers())
+        check_providers("cuda", session.get_providers())
     with refused(ProviderUnavailableError, text.replace("CUDAE", "TensorrtE"), "provider_unavailable"):
-        judge_providers("tensorrt", session.get_providers())
+        check_providers("tensorrt", session.get_providers())
 
 
 def test_what_was_asked_for_first_is_no_fallback() -> None:
-    judge_providers("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    judge_providers("tensorrt", ["TensorrtExecutionProvider", "CUDAExecutionProvider"])
+    check_providers("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    check_providers("tensorrt", ["TensorrtExecutionProvider", "CUDAExecutionProvider"])
     with pytest.raises(ProviderUnavailableError, match="from TensorrtExecutionProvider to CUDAExecutionProvider"):
-        judge_providers("tensorrt", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+        check_providers("tensorrt", ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(ProviderUnavailableError, match="to nothing"):
-        judge_providers("cpu", [])
+        check_providers("cpu", [])
 
 
 def test_every_node_of_a_session_is_accounted_for(small: Bundle) -> None:
@@ -146,7 +146,7 @@ def test_every_node_of_a_session_is_accounted_for(small: Bundle) -> None:
     placed = placement(session)
     assert list(placed) == ["CPUExecutionProvider"]
     assert placed["CPUExecutionProvider"]["Div"] == 1
-    judge_placement("cpu", placed)
+    check_placement("cpu", placed)
 
 
 def test_a_provider_that_computes_nothing_is_refused() -> None:
@@ -156,7 +156,7 @@ def test_a_provider_that_computes_nothing_is_refused() -> None:
     )
     placed = {"CUDAExecutionProvider": Counter(Conv=8), "CPUExecutionProvider": Counter(Shape=1)}
     with refused(ProviderUnavailableError, text, "provider_unavailable"):
-        judge_placement("tensorrt", placed)
+        check_placement("tensorrt", placed)
 
 
 @pytest.mark.parametrize(
@@ -164,14 +164,14 @@ def test_a_provider_that_computes_nothing_is_refused() -> None:
 )
 def test_nodes_left_to_the_cpu_are_told(left: Counter[str], level: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    judge_placement("cuda", {"CUDAExecutionProvider": Counter(Conv=8), "CPUExecutionProvider": left})
+    check_placement("cuda", {"CUDAExecutionProvider": Counter(Conv=8), "CPUExecutionProvider": left})
     assert [record.levelname for record in caplog.records] == [level]
     names = ", ".join(sorted(left))
     assert caplog.messages == [f"CUDAExecutionProvider computes 8 of 10 nodes; CPUExecutionProvider: {names}"]
 
 
 def test_where_placement_cannot_be_told_nothing_is_judged(caplog: pytest.LogCaptureFixture) -> None:
-    judge_placement("tensorrt", placement(object()))
+    check_placement("tensorrt", placement(object()))
     assert not caplog.messages
 
 
@@ -258,7 +258,7 @@ def test_a_failure_of_the_device_is_told_and_not_worked_around(bound: DeviceBoun
 
 @pytest.mark.gpu
 def test_cuda_agrees_with_the_cpu(bundle: Bundle, photos: np.ndarray) -> None:
-    engine = open_cuda_provider(bundle, "fp32", default_profiles(4), 1)
+    engine = open_cuda_provider(EngineRequest(bundle, threads=1, profiles=default_profiles(4)))
     expected = OnnxRuntimeEngine(bundle, "fp32", 1).run(photos[:3])
     assert (engine.run(photos[:3]) * expected).sum(axis=1).min() > 0.9999
     assert engine.description.provider == "cuda"

@@ -11,14 +11,14 @@ import pytest
 from export.tensorrt_plan import build_plan
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.engines.compiled import BatchProfile, BatchProfiles, default_profiles
-from retrieval.engines.cuda import CudaBindings, checked, open_cuda
+from retrieval.engines.cuda import CudaRuntime, checked, open_cuda
 from retrieval.engines.engine import Engine, EngineDescription
-from retrieval.engines.tensorrt_library import identify, load_tensorrt
+from retrieval.engines.tensorrt_library import load_tensorrt
 from retrieval.engines.tensorrt_plan import TensorRtPlanEngine, find_plan, open_plan, tensorrt_machine
 from retrieval.errors import BundleError, DeviceError, EngineError, ParameterError, ProviderUnavailableError
 from tests.places import pattern
 from tests.retrieval.engines.colour_bundle import write_colour_bundle
-from tests.retrieval.engines.fake_gpu import IMAGE, TOY_GPU, DataType, FakeCuda, FakePlan, FakeTensorRt
+from tests.retrieval.engines.fake_gpu import IMAGE, TOY_GPU, DataType, FakeCuda, FakePlan, FakeTensorRt, toy_machine
 
 PROFILES = default_profiles(8)
 
@@ -34,7 +34,7 @@ def open_fake(
     trt = FakeTensorRt(cuda)
     path = folder / "model.plan"
     path.write_bytes(bytes(FakePlan()) if plan is None else plan)
-    return TensorRtPlanEngine(path, bundle, "fp16", PROFILES, identify(trt, TOY_GPU), trt, cuda), trt
+    return TensorRtPlanEngine(path, bundle, "fp16", PROFILES, toy_machine(trt), trt, cuda), trt
 
 
 def random_images(count: int, seed: int = 0) -> np.ndarray:
@@ -232,7 +232,7 @@ def test_each_call_reaches_cuda_with_its_arguments(monkeypatch: pytest.MonkeyPat
         cudaMemcpyAsync=answer("copy"),
         cudaStreamSynchronize=answer("wait"),
     )
-    cuda = CudaBindings(runtime)
+    cuda = CudaRuntime(runtime)
     stream, device, pinned = cuda.create_stream(), cuda.allocate(8), cuda.allocate_pinned(8)
     pinned.data[0] = 99
     assert buffer[0] == 99, "a view, not a copy"

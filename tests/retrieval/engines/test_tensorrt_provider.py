@@ -5,6 +5,7 @@ import pytest
 from retrieval.bundle import Bundle
 from retrieval.engines.compiled import BatchProfile, default_profiles
 from retrieval.engines.cuda import NvidiaGpu
+from retrieval.engines.engine import EngineRequest
 from retrieval.engines.onnx_runtime_gpu import (
     engine_failure,
     new_engine_folder,
@@ -57,7 +58,9 @@ def test_the_flags_of_a_precision(precision: str, flags: dict[str, str]) -> None
 
 
 def test_the_key_holds_the_graph_that_runs_and_who_built(small: Bundle) -> None:
-    key = provider_key(small, "int8", default_profiles(8), "10.13.3", NvidiaGpu("H100", "sm90"), "1.31.1")
+    key = provider_key(
+        EngineRequest(small, "int8", profiles=default_profiles(8)), "10.13.3", NvidiaGpu("H100", "sm90"), "1.31.1"
+    )
     assert key.graph_sha256 == small.manifest.files["model.int8.onnx"].sha256
     assert key.folder.name == "sm90-trt10.13.3-int8-b1-1-1_2-4-8-onnxruntime-1.31.1"
 
@@ -147,7 +150,8 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_the_second_start_builds_nothing(small: Bundle, tmp_path: Path) -> None:
     told: list[str] = []
+    request = EngineRequest(small, threads=1, profiles=default_profiles(4), cache=tmp_path, on_build=told.append)
     for _ in range(2):
-        open_tensorrt_provider(small, "fp32", default_profiles(4), 1, cache=tmp_path, on_build=told.append).close()
+        open_tensorrt_provider(request).close()
     assert len(told) == 1
     assert "first start only" in told[0]
