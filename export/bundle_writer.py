@@ -1,8 +1,6 @@
 """Write a bundle: graphs, manifest and model card, whole or not at all."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Final, Literal
 
 import onnx
 
-from retrieval.artefact import MANIFEST_NAME, record_files, rename_into_place, storage_errors, write_flushed
+from retrieval.artefact import MANIFEST_NAME, new_folder, record_files, write_flushed
 from retrieval.bundle import (
     Bundle,
     BundleManifest,
@@ -50,7 +48,7 @@ class BundleContent:
 
 
 def write_bundle(folder: Path, content: BundleContent, *, replace: bool = False) -> Bundle:
-    """Write a bundle beside its final place, then rename it.
+    """Write a bundle, whole or not at all.
 
     Args:
         folder: where the bundle shall be.
@@ -62,21 +60,8 @@ def write_bundle(folder: Path, content: BundleContent, *, replace: bool = False)
         StorageError: the disk refuses; nothing is left behind.
     """
     check_free(folder, replace=replace)
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
-        replaced = temporary.with_name(f"{temporary.name}-replaced")
-        try:
-            _write_files(temporary, content)
-            temporary.chmod(0o755)
-            if folder.exists():
-                folder.rename(replaced)
-            rename_into_place(temporary, folder)
-        finally:
-            if replaced.exists() and not folder.exists():
-                replaced.rename(folder)
-            for leftover in (temporary, replaced):
-                shutil.rmtree(leftover, ignore_errors=True)
+    with new_folder(folder) as temporary:
+        _write_files(temporary, content)
     return open_bundle(folder)
 
 

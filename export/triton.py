@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from retrieval.artefact import (
     SEAL_NAME,
     Manifest,
     kind_of,
+    new_folder,
     record_files,
-    rename_into_place,
     storage_errors,
     verify_files,
     write_flushed,
@@ -98,21 +97,8 @@ def write_triton_repository(
     graphs = {precision: bundle.graph_path(precision) for precision in precisions or bundle.manifest.graphs}
     with storage_errors(folder):
         _check_own(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
-        replaced = temporary.with_name(f"{temporary.name}-replaced")
-        try:
-            manifest = _write(temporary, bundle, graphs, settings)
-            temporary.chmod(0o755)
-            if folder.exists():
-                folder.rename(replaced)
-            rename_into_place(temporary, folder)
-        finally:
-            if replaced.exists() and not folder.exists():
-                replaced.rename(folder)
-            for leftover in (temporary, replaced):
-                shutil.rmtree(leftover, ignore_errors=True)
-    return manifest
+    with new_folder(folder) as temporary:
+        return _write(temporary, bundle, graphs, settings)
 
 
 def model_name(bundle: Bundle, precision: Precision) -> str:

@@ -8,6 +8,8 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -219,6 +221,38 @@ def rename_into_place(temporary: Path, final: Path) -> None:
     flush_to_disk(temporary)
     temporary.rename(final)
     flush_to_disk(final.parent)
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder to write in that takes the place of `final` when the block succeeds, and disappears when it fails.
+
+    A folder cannot be replaced in one step: one that is there steps aside, and comes back if anything fails.
+
+    Args:
+        final: may exist.
+
+    Yields:
+        an empty folder beside it.
+
+    Raises:
+        StorageError: the disk refuses; what was there is there still.
+    """
+    with storage_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{final.name}-", dir=final.parent))
+        replaced = temporary.with_name(f"{temporary.name}-replaced")
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            if final.exists():
+                final.rename(replaced)
+            rename_into_place(temporary, final)
+        finally:
+            if replaced.exists() and not final.exists():
+                replaced.rename(final)
+            for leftover in (temporary, replaced):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -6,27 +6,37 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from export.exportable import MIN_COSINE, noise
+from export.exportable import MIN_COSINE, noise, run_on_cpu
 from export.exporting import write_export
 from export.from_pytorch import encoder_model
+from export.int8 import quantisable_layers, quantise
+from export.onnx_graph import tidied
+from export.precision import to_fp16
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.images import decode_image
+from tests.export.lowering_nets import pictures
 from tests.retrieval.encoded import STORED_AS, encode, smooth
 from training.encoder import Encoder, build_encoder
 from training.objectives.registry import build_objective
 from training.recipe import load_recipe
 
 # Small: the graph does not depend on the size, and ResNet50 takes seconds an image at the paper's.
-NETS = {
-    "simclr-resnet50": [(96, 128), (130, 90)],
-    "simclr-deit-small": [(96, 128)],
-    "simclr-efficientnet-lite0": [(256, 256), (97, 161)],
-}
-CASES = [(name, size) for name, sizes in NETS.items() for size in sizes]
+RESNET50, DEIT = ("simclr-resnet50", (96, 128)), ("simclr-deit-small", (96, 128))
+CASES = [RESNET50, DEIT, ("simclr-efficientnet-lite0", (97, 161))]
+NIGHTLY = [("simclr-resnet50", (130, 90)), ("simclr-efficientnet-lite0", (256, 256))]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[f"{name} {size[0]}x{size[1]}" for name, size in CASES])
+def name_of(case: tuple[str, tuple[int, int]]) -> str:
+    name, (height, width) = case
+    return f"{name} {height}x{width}"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*CASES, *(pytest.param(case, marks=pytest.mark.nightly) for case in NIGHTLY)],
+    ids=[name_of(case) for case in CASES + NIGHTLY],
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, Bundle]:
     name, (height, width) = request.param
     torch.manual_seed(0)
@@ -90,3 +100,34 @@ def test_opset_and_metadata(exported: tuple[Encoder, Bundle]) -> None:
     assert [(opset.domain, opset.version >= 20) for opset in model.opset_import] == [("", True)]
     stated = {entry.key: entry.value for entry in model.metadata_props}
     assert stated["sightfix.descriptor_dim"] == str(exported[0].descriptor_dim)
+
+
+@pytest.mark.parametrize("exported", [RESNET50, DEIT], ids=name_of, indirect=True)
+def test_fp16_describes_as_fp32(exported: tuple[Encoder, Bundle]) -> None:
+    _, bundle = exported
+    graph = onnx.load(bundle.graph_path("fp32"))
+    half = to_fp16(graph)
+    assert len(half.SerializeToString()) < 0.6 * len(graph.SerializeToString())
+    images = pictures(8, (bundle.preprocessing.height, bundle.preprocessing.width))
+    cosine = (run_on_cpu(half)(images) * run_on_cpu(graph)(images)).sum(axis=1)
+    assert cosine.min() >= 0.9999
+    norms = [node for node in half.graph.node if node.op_type == "LayerNormalization"]
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in onnx.shape_inference.infer_shapes(half).graph.value_info
+    }
+    assert {types[node.output[0]] for node in norms} <= {TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("exported", [DEIT], ids=name_of, indirect=True)
+def test_int8_of_a_vision_transformer_keeps_patches_and_attention(exported: tuple[Encoder, Bundle]) -> None:
+    _, bundle = exported
+    graph = onnx.load(bundle.graph_path("fp32"))
+    tidy = tidied(graph)
+    layers = quantisable_layers(tidy)
+    weights = {node.name: node.input[1] for node in tidy.graph.node if node.name in layers}
+    assert len(layers) == 48  # four products in each of twelve blocks; no patches, no attention
+    assert all(weight.startswith("val_") for weight in weights.values())
+    found = quantise(graph, pictures(8, (bundle.preprocessing.height, bundle.preprocessing.width)), target=0.5)
+    assert found.worst_cosine > 0.9
+    assert len(found.model.SerializeToString()) < 0.4 * len(graph.SerializeToString())

@@ -1,4 +1,4 @@
-"""int8: what is quantised, how the layers that suffer are found, and that its gate refuses a damaged graph."""
+"""int8: what is quantised, how the layers that suffer are found, and that a damaged graph is refused."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -7,11 +7,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, numpy_helper
 
 from export.exportable import bundle_model, run_on_cpu
-from export.from_pytorch import encoder_model
 from export.int8 import (
     QuantisedGraph,
     bias_shift,
@@ -27,8 +25,6 @@ from export.precision import check_precision, measure_precision
 from retrieval.errors import BundleError, ParameterError
 from retrieval.images import read_image
 from tests.export.lowering_nets import initializer, pictures, small_graph, with_weight
-from training.encoder import build_encoder
-from training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +66,7 @@ def test_describes_nearly_as_fp32(fp32: onnx.ModelProto, quantised: QuantisedGra
     ],
     ids=["weights in the wrong place", "one channel's scale broken"],
 )
-def test_the_gate_refuses_a_damaged_graph(fp32: onnx.ModelProto, quantised: QuantisedGraph, part: str, damage) -> None:
+def test_a_damaged_graph_is_refused(fp32: onnx.ModelProto, quantised: QuantisedGraph, part: str, damage) -> None:
     images = pictures(64)
     broken = with_weight(quantised.model, initializer(quantised.model, part), damage)
     report = measure_precision(
@@ -211,21 +207,6 @@ def test_symmetric_has_no_zero_points(fp32: onnx.ModelProto) -> None:
     assert zeros
     assert all(not array.any() for array in zeros)
     assert {str(array.dtype) for array in zeros} == {"int8"}
-
-
-def test_a_vision_transformer_keeps_patches_and_attention() -> None:
-    torch.manual_seed(0)
-    recipe = load_recipe("simclr-deit-small", ["network.pretrained=none", "image.height=32", "image.width=48"])
-    encoder = build_encoder(recipe.network, recipe.image)
-    encoder.net.eval()
-    graph = encoder_model(encoder, "deit").graph
-    layers = quantisable_layers(tidied(graph))
-    assert len(layers) == 48  # four products in each of twelve blocks; no patches, no attention
-    assert all(weight_of(graph, name).startswith("val_") for name in layers)
-    photos = pictures(8)
-    found = quantise(graph, photos, target=0.5)
-    assert found.worst_cosine > 0.9
-    assert len(found.model.SerializeToString()) < 0.4 * len(graph.SerializeToString())
 
 
 def test_errors(fp32: onnx.ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""The gate: who passes, who does not, and what is said."""
+"""The precision check: what passes, what does not, and the messages."""
 
 import numpy as np
 import pytest

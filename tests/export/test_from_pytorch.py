@@ -11,6 +11,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from export.exportable import ExportableModel
 from export.exporting import write_export
 from export.from_pytorch import DescriptionGraph, checkpoint_model, export_graph
 from retrieval.artefact import record_files
@@ -29,8 +30,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_encoder(tmp_path_factory.mktemp("run") / "best", encoder, recipe, epoch=3).folder
 
 
-def test_the_bundle_describes_as_the_encoder(checkpoint: Path, tmp_path: Path) -> None:
-    bundle = write_export(checkpoint_model(checkpoint), tmp_path / "bundle")
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> ExportableModel:
+    return checkpoint_model(checkpoint)
+
+
+def test_the_bundle_describes_as_the_encoder(checkpoint: Path, model: ExportableModel, tmp_path: Path) -> None:
+    bundle = write_export(model, tmp_path / "bundle")
     images = np.stack([np.asarray(pattern(seed, (96, 64))) for seed in range(5)])
     encoder = load_encoder(checkpoint)
     with torch.no_grad():
@@ -40,41 +46,39 @@ def test_the_bundle_describes_as_the_encoder(checkpoint: Path, tmp_path: Path) -
     assert bundle.manifest.provenance.training_data == "toy, 12 photos"
     card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
     assert "| validation R@1 25 m | 50.0 % |" in card
-    model = onnx.load(bundle.graph_path("fp32"))
-    stated = {entry.key: entry.value for entry in model.metadata_props}
+    written = onnx.load(bundle.graph_path("fp32"))
+    stated = {entry.key: entry.value for entry in written.metadata_props}
     assert stated["sightfix.objective"] == "simclr"
     assert stated["sightfix.descriptor_dim"] == "16"
     assert stated["sightfix.encoder_sha256"] == open_checkpoint(checkpoint).manifest.files["encoder.safetensors"].sha256
 
 
-def test_a_graph_that_differs_is_not_written(checkpoint: Path, tmp_path: Path) -> None:
-    source = checkpoint_model(checkpoint)
+def test_a_graph_that_differs_is_not_written(model: ExportableModel, tmp_path: Path) -> None:
     damaged = onnx.ModelProto()
-    damaged.CopyFrom(source.graph)
+    damaged.CopyFrom(model.graph)
     weights = next(tensor for tensor in damaged.graph.initializer if len(tensor.dims) == 4)
     values = numpy_helper.to_array(weights).copy()
     values[0] *= 1.5
     weights.CopyFrom(numpy_helper.from_array(values, weights.name))
     with pytest.raises(BundleError, match=r"differs from PyTorch .*worst cosine 0\.\d+, wanted 0.99999") as caught:
-        write_export(replace(source, graph=damaged), tmp_path / "bundle")
+        write_export(replace(model, graph=damaged), tmp_path / "bundle")
     assert caught.value.code == "parity_failed"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_graph_that_gives_nan_is_not_written(checkpoint: Path, tmp_path: Path) -> None:
-    source = checkpoint_model(checkpoint)
-    nothing = replace(source, original=lambda images: np.full((len(images), 16), np.nan, np.float32))
+def test_a_graph_that_gives_nan_is_not_written(model: ExportableModel, tmp_path: Path) -> None:
+    nothing = replace(model, original=lambda images: np.full((len(images), 16), np.nan, np.float32))
     with pytest.raises(BundleError, match="worst cosine nan"):
         write_export(nothing, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors(checkpoint: Path, tmp_path: Path) -> None:
+def test_errors(model: ExportableModel, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         checkpoint_model(tmp_path / "nothing")
     (tmp_path / "taken").mkdir()
     with pytest.raises(ParameterError, match="exists already"):
-        write_export(checkpoint_model(checkpoint), tmp_path / "taken")
+        write_export(model, tmp_path / "taken")
 
 
 def test_a_truncated_checkpoint_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
