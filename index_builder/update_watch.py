@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from index_builder.index_design import Choice
-from index_builder.quality import GateReport
+if TYPE_CHECKING:
+    from index_builder.index_design import Choice
+    from index_builder.quality import GateReport
 
 UpdateStep = Literal[
     "draft opened",
@@ -67,9 +68,9 @@ class Update:
     taken_over: int
     unreadable: int
     skipped: int
-    gate: GateReport | None
+    gate: "GateReport | None"
     activated: bool
-    choices: Sequence[Choice] = ()
+    choices: "Sequence[Choice]" = ()
 
 
 class UpdateWatch:

@@ -1,57 +1,30 @@
-"""Quantities as people write them: 64G, 50M."""
+"""What commands share: the console, tables, progress bars, an answer for people, quantities, optional libraries."""
 
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from retrieval.errors import MissingExtraError, ParameterError
-from retrieval.localize.answer import LocalizeAnswer
+from retrieval.errors import MissingExtraError, ParameterError, counted
 
-_PATTERN: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMGTB]?)(i?)[bB]?\s*")
+if TYPE_CHECKING:
+    from retrieval.localize.answer import LocalizeAnswer
+
+# A pipe or a file has no width to keep to.
+_PIPE_WIDTH: Final = 200
+
+_QUANTITY: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMGTB]?)(i?)[bB]?\s*")
 
 _POWERS: Final = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "B": 3, "T": 4}
 
-
-def parse_bytes(text: str) -> int:
-    """Bytes of a text such as ``16G``, ``512M``, ``1.5TB`` (powers of 1000) or ``16GiB`` (of 1024).
-
-    Raises:
-        ParameterError: it is none.
-    """
-    return _parse(text, "a size", "16G")
-
-
-def parse_count(text: str) -> int:
-    """A number such as ``50M``, ``1.2B`` or ``300000``.
-
-    Raises:
-        ParameterError: it is none, or none at all.
-    """
-    count = _parse(text, "a number", "50M")
-    if count < 1:
-        raise ParameterError(f"{text!r} is not at least 1", remedy="Write it like 50M")
-    return count
-
-
-def _parse(text: str, what: str, example: str) -> int:
-    match = _PATTERN.fullmatch(text)
-    if match is None:
-        raise ParameterError(f"{text!r} is not {what}", remedy=f"Write it like {example}")
-    number, prefix, binary = match.groups()
-    return round(float(number) * float((1024 if binary else 1000) ** _POWERS[prefix]))
-
-
-# Commands that need an optional part of the installation say which, and how to get it.
-
-_NAMES: Final = {
+_LIBRARIES: Final = {
     "torch": "PyTorch",
     "timm": "timm",
     "lightning": "Lightning",
@@ -62,13 +35,15 @@ _NAMES: Final = {
     "onnxscript": "ONNX Script",
 }
 
-_MODULES: Final = {
+_NEEDED: Final = {
     "training": ("torch", "timm", "lightning", "safetensors", "scipy", "tensorboard"),
     "export": ("torch", "timm", "safetensors", "onnx", "onnxscript"),
     "heat maps": ("torch", "timm", "safetensors"),
 }
 
-_INSTALL: Final = {"training": "training", "export": "cpu,export", "heat maps": "training"}
+_EXTRAS: Final = {"training": "training", "export": "cpu,export", "heat maps": "training"}
+
+console: Final = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def require(what: str) -> None:
@@ -80,21 +55,75 @@ def require(what: str) -> None:
     Raises:
         MissingExtraError: names what is missing and the command that installs it.
     """
-    missing = [_NAMES[module] for module in _MODULES[what] if find_spec(module) is None]
+    missing = [_LIBRARIES[module] for module in _NEEDED[what] if find_spec(module) is None]
     if missing:
         raise MissingExtraError(
             f"{what} {'need' if what.endswith('s') else 'needs'} {' and '.join(missing)}, "
             f"which {'is' if len(missing) == 1 else 'are'} not installed",
-            remedy=f"Run: pip install 'sightfix[{_INSTALL[what]}]'",
+            remedy=f"Run: pip install 'sightfix[{_EXTRAS[what]}]'",
         )
 
 
-# What the command line prints: one console, progress bars, and an answer for people.
+def parse_bytes(text: str) -> int:
+    """Bytes of a text such as ``16G``, ``512M``, ``1.5TB`` (powers of 1000) or ``16GiB`` (of 1024).
 
-# A pipe or a file has no width to keep to.
-_PIPE_WIDTH: Final = 200
+    Raises:
+        ParameterError: not a size.
+    """
+    return _parse(text, "a size", "16G")
 
-console: Final = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+def parse_count(text: str) -> int:
+    """A number such as ``50M``, ``1.2B`` or ``300000``.
+
+    Raises:
+        ParameterError: not a number, or less than 1.
+    """
+    count = _parse(text, "a number", "50M")
+    if count < 1:
+        raise ParameterError(f"{text!r} is not at least 1", remedy="Write it like 50M")
+    return count
+
+
+def _parse(text: str, what: str, example: str) -> int:
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ParameterError(f"{text!r} is not {what}", remedy=f"Write it like {example}")
+    number, prefix, binary = match.groups()
+    return round(float(number) * float((1024 if binary else 1000) ** _POWERS[prefix]))
+
+
+def plain_table(*columns: str, right: Collection[str] = (), title: str | None = None) -> Table:
+    """A table without lines.
+
+    Args:
+        columns: their headings.
+        right: those whose values stand at the right, such as numbers.
+        title: above the table.
+    """
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left")
+    return table
+
+
+def new_progress(errors: Console, *further: TextColumn) -> Progress:
+    """A progress bar that is removed when it ends; without a terminal nothing is shown, not even blank lines.
+
+    Args:
+        errors: the console to show it on.
+        further: columns beside description, bar, count, rate and time left. Tasks have the field `rate`.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        *further,
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
 
 
 @contextlib.contextmanager
@@ -106,17 +135,7 @@ def progress_bar(what: str, total: int | None, unit: str = "photos") -> Iterator
         total: how many there are, or None if unknown.
         unit: what is counted.
     """
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    errors = Console(stderr=True)
-    # Where nobody watches, a bar would leave blank lines in the log.
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with new_progress(Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total, rate="")
 
         def advance(count: int) -> None:
@@ -128,7 +147,7 @@ def progress_bar(what: str, total: int | None, unit: str = "photos") -> Iterator
         yield advance
 
 
-def print_answer(answer: LocalizeAnswer, shown: int = 5) -> None:
+def print_answer(answer: "LocalizeAnswer", shown: int = 5) -> None:
     """Print an answer: status and fix first, then the best matches."""
     fix = answer.fix
     colour = {"LOCATED": "green", "AMBIGUOUS": "yellow", "NO_MATCH": "red"}[answer.status]
@@ -142,10 +161,9 @@ def print_answer(answer: LocalizeAnswer, shown: int = 5) -> None:
             f"{fix.support} of the matches agree"
         )
     if answer.matches:
-        table = Table(box=None, pad_edge=False, header_style="dim")
         reranked = any(match.inliers is not None for match in answer.matches)
-        for heading in ("#", "score", *(["inliers"] if reranked else []), "lat", "lon"):
-            table.add_column(heading, justify="right")
+        numbers = ("#", "score", *(["inliers"] if reranked else []), "lat", "lon")
+        table = plain_table(*numbers, right=numbers)
         table.add_column("reference", overflow="fold")
         for match in answer.matches[:shown]:
             table.add_row(
@@ -160,6 +178,6 @@ def print_answer(answer: LocalizeAnswer, shown: int = 5) -> None:
     timings = answer.timings_ms
     reranking = "" if timings.rerank is None else f", re-rank {timings.rerank:.0f}"
     console.print(
-        f"[dim]{answer.index.size} references in {answer.index.name}; {timings.total:.0f} ms: "
+        f"[dim]{counted(answer.index.size, 'reference')} in {answer.index.name}; {timings.total:.0f} ms: "
         f"decode {timings.decode:.0f}, describe {timings.describe:.0f}, search {timings.search:.1f}{reranking}[/]"
     )

@@ -1,4 +1,4 @@
-"""What the command line shows of a comparison: a headline a run, the run's own lines, and the final table."""
+"""`sightfix compare`: train several recipes with several seeds, evaluate them alike, and write one table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,75 +6,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from sightfix.commands.train import ConsoleObserver
-from sightfix.console import console
-from sightfix.figures.comparison import write_comparison_figure
-from training.comparison.report import ComparisonObserver, ComparisonReport
-from training.comparison.table_text import contrast_sentence, epochs_text, percent, row_name, seeds_text
+from retrieval.errors import ParameterError, counted
+from sightfix.commands.options import open_eval_sets
+from sightfix.commands.train import ConsoleObserver, training_photos
+from sightfix.console import console, plain_table, require
+from training.run.observing import ComparisonObserver
 
 if TYPE_CHECKING:
     from training.comparison.compare import CompareSettings
     from training.comparison.plan import ComparisonPlan
+    from training.comparison.report import ComparisonReport
     from training.recipe_settings import Recipe
-    from training.run.train import TrainingPhotos
 
 FIGURE_NAME = "comparison.png"
-
-
-class ConsoleComparisonObserver(ConsoleObserver, ComparisonObserver):
-    """Prints a comparison as it goes, and draws the figure anew with every table.
-
-    Args:
-        folder: of the comparison.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def run_begins(self, number: int, total: int, label: str, seed: int, *, done: bool) -> None:
-        """One headline a run."""
-        before = "  [dim]done before[/]" if done else ""
-        console.print(f"[bold]{number} of {total}: {escape(label)}, seed {seed}[/]{before}")
-
-    def warning(self, text: str) -> None:
-        """A line that begins in yellow."""
-        console.print(f"[yellow]warning[/] {escape(text)}")
-
-    def reported(self, report: ComparisonReport) -> None:
-        """The figure beside the table."""
-        write_comparison_figure(report, self._folder / FIGURE_NAME)
-
-
-def print_report(report: ComparisonReport) -> None:
-    """Print recall@1 of every row, whether the paper's ordering holds, and what is missing; files hold the rest."""
-    table = Table(box=None, pad_edge=False, title="Recall@1, %", title_justify="left", title_style="bold")
-    table.header_style = "dim"
-    first = [(index, column) for index, column in enumerate(report.columns) if column.n == 1]
-    for heading in ("method", "backbone"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("seeds", "epochs", *(f"{column.eval_set}\n{column.radius_m:g} m" for _, column in first)):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_row("queries", "", "", "", *(str(column.queries) for _, column in first), style="dim")
-    table.add_row("chance", "", "", "", *(f"{100 * column.chance:.1f}" for _, column in first), style="dim")
-    for row in report.rows:
-        table.add_row(
-            *(Text(row_name(row.row)), Text(row.row.backbone), seeds_text(row), epochs_text(row.epochs)),
-            *(Text(percent(row.cells[index].recall)) for index, _ in first),
-        )
-    console.print()
-    console.print(table)
-    for contrast in report.contrasts:
-        if contrast.verdict:
-            console.print(escape(contrast_sentence(contrast)))
-    for missing in report.missing:
-        console.print(f"[yellow]missing[/] {escape(missing)}")
-
-
-# `sightfix compare`: train several recipes with several seeds, evaluate them alike, and write one table.
 
 
 def compare(
@@ -109,10 +55,7 @@ def compare(
     max_unreadable: Annotated[int, typer.Option(min=0, help="Training photos that may be left out as undecodable")] = 0,
 ) -> None:
     """Compare objectives: recipes × seeds trained, evaluated, and put into one table; the same command goes on."""
-    from retrieval.errors import ParameterError
-    from sightfix.commands.options import open_eval_sets
-    from sightfix.console import console, require
-    from sightfix.figures.canvas import matplotlib_figure
+    from sightfix.figures.plotting import matplotlib_figure
 
     if not recipes and not checkpoint:
         raise ParameterError(
@@ -126,7 +69,7 @@ def compare(
 
     plan = ComparisonPlan(
         recipes=tuple(_recipes(recipes or [], set_ or [])),
-        photos=None if train is None else _training_photos(train, hold_out),
+        photos=None if train is None else training_photos(train, hold_out, "choose the best checkpoints by"),
         eval_sets=tuple(open_eval_sets(eval_ or [], eval_database or [], eval_queries or [])),
         seeds=seeds,
         checkpoints=_checkpoints(checkpoint or []),
@@ -138,8 +81,6 @@ def compare(
 
 
 def _compare(plan: "ComparisonPlan", out: Path, settings: "CompareSettings") -> None:
-    pass  # LOOK
-    from sightfix.console import console
     from training.comparison.compare import compare as compare_plan
     from training.run.training_run import TrainingStoppedError
 
@@ -153,7 +94,6 @@ def _compare(plan: "ComparisonPlan", out: Path, settings: "CompareSettings") -> 
 
 
 def _recipes(names: Sequence[str], overrides: Sequence[str]) -> "list[Recipe]":
-    from retrieval.errors import ParameterError
     from training.recipe import load_recipe
 
     for override in overrides:
@@ -164,27 +104,7 @@ def _recipes(names: Sequence[str], overrides: Sequence[str]) -> "list[Recipe]":
     return [load_recipe(name, overrides) for name in names]
 
 
-def _training_photos(spec: str, share: float) -> "TrainingPhotos":
-    from retrieval.references import open_references
-    from sightfix.console import console
-    from training.photos.hold_out import hold_out
-    from training.run.train import TrainingPhotos
-
-    source = open_references(spec)
-    references = list(source)
-    name = source.root.name or spec
-    if share == 0:
-        return TrainingPhotos(name, references)
-    held = hold_out(references, share)
-    console.print(
-        f"[dim]held out to choose the best checkpoints by: {len(held.validation.database)} photos to find, "
-        f"{len(held.validation.queries)} queries; {held.margin} more lie too near to them to train on[/]"
-    )
-    return TrainingPhotos(name, held.training, held.validation)
-
-
 def _checkpoints(given: Sequence[str]) -> dict[str, Path]:
-    from retrieval.errors import ParameterError
 
     checkpoints: dict[str, Path] = {}
     for text in given:
@@ -201,11 +121,60 @@ def _checkpoints(given: Sequence[str]) -> dict[str, Path]:
 
 def _headline(plan: "ComparisonPlan") -> str:
     sets = ", ".join(
-        f"{photos.name} ({len(photos.queries)} queries, {len(photos.database)} photos)" for photos in plan.eval_sets
+        f"{photos.name} ({counted(len(photos.queries), 'query')}, {counted(len(photos.database), 'photo')})"
+        for photos in plan.eval_sets
     )
-    train = "" if plan.photos is None else f"{len(plan.photos.training)} photos to train on; "
-    runs = len(plan.runs)
+    train = "" if plan.photos is None else f"{counted(len(plan.photos.training), 'photo')} to train on; "
     return (
-        f"[bold]{runs} {'run' if runs == 1 else 'runs'}[/], {len(plan.checkpoints)} further checkpoints; {train}"
+        f"[bold]{counted(len(plan.runs), 'run')}[/], {counted(len(plan.checkpoints), 'further checkpoint')}; {train}"
         f"evaluated on {escape(sets)}"
     )
+
+
+class ConsoleComparisonObserver(ConsoleObserver, ComparisonObserver):
+    """Prints a comparison as it goes, and draws the figure anew with every table.
+
+    Args:
+        folder: of the comparison.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def run_begins(self, number: int, total: int, label: str, seed: int, *, done: bool) -> None:
+        """A headline for each run."""
+        before = "  [dim]done before[/]" if done else ""
+        console.print(f"[bold]{number} of {total}: {escape(label)}, seed {seed}[/]{before}")
+
+    def warning(self, text: str) -> None:
+        """A line that begins in yellow."""
+        console.print(f"[yellow]warning[/] {escape(text)}")
+
+    def reported(self, report: "ComparisonReport") -> None:
+        """The figure beside the table."""
+        from sightfix.figures.comparison import write_comparison_figure
+
+        write_comparison_figure(report, self._folder / FIGURE_NAME)
+
+
+def print_report(report: "ComparisonReport") -> None:
+    """Print recall@1 of every row, whether the paper's ordering holds, and what is missing; files hold the rest."""
+    from training.comparison.table_text import contrast_sentence, epochs_text, percent, row_name, seeds_text
+
+    first = [(index, column) for index, column in enumerate(report.columns) if column.n == 1]
+    numbers = ("seeds", "epochs", *(f"{column.eval_set}\n{column.radius_m:g} m" for _, column in first))
+    table = plain_table("method", "backbone", *numbers, right=numbers, title="Recall@1, %")
+    table.add_row("queries", "", "", "", *(str(column.queries) for _, column in first), style="dim")
+    table.add_row("chance", "", "", "", *(f"{100 * column.chance:.1f}" for _, column in first), style="dim")
+    for row in report.rows:
+        table.add_row(
+            *(Text(row_name(row.row)), Text(row.row.backbone), seeds_text(row), epochs_text(row.epochs)),
+            *(Text(percent(row.cells[index].recall)) for index, _ in first),
+        )
+    console.print()
+    console.print(table)
+    for contrast in report.contrasts:
+        if contrast.verdict:
+            console.print(escape(contrast_sentence(contrast)))
+    for missing in report.missing:
+        console.print(f"[yellow]missing[/] {escape(missing)}")

@@ -1,11 +1,14 @@
 """`sightfix demo`: from nothing to a running server in one command."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
+
+from sightfix.console import console, print_answer
 
 
 def demo(
@@ -18,9 +21,7 @@ def demo(
     ] = None,
 ) -> None:
     """Draw a toy town, index it, serve it, and ask where one photo was taken."""
-    import signal
-
-    from sightfix.console import console, print_answer
+    from sightfix.client import SightfixClient
     from sightfix.demo import INDEX_NAME, demo_server, prepare_town, true_distance_m
 
     town = prepare_town(folder, references=references, queries=queries)
@@ -30,9 +31,7 @@ def demo(
         escape(str(path)) for path in (query.path, town.indexes, town.folder / "queries.csv")
     )
     with demo_server(town, port) as url:
-        from sightfix.client import SightfixClient
-
-        console.print(f"[bold]A photo nobody indexed:[/] {photo}")
+        console.print(f"[bold]A photo that is not in the index:[/] {photo}")
         console.print(f"[dim]$ sightfix localize {photo} --server {url}[/]")
         with SightfixClient(url) as client:
             answer = client.localize(query.path, top_k=5)

@@ -85,7 +85,7 @@ def evaluate(
         grouping=group,  # type: ignore[arg-type]
     )
     if figures is not None:
-        from sightfix.figures.canvas import matplotlib_figure
+        from sightfix.figures.plotting import matplotlib_figure
 
         matplotlib_figure()
     describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)

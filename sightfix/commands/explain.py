@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.markup import escape
 
+from retrieval.errors import ParameterError
+from sightfix.console import console, require
+
 if TYPE_CHECKING:
     from retrieval.images import RgbImage
     from sightfix.figures.heat_map import ExplainedPhoto
@@ -26,9 +29,7 @@ def explain(
     out: Annotated[Path, typer.Option(help="The figure: FILE.png, .svg, .pdf or .jpg")] = Path("heat.png"),
 ) -> None:
     """Draw where the descriptor looks in a photo, or where the score of two photos comes from."""
-    from retrieval.errors import ParameterError
     from retrieval.images import decode_image, read_image_bytes
-    from sightfix.console import console, require
     from sightfix.figures.heat_map import check_figure_path, write_heat_map_figure
 
     if checkpoint is not None and recipe is not None:
@@ -37,7 +38,7 @@ def explain(
     paths = [photo] if other is None else [photo, other]
     encoded = [read_image_bytes(path) for path in paths]
     require("heat maps")
-    with console.status("Looking"):
+    with console.status("Computing heat maps"):
         encoder = _encoder(checkpoint, recipe)
         views = [
             decode_image(data, encoder.preprocessing, where=str(path))
@@ -87,8 +88,6 @@ def _explained(encoder: "Encoder", paths: list[Path], views: "list[RgbImage]") -
 
 
 def _print(photos: "list[ExplainedPhoto]", score: float | None) -> None:
-    from sightfix.console import console
-
     if score is not None:
         console.print(f"score {score:.3f}")
     what = "own descriptor" if score is None else "match"

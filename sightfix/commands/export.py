@@ -1,4 +1,4 @@
-"""What `sightfix export` prints about the bundle it made."""
+"""`sightfix export`: a checkpoint, a bundle or a foreign ONNX model in, a bundle out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,65 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from retrieval.bundle import Bundle, RecallChange
-from sightfix.console import console
+from retrieval.errors import ParameterError, counted
+from sightfix.commands.options import check_choice, open_eval_sets
+from sightfix.console import console, plain_table, progress_bar, require
 
 if TYPE_CHECKING:
     from export.exportable import ExportableModel
     from export.exporting import WhiteningSettings
-    from retrieval.bundle import Precision
+    from retrieval.bundle import Bundle, Precision, RecallChange
     from retrieval.references import Reference
-
-
-def print_bundle_made(bundle: Bundle) -> None:
-    """Say what was written, how near it is to the original, and what whitening and precisions do to recall."""
-    manifest = bundle.manifest
-    size_mb = sum(record.size for record in manifest.files.values()) / 1e6
-    console.print(
-        f"[green]exported[/] {escape(str(bundle.folder))}: {escape(bundle.name)}, "
-        f"{bundle.descriptor_dim} numbers a descriptor, {size_mb:.1f} MB"
-    )
-    if manifest.parity is not None:
-        parity = manifest.parity
-        console.print(f"  fp32: worst cosine to {escape(parity.reference)} {parity.min_cosine:.7f}")
-    for precision, report in manifest.precisions.items():
-        kept = f", {len(report.kept_in_fp32)} layers kept in fp32" if report.kept_in_fp32 else ""
-        verdict = "[yellow]failed its check, loss accepted[/]" if report.accepted_loss else "passed its check"
-        console.print(
-            f"  {precision}: worst cosine to fp32 {report.min_cosine:.5f} on {report.images} photos{kept}; {verdict}"
-        )
-    if manifest.whitening is not None:
-        whitening = manifest.whitening
-        console.print(
-            f"  whitened: {whitening.from_dim} → {whitening.dim} numbers, fitted on {whitening.photos} photos of "
-            f"{escape(whitening.fitted_on)}, {100 * whitening.explained:.0f} % of the variance kept"
-        )
-        _print_recall("whitened", "raw", whitening.recall)
-    for precision, report in manifest.precisions.items():
-        _print_recall(precision, "fp32", report.recall)
-
-
-def _print_recall(after: str, before: str, changes: tuple[RecallChange, ...]) -> None:
-    if not changes:
-        return
-    table = Table(title=f"Recall@1: {before} and {after}", title_justify="left", box=None, padding=(0, 2))
-    for column in ("evaluation set", "queries", "chance", before, after, "change, 95 % interval"):
-        table.add_column(column, justify="left" if column == "evaluation set" else "right")
-    for change in changes:
-        table.add_row(
-            f"{escape(change.evaluation_set)}, {change.radius_m:g} m",
-            str(change.queries),
-            f"{100 * change.chance:.1f}",
-            f"{100 * change.before:.1f}",
-            f"{100 * change.after:.1f}",
-            f"{100 * change.change:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]",
-        )
-    console.print(table)
-
-
-# `sightfix export`: a checkpoint, a bundle or a foreign ONNX model in, a bundle out.
 
 
 def export(
@@ -109,9 +60,6 @@ def export(
     triton: Annotated[Path | None, typer.Option(help="Also write a Triton model repository to this folder")] = None,
 ) -> None:
     """Turn a checkpoint, another bundle or a foreign ONNX model into a bundle that index and server use."""
-    from sightfix.commands.options import open_eval_sets
-    from sightfix.console import console, progress_bar, require
-
     require("export")
     from export.bundle_writer import check_free
     from export.exporting import ExportSettings, write_export
@@ -131,7 +79,7 @@ def export(
     with console.status(f"Opening {escape(source)}"):
         opened = _open(source)
     bundle = write_export(opened, out, settings, replace_folder=replace, on_step=progress_bar)
-    print_bundle_made(bundle)
+    _print_made(bundle)
     if triton is not None:
         from export.triton import write_triton_repository
 
@@ -144,7 +92,6 @@ def _open(source: str) -> "ExportableModel":
     from export.exportable import bundle_model
     from export.from_pytorch import checkpoint_model
     from retrieval.artefact import kind_of
-    from sightfix.console import console
 
     if source == "default":
         return bundle_model(None)
@@ -162,7 +109,6 @@ def _open(source: str) -> "ExportableModel":
 
 def _whitening(dim: int | None, fit: str | None, power: float) -> "WhiteningSettings | None":
     from export.exporting import WhiteningSettings
-    from retrieval.errors import ParameterError
     from retrieval.references import open_references
 
     if (dim is None) != (fit is None):
@@ -177,7 +123,6 @@ def _whitening(dim: int | None, fit: str | None, power: float) -> "WhiteningSett
 
 
 def _photos(spec: str | None, whitening: "WhiteningSettings | None") -> "Sequence[Reference]":
-    from retrieval.errors import ParameterError
     from retrieval.references import open_references
 
     if spec is not None:
@@ -192,20 +137,13 @@ def _photos(spec: str | None, whitening: "WhiteningSettings | None") -> "Sequenc
 
 
 def _precisions(names: Sequence[str]) -> "list[Precision]":
-    from retrieval.errors import ParameterError
-
-    known: list[Precision] = ["fp16", "int8"]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ParameterError(
-            f"the precision {unknown[0]!r} is unknown", remedy="Choose fp16 or int8; fp32 is always there"
-        )
-    return [name for name in known if name in names]
+    lower: list[Precision] = ["fp16", "int8"]
+    chosen = {check_choice("--precision", name, lower) for name in names}
+    return [name for name in lower if name in chosen]
 
 
 def _camera(text: str | None) -> tuple[int, int] | None:
     """`1920x1080` → (1080, 1920)."""
-    from retrieval.errors import ParameterError
 
     if text is None:
         return None
@@ -213,3 +151,48 @@ def _camera(text: str | None) -> tuple[int, int] | None:
     if not (width.isdigit() and height.isdigit()):
         raise ParameterError(f"--camera {text!r} is not WIDTHxHEIGHT", remedy="Write such as 1920x1080")
     return int(height), int(width)
+
+
+def _print_made(bundle: "Bundle") -> None:
+    """What was written, how near it is to the original, and what whitening and precisions do to recall."""
+    manifest = bundle.manifest
+    size_mb = sum(record.size for record in manifest.files.values()) / 1e6
+    console.print(
+        f"[green]exported[/] {escape(str(bundle.folder))}: {escape(bundle.name)}, "
+        f"{bundle.descriptor_dim} numbers a descriptor, {size_mb:.1f} MB"
+    )
+    if manifest.parity is not None:
+        parity = manifest.parity
+        console.print(f"  fp32: worst cosine to {escape(parity.reference)} {parity.min_cosine:.7f}")
+    for precision, report in manifest.precisions.items():
+        kept = f", {counted(len(report.kept_in_fp32), 'layer')} kept in fp32" if report.kept_in_fp32 else ""
+        verdict = "[yellow]failed its check, loss accepted[/]" if report.accepted_loss else "passed its check"
+        images = counted(report.images, "photo")
+        console.print(f"  {precision}: worst cosine to fp32 {report.min_cosine:.5f} on {images}{kept}; {verdict}")
+    if manifest.whitening is not None:
+        whitening = manifest.whitening
+        console.print(
+            f"  whitened: {whitening.from_dim} → {whitening.dim} numbers, fitted on "
+            f"{counted(whitening.photos, 'photo')} of {escape(whitening.fitted_on)}, "
+            f"{100 * whitening.explained:.0f} % of the variance kept"
+        )
+        _print_recall("whitened", "raw", whitening.recall)
+    for precision, report in manifest.precisions.items():
+        _print_recall(precision, "fp32", report.recall)
+
+
+def _print_recall(after: str, before: str, changes: "Sequence[RecallChange]") -> None:
+    if not changes:
+        return
+    numbers = ("queries", "chance", before, after, "change, 95 % interval")
+    table = plain_table("evaluation set", *numbers, right=numbers, title=f"Recall@1: {before} and {after}")
+    for change in changes:
+        table.add_row(
+            f"{escape(change.evaluation_set)}, {change.radius_m:g} m",
+            str(change.queries),
+            f"{100 * change.chance:.1f}",
+            f"{100 * change.before:.1f}",
+            f"{100 * change.after:.1f}",
+            f"{100 * change.change:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]",
+        )
+    console.print(table)

@@ -1,7 +1,8 @@
-"""How far the indexing is, on the console: a bar in a terminal, a line now and then in a log."""
+"""`sightfix index build` and `sightfix plan`: photos in, a published place index out; and how large it will be."""
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Self
@@ -9,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Final, Self
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import TextColumn
 
 from index_builder.update_watch import LeftOut, UpdateStep, UpdateWatch
+from retrieval.errors import counted
 from retrieval.index.folder import DEFAULT_INDEXES
-from retrieval.index.vectors.candidates import INDEX_TYPES
 from sightfix.commands.options import (
     CpuFallbackOption,
     IndexesOption,
@@ -24,11 +24,12 @@ from sightfix.commands.options import (
     StoreTypeOption,
     StoreVectorsOption,
     ThreadsOption,
+    check_choice,
     make_describer,
     push_settings,
     push_shown,
 )
-from sightfix.console import console
+from sightfix.console import console, new_progress, parse_bytes, parse_count, plain_table
 
 if TYPE_CHECKING:
     from index_builder.index_design import Choice, PlannedIndex
@@ -44,6 +45,135 @@ _WHAT_FOLLOWS: Final[dict[UpdateStep, str]] = {
 }
 
 
+def index(
+    source: Annotated[
+        str, typer.Argument(help="The photos: a folder, a CSV, or a spec such as exif:photos/ or csv:refs.csv")
+    ],
+    name: Annotated[str, typer.Option(help="Name of the place index")] = "default",
+    indexes: IndexesOption = DEFAULT_INDEXES,
+    store: Annotated[
+        str | None,
+        typer.Option(envvar="SIGHTFIX_STORE", help="Publish in this engine, too, such as milvus://host:19530"),
+    ] = None,
+    store_type: StoreTypeOption = None,
+    store_build: StoreBuildOption = None,
+    store_vectors: StoreVectorsOption = "fp32",
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to describe with; the shipped one if left out")] = None,
+    storage: Annotated[str, typer.Option(help="Of the vectors: fp32, fp16 or int8")] = "fp16",
+    type_: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            help="Of the index: exact, ivf, ivf-int8, ivf-pq, ivf-pq-fast, hnsw, or auto: try and take the best",
+        ),
+    ] = "exact",
+    recall: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of the ten best by exact search, what an index must return")
+    ] = 0.95,
+    latency_ms: Annotated[float, typer.Option(min=0.0, help="auto: exact search is taken where it is as quick")] = 20.0,
+    memory: Annotated[str | None, typer.Option(help="auto: RAM the vectors may take, such as 16G")] = None,
+    whiten: Annotated[int, typer.Option(min=0, help="Numbers to whiten descriptors to; 0: not at all")] = 0,
+    local_features: Annotated[
+        bool | None,
+        typer.Option(
+            "--local-features/--no-local-features",
+            help="Store points of each photo for re-ranking, up to 68 kB a photo; as in the version before if left out",
+        ),
+    ] = None,
+    provider: ProviderOption = None,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    allow_cpu_fallback: CpuFallbackOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Photos described at once")] = 16,
+    max_unreadable: Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")] = 0,
+    keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
+    describe_again: Annotated[
+        bool, typer.Option("--describe-again", help="Describe also photos whose content did not change")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(help="Who describes: local, or ray for a cluster (RAY_ADDRESS, else one on this machine)")
+    ] = "local",
+) -> None:
+    """Describe geo-tagged photos and publish them as a place index."""
+    from index_builder.describing import DescribeSettings
+    from index_builder.index_design import IndexDesign
+    from index_builder.parts import ENGINES
+    from index_builder.update import BuildSettings, build_index
+    from retrieval.index.folder import check_index_name
+    from retrieval.index.place_index import PlaceIndex
+    from retrieval.index.vectors.candidates import INDEX_TYPES
+    from retrieval.index.vectors.exact import STORAGES
+    from retrieval.references import open_references
+
+    design = IndexDesign(
+        storage=check_choice("--storage", storage, STORAGES),
+        type=check_choice("--type", type_, (*INDEX_TYPES, "auto")),
+        recall=recall,
+        latency_ms=latency_ms,
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        whiten=whiten,
+        local_features=local_features,
+    )
+    check_index_name(name)
+    push = push_settings(store_type, store_build, store_vectors, recall, keep)
+    references = open_references(source)
+    describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
+    settings = BuildSettings(
+        design=design,
+        describe=DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable),
+        keep=keep,
+        describe_again=describe_again,
+        engine=check_choice("--engine", engine, ENGINES),
+    )
+    with IndexingProgress.shown() as progress:
+        built = build_index(references, describer, indexes, name, settings, watch=progress)
+    manifest = built.manifest
+    _print_choices(built.update.choices)
+    for photo in built.unreadable:
+        console.print(f"[yellow]left out[/] {escape(f'{photo.path}: {photo.reason}')}")
+    for photo in built.without_features:
+        console.print(f"[yellow]without local features[/] {escape(f'{photo.path}: {photo.reason}')}")
+    for reason, photos in Counter(skipped.reason for skipped in references.skipped).most_common():
+        first = next(skipped.path for skipped in references.skipped if skipped.reason == reason)
+        console.print(f"[yellow]left out[/] {counted(photos, 'photo')}: {reason} (the first: {escape(str(first))})")
+    _print_recall(manifest)
+    if built.update.taken_over:
+        console.print(f"{counted(built.update.taken_over, 'unchanged photo')} not described again")
+    console.print(
+        f"[green]published[/] {counted(manifest.count, 'reference')} as [bold]{name}[/], version {manifest.version}"
+    )
+    where = "" if indexes == DEFAULT_INDEXES else f" --indexes {indexes}"
+    if store is not None:
+        push_shown(PlaceIndex.open(built.folder), store, push)
+        where = f" --store {store}"
+    console.print(f"Next: sightfix serve --index {name}{escape(where)}")
+
+
+def plan(
+    references: Annotated[str, typer.Option(help="How many photos, such as 300000 or 50M")],
+    dim: Annotated[int, typer.Option(min=1, max=65_536, help="Numbers in a stored descriptor")] = 1280,
+    memory: Annotated[str | None, typer.Option(help="RAM there is for the index, such as 64G")] = None,
+) -> None:
+    """Predict memory, disk, building time and latency of each type of index on a machine like this one."""
+    from index_builder.index_design import measure_machine, plan_indexes
+
+    rows = parse_count(references)
+    limit = None if memory is None else parse_bytes(memory)
+    speed = measure_machine(dim)
+    console.print(
+        f"{counted(rows, 'reference')} of {counted(dim, 'number')}"
+        + ("" if limit is None else f", {bytes_text(limit)} of memory")
+        + f"; this machine multiplies {speed.multiply_gflops:.0f} GFLOP/s and scans fp16 descriptors at "
+        f"{2 / speed.scan_ns['fp16']:.1f} GB/s"
+    )
+    _print_plan(plan_indexes(rows, dim, speed, limit))
+    console.print(
+        "Predicted, for a recall@10 of about 95 %; describing the photos comes before and is not in it. "
+        "Half the numbers, half of everything: --whiten when indexing. Beside approximate types the stored "
+        "descriptors stay on the disk; `sightfix index --type auto` measures instead of predicting."
+    )
+
+
 class IndexingProgress(UpdateWatch):
     """Shows what is done, at which rate, how long it will take, and how many photos failed.
 
@@ -52,26 +182,17 @@ class IndexingProgress(UpdateWatch):
     """
 
     def __init__(self, errors: Console) -> None:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("[red]{task.fields[failed]}[/]"),
-            TimeRemainingColumn(),
-        )
         self._errors = errors
-        self.bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+        self.bar = new_progress(errors, TextColumn("[red]{task.fields[failed]}[/]"))
         self._task = self.bar.add_task("Listing the photos", total=None, rate="", failed="")
         self._total = 0
         self._began: tuple[float, int] | None = None
-        self._told = time.monotonic()
+        self._printed_at = time.monotonic()
 
     @classmethod
     @contextlib.contextmanager
     def shown(cls) -> Iterator[Self]:
-        """Show it on the standard error stream."""
+        """The progress on the standard error stream."""
         progress = cls(Console(stderr=True))
         with progress.bar:
             yield progress
@@ -83,18 +204,18 @@ class IndexingProgress(UpdateWatch):
             self.bar.update(self._task, description=what, rate="")
 
     def planned(self, total: int) -> None:
-        """So many photos are to be described."""
+        """The number of photos to describe is known."""
         self._total = total
         self.bar.update(self._task, total=total)
 
     def local_features(self, done: int, total: int, without: Sequence[LeftOut]) -> None:
-        """The local features of so many are written."""
+        """The local features of so many photos are written."""
         if done == 1:
             self.bar.reset(self._task, total=total, description="Finding local features", rate="", failed="")
         self.bar.update(self._task, completed=done)
 
     def described(self, done: int, failed: int) -> None:
-        """So many are."""
+        """So many photos are described."""
         if self._began is None:
             # What an earlier run described does not count for the rate, nor does the first batch of this one.
             self._began = (time.monotonic(), done)
@@ -107,30 +228,26 @@ class IndexingProgress(UpdateWatch):
             rate=f"{rate:.1f} photos/s" if done > before else "",
             failed=f"{failed} unreadable" if failed else "",
         )
-        if self.bar.disable and done > before and time.monotonic() - self._told > _LINE_EVERY_S:
-            self._told = time.monotonic()
+        if self.bar.disable and done > before and time.monotonic() - self._printed_at > _LINE_EVERY_S:
+            self._printed_at = time.monotonic()
             left = duration_text((self._total - done) / rate)
             unreadable = f", {failed} unreadable" if failed else ""
             self._errors.print(
-                f"described {done} of {self._total} photos, {rate:.1f} photos/s, {left} left{unreadable}",
+                f"described {done:,} of {counted(self._total, 'photo')}, {rate:.1f} photos/s, {left} left{unreadable}",
                 soft_wrap=True,
             )
 
     def not_pruned(self, problem: str) -> None:
-        """The new version is there; the old ones are still there too."""
+        """Old versions could not be removed."""
         self._errors.print(f"[yellow]old versions stay:[/] {escape(problem)}", soft_wrap=True)
 
 
-# What is said of types of index on the console.
-
-
-def show_choices(choices: "Sequence[Choice]") -> None:
+def _print_choices(choices: "Sequence[Choice]") -> None:
     """What ``--type auto`` considered."""
     if not choices:
         return
-    table = Table(title="Types of index that were considered", title_justify="left", box=None, pad_edge=False)
-    for name in ("type", "recall@10", "ms a query", "memory", "verdict"):
-        table.add_column(name, justify="left" if name in ("type", "verdict") else "right")
+    numbers = ("recall@10", "ms a query", "memory")
+    table = plain_table("type", *numbers, "verdict", right=numbers, title="Types of index that were considered")
     for one in choices:
         style = "bold" if one.verdict.startswith("taken") else ""
         table.add_row(
@@ -144,22 +261,22 @@ def show_choices(choices: "Sequence[Choice]") -> None:
     console.print(table)
 
 
-def show_recall(manifest: "PlaceIndexManifest") -> None:
+def _print_recall(manifest: "PlaceIndexManifest") -> None:
     """How good an approximate index is; nothing of exact search."""
     if manifest.recall is None or manifest.candidates is None:
         return
     recall = manifest.recall
     console.print(
         f"type {manifest.index_type}, effort {manifest.candidates.effort}: recall@1 {recall.at_1:.1%}, "
-        f"recall@10 {recall.at_10:.1%} of exact search ({recall.queries} queries), {recall.milliseconds:.2g} ms a query"
+        f"recall@10 {recall.at_10:.1%} of exact search ({counted(recall.queries, 'query')}), "
+        f"{recall.milliseconds:.2g} ms a query"
     )
 
 
-def show_plan(planned: "Sequence[PlannedIndex]") -> None:
+def _print_plan(planned: "Sequence[PlannedIndex]") -> None:
     """What each type of index would be."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("type", "stored as", "memory", "disk", "build", "ms a query", ""):
-        table.add_column(name, justify="left" if name in ("type", "stored as", "") else "right")
+    numbers = ("memory", "disk", "build", "ms a query")
+    table = plain_table("type", "stored as", *numbers, "", right=numbers)
     for one in planned:
         table.add_row(
             one.type,
@@ -193,150 +310,3 @@ def duration_text(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.2g} min"
     return f"{seconds / 3600:.3g} h"
-
-
-# `sightfix index`: photos in, a published place index out.
-
-
-def index(
-    source: Annotated[
-        str, typer.Argument(help="The photos: a folder, a CSV, or a spec such as exif:photos/ or csv:refs.csv")
-    ],
-    name: Annotated[str, typer.Option(help="Name of the place index")] = "default",
-    indexes: IndexesOption = DEFAULT_INDEXES,
-    store: Annotated[
-        str | None,
-        typer.Option(envvar="SIGHTFIX_STORE", help="Publish in this engine, too, such as milvus://host:19530"),
-    ] = None,
-    store_type: StoreTypeOption = None,
-    store_build: StoreBuildOption = None,
-    store_vectors: StoreVectorsOption = "fp32",
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to describe with; the shipped one if left out")] = None,
-    storage: Annotated[str, typer.Option(help="Of the vectors: fp32, fp16 or int8")] = "fp16",
-    type_: Annotated[
-        str,
-        typer.Option("--type", help=f"Of the index: {', '.join(INDEX_TYPES)}, or auto to try and take what fits best"),
-    ] = "exact",
-    recall: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Of the ten best by exact search, what an index must return")
-    ] = 0.95,
-    latency_ms: Annotated[float, typer.Option(min=0.0, help="auto: exact search is taken where it is as quick")] = 20.0,
-    memory: Annotated[str | None, typer.Option(help="auto: RAM the vectors may take, such as 16G")] = None,
-    whiten: Annotated[int, typer.Option(min=0, help="Numbers to whiten descriptors to; 0: not at all")] = 0,
-    local_features: Annotated[
-        bool | None,
-        typer.Option(
-            "--local-features/--no-local-features",
-            help="Store points of each photo for re-ranking, up to 68 kB a photo; as in the version before if left out",
-        ),
-    ] = None,
-    provider: ProviderOption = None,
-    precision: PrecisionOption = None,
-    threads: ThreadsOption = None,
-    allow_cpu_fallback: CpuFallbackOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Photos described at once")] = 16,
-    max_unreadable: Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")] = 0,
-    keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
-    describe_again: Annotated[
-        bool, typer.Option("--describe-again", help="Describe also photos whose content did not change")
-    ] = False,
-    engine: Annotated[
-        str, typer.Option(help="Who describes: local, or ray for a cluster (RAY_ADDRESS, else one on this machine)")
-    ] = "local",
-) -> None:
-    """Describe geo-tagged photos and publish them as a place index."""
-    from collections import Counter
-
-    from index_builder.describing import DescribeSettings
-    from index_builder.index_design import IndexDesign
-    from index_builder.parts import ENGINES
-    from index_builder.update import BuildSettings, build_index
-    from retrieval.errors import ParameterError
-    from retrieval.index.folder import check_index_name
-    from retrieval.index.place_index import PlaceIndex
-    from retrieval.index.vectors.exact import STORAGES
-    from retrieval.references import open_references
-    from sightfix.console import console
-
-    pass  # LOOK
-    pass  # LOOK
-    from sightfix.console import parse_bytes
-
-    if storage not in STORAGES:
-        raise ParameterError(f"storage {storage!r} is unknown", remedy=f"Choose among {', '.join(STORAGES)}")
-    if type_ not in (*INDEX_TYPES, "auto"):
-        raise ParameterError(f"there is no index type {type_!r}", remedy=f"Choose among {', '.join(INDEX_TYPES)}, auto")
-    if engine not in ENGINES:
-        raise ParameterError(f"there is no engine {engine!r}", remedy=f"Choose among {', '.join(ENGINES)}")
-    design = IndexDesign(
-        storage=storage,
-        type=type_,  # type: ignore[arg-type]
-        recall=recall,
-        latency_ms=latency_ms,
-        memory_bytes=None if memory is None else parse_bytes(memory),
-        whiten=whiten,
-        local_features=local_features,
-    )
-    check_index_name(name)
-    push = push_settings(store_type, store_build, store_vectors, recall, keep)
-    references = open_references(source)
-    describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
-    settings = BuildSettings(
-        design=design,
-        describe=DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable),
-        keep=keep,
-        describe_again=describe_again,
-        engine=engine,
-    )
-    with IndexingProgress.shown() as progress:
-        built = build_index(references, describer, indexes, name, settings, watch=progress)
-    manifest = built.manifest
-    show_choices(built.update.choices)
-    for photo in built.unreadable:
-        console.print(f"[yellow]left out[/] {escape(f'{photo.path}: {photo.reason}')}")
-    for photo in built.without_features:
-        console.print(f"[yellow]without local features[/] {escape(f'{photo.path}: {photo.reason}')}")
-    for reason, count in Counter(skipped.reason for skipped in references.skipped).most_common():
-        first = next(skipped.path for skipped in references.skipped if skipped.reason == reason)
-        console.print(f"[yellow]left out[/] {count} photos: {reason} (the first: {escape(str(first))})")
-    show_recall(manifest)
-    if built.update.taken_over:
-        console.print(f"{built.update.taken_over} photos did not change and were not described again")
-    console.print(f"[green]published[/] {manifest.count} references as [bold]{name}[/], version {manifest.version}")
-    where = "" if indexes == DEFAULT_INDEXES else f" --indexes {indexes}"
-    if store is not None:
-        push_shown(PlaceIndex.open(built.folder), store, push)
-        where = f" --store {store}"
-    console.print(f"Next: sightfix serve --index {name}{escape(where)}")
-
-
-# `sightfix plan`: how large and how quick an index will be, before there is one.
-
-
-def plan(
-    references: Annotated[str, typer.Option(help="How many photos, such as 300000 or 50M")],
-    dim: Annotated[int, typer.Option(min=1, max=65_536, help="Numbers in a stored descriptor")] = 1280,
-    memory: Annotated[str | None, typer.Option(help="RAM there is for the index, such as 64G")] = None,
-) -> None:
-    """Predict memory, disk, building time and latency of each type of index on a machine like this one."""
-    from index_builder.index_design import measure_machine, plan_indexes
-    from sightfix.console import console
-
-    pass  # LOOK
-    from sightfix.console import parse_bytes, parse_count
-
-    rows = parse_count(references)
-    limit = None if memory is None else parse_bytes(memory)
-    speed = measure_machine(dim)
-    console.print(
-        f"{rows:,} references of {dim} numbers"
-        + ("" if limit is None else f", {bytes_text(limit)} of memory")
-        + f"; this machine multiplies {speed.multiply_gflops:.0f} GFLOP/s and scans fp16 descriptors at "
-        f"{2 / speed.scan_ns['fp16']:.1f} GB/s"
-    )
-    show_plan(plan_indexes(rows, dim, speed, limit))
-    console.print(
-        "Predicted, for a recall@10 of about 95 %; describing the photos comes before and is not in it. "
-        "Half the numbers, half of everything: --whiten when indexing. Beside approximate types the stored "
-        "descriptors stay on the disk; `sightfix index --type auto` measures instead of predicting."
-    )

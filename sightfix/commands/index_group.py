@@ -1,4 +1,4 @@
-"""What the commands that look after indexes print."""
+"""`sightfix index PHOTOS` builds; `sightfix index versions|verify|diff|…` works on indexes that were built."""
 
 import contextlib
 import json
@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 from typer.core import TyperGroup
 
-from index_builder.maintenance.doctor import Diagnosis
-from index_builder.maintenance.versions import Kind, Verdict, VersionDifference, VersionSummary
-from index_builder.recalibrating import PhotoCheck, Recalibrated, Split
+from retrieval.errors import ParameterError, counted
 from retrieval.index.folder import DEFAULT_INDEXES
-from retrieval.index.place_index import PlaceIndex
 from sightfix.commands.index import bytes_text
 from sightfix.commands.index import index as build
 from sightfix.commands.options import (
@@ -30,188 +26,37 @@ from sightfix.commands.options import (
     StoreTypeOption,
     StoreVectorsOption,
     ThreadsOption,
+    check_choice,
     make_describer,
     push_settings,
     push_shown,
 )
-from sightfix.console import console
+from sightfix.console import console, plain_table, progress_bar
 
 if TYPE_CHECKING:
+    from index_builder.maintenance.doctor import Diagnosis
+    from index_builder.maintenance.versions import Kind, Verdict, VersionDifference, VersionSummary
+    from index_builder.recalibrating import PhotoCheck, Recalibrated, Split
     from retrieval.index.place_index import PlaceIndex
     from retrieval.index.searchable import PlaceIndexStore
 
 _SHOWN: Final = 10
 
-_SPLITS: Final[dict[Split, str]] = {
+_SPLITS: Final[dict["Split", str]] = {
     "occasions": "sessions or blocks of time, judged by what was fitted to the others",
     "squares": "squares of 100 m, judged by what was fitted to the others; it says nothing of another day",
     "stretches": "fifths in their order, judged by what was fitted to the others; it says nothing of another place",
 }
 
-_KINDS: Final[tuple[Kind, ...]] = ("added", "removed", "moved", "described again")
+_KINDS: Final[tuple["Kind", ...]] = ("added", "removed", "moved", "described again")
 
-
-def print_versions(found: Sequence[VersionSummary]) -> None:
-    """A table, the current version marked."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "version", "references", "type", "bundle", "size", ""):
-        table.add_column(name, justify="right" if name in ("references", "size") else "left")
-    for one in found:
-        manifest = one.manifest
-        table.add_row(
-            "[green]→[/]" if one.current else "",
-            one.version,
-            "?" if manifest is None else f"{manifest.count:,}",
-            "?" if manifest is None else f"{manifest.index_type} {manifest.storage}",
-            "?" if manifest is None else f"{manifest.bundle.name} ({manifest.bundle.fingerprint[:12]})",
-            bytes_text(one.bytes),
-            "" if one.problem is None else "[red]damaged[/]",
-        )
-    console.print(table)
-    for one in found:
-        if one.problem is not None:
-            console.print(f"[red]damaged[/] {escape(one.problem)}")
-
-
-def versions_json(found: Sequence[VersionSummary]) -> str:
-    """All there is to know, as JSON."""
-    listed = [
-        {
-            "version": one.version,
-            "current": one.current,
-            "bytes": one.bytes,
-            "problem": one.problem,
-            "manifest": None if one.manifest is None else one.manifest.model_dump(mode="json"),
-        }
-        for one in found
-    ]
-    return json.dumps(listed, indent=2) + "\n"
-
-
-def print_recalibrated(done: Recalibrated) -> None:
-    """What the photos said of the index, and what is in force now."""
-    calibration = done.calibration
-    if done.check is not None:
-        _print_check(done.check)
-    elif calibration is None:
-        console.print("[yellow]not calibrated[/] too few references see what references of other sessions see")
-    else:
-        taken = f"{calibration.queries} references of {calibration.groups} {calibration.held_out}"
-        console.print(f"calibrated on {taken}, each held out with its own", highlight=False)
-    if done.not_pruned is not None:
-        console.print(f"[yellow]old versions remain[/] {escape(done.not_pruned)}")
-    console.print(f"[green]published[/] version {done.version} of [bold]{escape(done.name)}[/]")
-
-
-def _print_check(check: PhotoCheck) -> None:
-    of = "1 occasion" if check.occasions == 1 else f"{check.occasions} occasions"
-    console.print(
-        f"{check.photos} photos of {of}: {check.right_share:.0%} of the fixes lie within 25 m", highlight=False
-    )
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "mean confidence", "calibration error", "68 % radius holds"):
-        table.add_column(name, justify="right" if name else "left")
-    nothing = {"before": "not calibrated", "now, left-out photos": "too few to judge"}
-    for name, told in (("before", check.before), ("now, left-out photos", check.now)):
-        if told is None:
-            table.add_row(name, nothing[name])
-        else:
-            shares = f"{told.stated_share:.0%}", f"{told.calibration_error:.3f}", f"{told.radius_share:.0%}"
-            table.add_row(name, *shares)
-    if check.error_if_honest is not None:
-        table.add_row("honest confidences", f"{check.right_share:.0%}", f"{check.error_if_honest:.3f}", "68%")
-    console.print(table)
-    if check.split is not None:
-        console.print(f"[dim]now: {_SPLITS[check.split]}[/]", highlight=False)
-    if check.before_held_out == "photos":
-        console.print("[dim]before: fitted on photos, too; if these are among them, it looks too good[/]")
-
-
-def print_verdict(verdict: Verdict, name: str) -> None:
-    """One line, and what to do."""
-    if verdict.problem is not None:
-        console.print(f"[red]damaged[/] {verdict.version}: {escape(verdict.problem)}")
-        console.print(f"Go back to one that is whole: sightfix index rollback --name {name}")
-        return
-    console.print(f"[green]whole[/] {verdict.version}: {verdict.checked}")
-    if verdict.missing_photos:
-        named = ", ".join(verdict.missing)
-        console.print(f"[yellow]{verdict.missing_photos} photos are gone[/], such as {escape(named)}")
-
-
-def print_difference(difference: VersionDifference) -> None:
-    """Counts, and the first changes of each kind."""
-    console.print(f"{difference.before} → {difference.after}")
-    console.print(
-        f"{difference.unchanged:,} unchanged, " + ", ".join(f"{difference.count(kind):,} {kind}" for kind in _KINDS)
-    )
-    if not difference.comparable:
-        console.print("[yellow]described in different ways[/]: only what was added, removed and moved can be told")
-    for kind in _KINDS:
-        changes = [change for change in difference.changes if change.kind == kind]
-        for change in changes[:_SHOWN]:
-            far = "" if change.metres is None else f", {change.metres:.1f} m"
-            alike = "" if change.similarity is None else f", cosine {change.similarity:.4f}"
-            console.print(f"  {kind} {escape(change.id)}{far}{alike}")
-        if len(changes) > _SHOWN:
-            console.print(f"  … and {len(changes) - _SHOWN:,} more {kind}: --csv FILE has all")
-
-
-def print_diagnosis(index: PlaceIndex, diagnosis: Diagnosis) -> None:
-    """Counts, and the strongest suspicions."""
-    console.print(f"{diagnosis.count:,} references of {index.name}, version {index.version}")
-    if diagnosis.examined < diagnosis.count:
-        console.print(f"{diagnosis.examined:,} of them examined for copies and positions")
-    console.print(f"[bold]{len(diagnosis.jumps)}[/] photos that lie off their session's way")
-    for jump in diagnosis.jumps[:_SHOWN]:
-        console.print(f"  {escape(_id(index, jump.row))}: {jump.metres:.0f} m from between those before and after it")
-    console.print(f"[bold]{len(diagnosis.misplaced)}[/] positions that look-alikes contradict")
-    for one in diagnosis.misplaced[:_SHOWN]:
-        console.print(
-            f"  {escape(_id(index, one.row))}: {one.votes} of 10 neighbours lie together {one.metres:.0f} m away, "
-            f"alike {one.score_there:.3f} against {one.score_here:.3f} here"
-        )
-    copies = sum(len(group.rows) for group in diagnosis.copies)
-    console.print(f"[bold]{len(diagnosis.copies)}[/] groups of look-alikes in one place, {copies} photos")
-    for group in diagnosis.copies[:_SHOWN]:
-        console.print(
-            f"  {escape(', '.join(_id(index, row) for row in group.rows[:4]))}: at least {group.least_score:.4f}"
-        )
-    console.print(f"[bold]{len(diagnosis.gaps)}[/] stretches without photos")
-    for gap in diagnosis.gaps[:_SHOWN]:
-        between = f"{_id(index, gap.before)} and {_id(index, gap.after)}"
-        console.print(f"  {gap.metres:.0f} m in {escape(gap.session)}, between {escape(between)}")
-    console.print(
-        f"{diagnosis.without_heading:,} without heading, {diagnosis.without_time:,} without time, "
-        f"{diagnosis.without_session:,} without session"
-    )
-
-
-def diagnosis_json(index: PlaceIndex, diagnosis: Diagnosis) -> str:
-    """Everything, rows as reference ids."""
-    told = asdict(diagnosis)
-    for group in told["copies"]:
-        group["references"] = [_id(index, row) for row in group.pop("rows")]
-    for one in [*told["misplaced"], *told["jumps"]]:
-        one["reference"] = _id(index, one.pop("row"))
-    for gap in told["gaps"]:
-        gap["before"], gap["after"] = _id(index, gap["before"]), _id(index, gap["after"])
-    return json.dumps({"index": index.name, "version": index.version, **told}, indent=2) + "\n"
-
-
-def _id(index: PlaceIndex, row: int) -> str:
-    return index.references([row])[0].id
-
-
-# `sightfix index PHOTOS` builds; `sightfix index versions|verify|diff|…` looks after what was built.
-
-_HELP = """Index photos, and look after indexes.
+_HELP = """Index photos, and work on indexes that were built.
 
 sightfix index PHOTOS is short for: sightfix index build PHOTOS."""
 
 
 class _PhotosOrCommand(TyperGroup):
-    """What is no command are photos to build from."""
+    """Takes what is not a command for photos to build from."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
@@ -240,14 +85,12 @@ def versions(
     """List the versions of an index."""
     from index_builder.maintenance.versions import list_versions
 
-    pass  # LOOK
-
     with _opened(store, indexes) as opened:
         found = list_versions(opened, _named(opened, name))
     if json:
         sys.stdout.write(versions_json(found))
     else:
-        print_versions(found)
+        _print_versions(found)
 
 
 @index.command()
@@ -257,9 +100,7 @@ def activate(
     indexes: IndexesOption = DEFAULT_INDEXES,
     store: StoreOption = None,
 ) -> None:
-    """Make a version the current one; running servers take it over by themselves."""
-    from sightfix.console import console
-
+    """Make a version the current one; running servers change to it by themselves."""
     with _opened(store, indexes) as opened:
         which = _named(opened, name)
         chosen = opened.find_version(which, version)
@@ -270,8 +111,6 @@ def activate(
 @index.command()
 def rollback(name: NameOption = None, indexes: IndexesOption = DEFAULT_INDEXES, store: StoreOption = None) -> None:
     """Go back to the version before the current one."""
-    from sightfix.console import console
-
     with _opened(store, indexes) as opened:
         which = _named(opened, name)
         was, now = opened.roll_back(which)
@@ -286,8 +125,6 @@ def prune(
     store: StoreOption = None,
 ) -> None:
     """Remove the oldest versions."""
-    from sightfix.console import console
-
     with _opened(store, indexes) as opened:
         removed = opened.prune(_named(opened, name), keep)
     for version in removed:
@@ -308,14 +145,12 @@ def verify(
     """Compare all files with their hashes and ask the index for its own photos; exits 1 if anything is wrong."""
     from index_builder.maintenance.versions import verify_version
 
-    pass  # LOOK
-
     with _opened(store, indexes) as opened:
         which = _named(opened, name)
         names = opened.versions(which) if all_ else [opened.find_version(which, version)]
         verdicts = [verify_version(opened, which, one, photos=photos) for one in names]
     for verdict in verdicts:
-        print_verdict(verdict, which)
+        _print_verdict(verdict, which)
     if any(not verdict.whole or verdict.missing_photos for verdict in verdicts):
         raise typer.Exit(1)
 
@@ -356,11 +191,9 @@ def diff(
     from index_builder.maintenance.versions import as_table, compare_versions, find_version
     from retrieval.artefact import storage_errors
 
-    pass  # LOOK
-
     folder = _folder(indexes, name)
     difference = compare_versions(find_version(folder, before), find_version(folder, after))
-    print_difference(difference)
+    _print_difference(difference)
     if csv is not None:
         with storage_errors(csv):
             pyarrow.csv.write_csv(as_table(difference), csv)
@@ -376,12 +209,11 @@ def export(
     """Write references and descriptors to one Parquet file."""
     from index_builder.maintenance.parquet import export_index
     from retrieval.artefact import storage_errors
-    from sightfix.console import console
 
     opened = _open(indexes, name, version)
     with storage_errors(file):
         count = export_index(opened, file)
-    console.print(f"[green]written[/] {count} references to {file}")
+    console.print(f"[green]wrote[/] {counted(count, 'reference')} to {escape(str(file))}")
 
 
 @index.command(name="import")
@@ -398,15 +230,12 @@ def import_(
     from index_builder.index_design import IndexDesign
     from index_builder.maintenance.parquet import import_index, stored_as
     from retrieval.bundle import open_bundle
-    from retrieval.errors import ParameterError
     from retrieval.index.vectors.candidates import INDEX_TYPES
-    from sightfix.console import console
 
-    if type_ not in (*INDEX_TYPES, "auto"):
-        raise ParameterError(f"there is no index type {type_!r}", remedy=f"Choose among {', '.join(INDEX_TYPES)}, auto")
-    design = IndexDesign(type=type_, storage=stored_as(file))  # type: ignore[arg-type]
+    design = IndexDesign(type=check_choice("--type", type_, (*INDEX_TYPES, "auto")), storage=stored_as(file))
     manifest = import_index(file, open_bundle(bundle), indexes, name, design, keep, root=root)
-    console.print(f"[green]published[/] {manifest.count} references as [bold]{name}[/], version {manifest.version}")
+    count = counted(manifest.count, "reference")
+    console.print(f"[green]published[/] {count} as [bold]{name}[/], version {manifest.version}")
 
 
 @index.command()
@@ -429,16 +258,12 @@ def calibrate(
     max_unreadable: Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")] = 0,
     keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
 ) -> None:
-    """Fit confidence, radius and NO_MATCH to photos of known position; publishes a version that differs in these."""
+    """Fit confidence, radius and NO_MATCH to photos of known position, and publish a version with the new fit."""
     from index_builder.calibration_queries import OutsidePhotos
     from index_builder.describing import DescribeSettings
     from index_builder.recalibrating import recalibrate
-    from retrieval.errors import ParameterError
     from retrieval.index.place_index import PlaceIndex
-    from sightfix.console import console
     from sightfix.evaluation_search import describe_photos
-
-    pass  # LOOK
 
     if (photos is None) != forget:
         raise ParameterError(
@@ -474,21 +299,172 @@ def doctor(
     """Find look-alikes, photos whose position the others contradict, and stretches without photos."""
     from index_builder.maintenance.doctor import DoctorSettings, diagnose
     from retrieval.artefact import storage_errors
-    from sightfix.console import console, progress_bar
     from sightfix.figures.doctor_page import doctor_page
-
-    pass  # LOOK
 
     opened = _open(indexes, name, version)
     settings = DoctorSettings(outlier_m=outlier_m, gap_m=gap_m)
     with progress_bar("Examining", min(opened.count, settings.most_rows)) as advance:
         diagnosis = diagnose(opened, settings, advance)
-    print_diagnosis(opened, diagnosis)
+    _print_diagnosis(opened, diagnosis)
     for path, make in ((html, doctor_page), (json, diagnosis_json)):
         if path is not None:
             with storage_errors(path):
                 path.write_text(make(opened, diagnosis), encoding="utf-8")
-            console.print(f"[green]written[/] {path}")
+            console.print(f"[green]wrote[/] {escape(str(path))}")
+
+
+def _print_versions(found: "Sequence[VersionSummary]") -> None:
+    """A table, the current version marked."""
+    table = plain_table("", "version", "references", "type", "bundle", "size", "", right=("references", "size"))
+    for one in found:
+        manifest = one.manifest
+        table.add_row(
+            "[green]→[/]" if one.current else "",
+            one.version,
+            "?" if manifest is None else f"{manifest.count:,}",
+            "?" if manifest is None else f"{manifest.index_type} {manifest.storage}",
+            "?" if manifest is None else f"{manifest.bundle.name} ({manifest.bundle.fingerprint[:12]})",
+            bytes_text(one.bytes),
+            "" if one.problem is None else "[red]damaged[/]",
+        )
+    console.print(table)
+    for one in found:
+        if one.problem is not None:
+            console.print(f"[red]damaged[/] {escape(one.problem)}")
+
+
+def versions_json(found: "Sequence[VersionSummary]") -> str:
+    """Versions with their manifests, as JSON."""
+    listed = [
+        {
+            "version": one.version,
+            "current": one.current,
+            "bytes": one.bytes,
+            "problem": one.problem,
+            "manifest": None if one.manifest is None else one.manifest.model_dump(mode="json"),
+        }
+        for one in found
+    ]
+    return json.dumps(listed, indent=2) + "\n"
+
+
+def print_recalibrated(done: "Recalibrated") -> None:
+    """What the photos show about the index, and which calibration it has now."""
+    calibration = done.calibration
+    if done.check is not None:
+        _print_check(done.check)
+    elif calibration is None:
+        console.print("[yellow]not calibrated[/] too few references see what references of other sessions see")
+    else:
+        references = counted(calibration.queries, "reference")
+        groups = f"{calibration.groups} {calibration.held_out}"
+        console.print(f"calibrated on {references} of {groups}, each held out with its own", highlight=False)
+    if done.not_pruned is not None:
+        console.print(f"[yellow]old versions remain[/] {escape(done.not_pruned)}")
+    console.print(f"[green]published[/] version {done.version} of [bold]{escape(done.name)}[/]")
+
+
+def _print_check(check: "PhotoCheck") -> None:
+    photos, occasions = counted(check.photos, "photo"), counted(check.occasions, "occasion")
+    console.print(f"{photos} of {occasions}: {check.right_share:.0%} of the fixes lie within 25 m", highlight=False)
+    numbers = ("mean confidence", "calibration error", "68 % radius holds")
+    table = plain_table("", *numbers, right=numbers)
+    nothing = {"before": "not calibrated", "now, left-out photos": "too few to judge"}
+    for name, measured in (("before", check.before), ("now, left-out photos", check.now)):
+        if measured is None:
+            table.add_row(name, nothing[name])
+        else:
+            error = f"{measured.calibration_error:.3f}"
+            table.add_row(name, f"{measured.stated_share:.0%}", error, f"{measured.radius_share:.0%}")
+    if check.error_if_honest is not None:
+        table.add_row("if confidences were right", f"{check.right_share:.0%}", f"{check.error_if_honest:.3f}", "68%")
+    console.print(table)
+    if check.split is not None:
+        console.print(f"[dim]now: {_SPLITS[check.split]}[/]", highlight=False)
+    if check.before_held_out == "photos":
+        console.print("[dim]before: fitted on photos, too; if these are among them, these numbers are too good[/]")
+
+
+def _print_verdict(verdict: "Verdict", name: str) -> None:
+    """Whether a version is whole, and what to do if it is not."""
+    if verdict.problem is not None:
+        console.print(f"[red]damaged[/] {verdict.version}: {escape(verdict.problem)}")
+        console.print(f"Go back to one that is whole: sightfix index rollback --name {name}")
+        return
+    console.print(f"[green]whole[/] {verdict.version}: {verdict.checked}")
+    if verdict.missing_photos:
+        named = ", ".join(verdict.missing)
+        gone = counted(verdict.missing_photos, "photo is missing", "photos are missing")
+        console.print(f"[yellow]{gone}[/], such as {escape(named)}")
+
+
+def _print_difference(difference: "VersionDifference") -> None:
+    """Counts, and the first changes of each kind."""
+    console.print(f"{difference.before} → {difference.after}")
+    console.print(
+        f"{difference.unchanged:,} unchanged, " + ", ".join(f"{difference.count(kind):,} {kind}" for kind in _KINDS)
+    )
+    if not difference.comparable:
+        console.print("[yellow]described in different ways[/]: only what was added, removed and moved is known")
+    for kind in _KINDS:
+        changes = [change for change in difference.changes if change.kind == kind]
+        for change in changes[:_SHOWN]:
+            far = "" if change.metres is None else f", {change.metres:.1f} m"
+            alike = "" if change.similarity is None else f", cosine {change.similarity:.4f}"
+            console.print(f"  {kind} {escape(change.id)}{far}{alike}")
+        if len(changes) > _SHOWN:
+            console.print(f"  … and {len(changes) - _SHOWN:,} more {kind}: --csv FILE has all")
+
+
+def _print_diagnosis(index: "PlaceIndex", diagnosis: "Diagnosis") -> None:
+    """Counts, and the strongest suspicions."""
+    console.print(f"{counted(diagnosis.count, 'reference')} of {index.name}, version {index.version}")
+    if diagnosis.examined < diagnosis.count:
+        console.print(f"{diagnosis.examined:,} of them examined for copies and positions")
+    _heading(len(diagnosis.jumps), "photo that lies off its session's way", "photos that lie off their session's way")
+    for jump in diagnosis.jumps[:_SHOWN]:
+        console.print(f"  {escape(_id(index, jump.row))}: {jump.metres:.0f} m from between those before and after it")
+    _heading(len(diagnosis.misplaced), "position that look-alikes contradict", "positions that look-alikes contradict")
+    for one in diagnosis.misplaced[:_SHOWN]:
+        console.print(
+            f"  {escape(_id(index, one.row))}: {one.votes} of 10 neighbours lie together {one.metres:.0f} m away, "
+            f"alike {one.score_there:.3f} against {one.score_here:.3f} here"
+        )
+    copies = sum(len(group.rows) for group in diagnosis.copies)
+    groups = "of look-alikes in one place, " + counted(copies, "photo")
+    _heading(len(diagnosis.copies), f"group {groups}", f"groups {groups}")
+    for group in diagnosis.copies[:_SHOWN]:
+        console.print(
+            f"  {escape(', '.join(_id(index, row) for row in group.rows[:4]))}: at least {group.least_score:.4f}"
+        )
+    _heading(len(diagnosis.gaps), "stretch without photos", "stretches without photos")
+    for gap in diagnosis.gaps[:_SHOWN]:
+        between = f"{_id(index, gap.before)} and {_id(index, gap.after)}"
+        console.print(f"  {gap.metres:.0f} m in {escape(gap.session)}, between {escape(between)}")
+    console.print(
+        f"{diagnosis.without_heading:,} without heading, {diagnosis.without_time:,} without time, "
+        f"{diagnosis.without_session:,} without session"
+    )
+
+
+def _heading(count: int, one: str, many: str) -> None:
+    console.print(f"[bold]{counted(count, one, many)}[/]")
+
+
+def diagnosis_json(index: "PlaceIndex", diagnosis: "Diagnosis") -> str:
+    """Everything, rows as reference ids."""
+    findings = asdict(diagnosis)
+    for group in findings["copies"]:
+        group["references"] = [_id(index, row) for row in group.pop("rows")]
+    for one in [*findings["misplaced"], *findings["jumps"]]:
+        one["reference"] = _id(index, one.pop("row"))
+    for gap in findings["gaps"]:
+        gap["before"], gap["after"] = _id(index, gap["before"]), _id(index, gap["after"])
+    return json.dumps({"index": index.name, "version": index.version, **findings}, indent=2) + "\n"
+
+
+def _id(index: "PlaceIndex", row: int) -> str:
+    return index.references([row])[0].id
 
 
 @contextlib.contextmanager

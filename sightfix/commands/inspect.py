@@ -1,19 +1,22 @@
-"""The findings about a reference database as a newcomer reads them."""
+"""`sightfix inspect`: what a reference database holds, before anything is built of it."""
 
+import shlex
 import sys
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from retrieval.errors import counted
-from sightfix.inspection.report import BoundsReport, CoverageReport, InspectionReport, SessionReport
+from retrieval.errors import ParameterError, counted
+from sightfix.console import console, plain_table, progress_bar
+
+if TYPE_CHECKING:
+    from sightfix.inspection.report import BoundsReport, CoverageReport, InspectionReport, SessionReport
 
 _SHOWN_SESSIONS: Final = 12
 
@@ -22,8 +25,56 @@ _SHOWN_GROUPS: Final = 5
 _KILOMETRE: Final = 1000.0
 
 
-def print_report(report: InspectionReport, console: Console) -> None:
-    """Print a report: what and where first, then sessions, then what is amiss."""
+def inspect(
+    source: Annotated[
+        str, typer.Argument(help="The photos: a folder, a CSV, or a spec such as exif:photos/ or csv:refs.csv")
+    ],
+    map_file: Annotated[
+        Path | None, typer.Option("--map", help="Also draw a map: FILE.png, .svg, .pdf or .geojson")
+    ] = None,
+    compare_files: Annotated[
+        bool, typer.Option("--hash", help="Also look for photos whose files are equal byte by byte (reads files)")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON")] = False,
+) -> None:
+    """Count geo-tagged photos; find gaps, duplicates and photos without a position; draw a map."""
+    from retrieval.references import open_references
+    from sightfix.figures.map import FIGURE_SUFFIXES, write_map_figure
+    from sightfix.figures.plotting import matplotlib_figure
+    from sightfix.inspection.report import report_on, write_geojson
+    from sightfix.inspection.survey import find_identical_files, survey_references
+
+    suffix = map_file.suffix.lower() if map_file else None
+    if suffix is not None and suffix not in FIGURE_SUFFIXES | {".geojson"}:
+        raise ParameterError(
+            f"--map {map_file} is not a map that can be drawn", remedy="Give .png, .svg, .pdf or .geojson"
+        )
+    if suffix in FIGURE_SUFFIXES:
+        matplotlib_figure()
+    references = open_references(source)
+    with progress_bar("Reading", len(references)) as advance:
+        survey = survey_references(references, advance)
+    identical = None
+    if compare_files:
+        with progress_bar("Comparing files", len(survey)) as advance:
+            identical = find_identical_files(references, advance)
+    report = report_on(references, survey, identical)
+    if map_file is not None and suffix == ".geojson":
+        write_geojson(references, map_file)
+    elif map_file is not None:
+        write_map_figure(survey, references.spec, map_file)
+    if json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+        return
+    _print_report(report)
+    if map_file is not None:
+        console.print(f"[green]map[/] {escape(str(map_file))}")
+    if survey.has_positions:
+        console.print(f"Next: sightfix index {shlex.quote(source)}", markup=False)
+
+
+def _print_report(report: "InspectionReport") -> None:
+    """Print a report: what and where first, then sessions, then what is wrong."""
     console.print(f"[bold]{counted(report.count, 'reference')}[/] in {escape(report.spec)}")
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
@@ -39,10 +90,10 @@ def print_report(report: InspectionReport, console: Console) -> None:
         console.print(f"[yellow]left out[/] {escape(path)}: {escape(reason)}")
     unnamed = report.left_out.count - len(report.left_out.examples)
     if unnamed > 0:
-        console.print(f"[yellow]left out[/] {unnamed} more; --json counts them by reason")
+        console.print(f"[yellow]left out[/] {unnamed:,} more; --json counts them by reason")
 
 
-def _facts(report: InspectionReport) -> Iterable[tuple[str, str]]:
+def _facts(report: "InspectionReport") -> Iterable[tuple[str, str]]:
     coverage = report.coverage
     if coverage is not None:
         if coverage.bounds is not None:
@@ -60,18 +111,22 @@ def _facts(report: InspectionReport) -> Iterable[tuple[str, str]]:
         yield "left out", escape(f"{counted(report.left_out.count, 'photo')}: {reasons}")
 
 
-def _bounds(bounds: BoundsReport) -> str:
+def _bounds(bounds: "BoundsReport") -> str:
     lat = f"latitude {bounds.lat_min:.6f} to {bounds.lat_max:.6f}"
     return f"{lat}, longitude {bounds.lon_min:.6f} to {bounds.lon_max:.6f}"
 
 
-def _density(coverage: CoverageReport) -> Iterable[tuple[str, str]]:
+def _density(coverage: "CoverageReport") -> Iterable[tuple[str, str]]:
     if coverage.spacing_m is not None:
-        of = "" if coverage.spacing_sample == coverage.distinct_positions else f", {coverage.spacing_sample} looked at"
+        of = (
+            ""
+            if coverage.spacing_sample == coverage.distinct_positions
+            else f", {coverage.spacing_sample:,} of them measured"
+        )
         yield (
             "spacing",
             f"{_metres(coverage.spacing_m)} to the nearest other position "
-            f"(median of {coverage.distinct_positions} positions{of})",
+            f"(median of {counted(coverage.distinct_positions, 'position')}{of})",
         )
     hectares = coverage.covered_hectares
     area = f"{hectares:.2g} ha" if hectares < 100 else f"{hectares / 100:.1f} km²"
@@ -82,22 +137,22 @@ def _density(coverage: CoverageReport) -> Iterable[tuple[str, str]]:
     )
 
 
-def _duplicates(report: InspectionReport) -> str:
+def _duplicates(report: "InspectionReport") -> str:
     found = report.duplicates
     parts = []
     if found.repeated_ids:
         parts.append(f"{counted(found.repeated_ids, 'repeated id')}, such as {escape(found.repeated_ids_examples[0])}")
     if found.sharing_a_position:
         parts.append(
-            f"{found.sharing_a_position} references share their exact position with another "
-            f"(up to {found.most_on_one_position} on one spot)"
+            f"{counted(found.sharing_a_position, 'reference')} at exactly the position of another "
+            f"(up to {found.most_on_one_position} at one position)"
         )
     if found.identical_files:
         copies = sum(len(group) - 1 for group in found.identical_files)
-        parts.append(f"{copies} {'file is a copy' if copies == 1 else 'files are copies'} of another:")
+        parts.append(f"{counted(copies, 'file is a copy', 'files are copies')} of another:")
         parts += [f"  {escape(' = '.join(group))}" for group in found.identical_files[:_SHOWN_GROUPS]]
         if len(found.identical_files) > _SHOWN_GROUPS:
-            parts.append(f"  and {len(found.identical_files) - _SHOWN_GROUPS} more groups")
+            parts.append(f"  and {counted(len(found.identical_files) - _SHOWN_GROUPS, 'more group')}")
     elif found.identical_files is None:
         parts.append("files not compared (--hash does)")
     else:
@@ -105,17 +160,14 @@ def _duplicates(report: InspectionReport) -> str:
     return "\n".join(parts)
 
 
-def _sessions_table(sessions: tuple[SessionReport, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("session", overflow="fold")
-    table.add_column("references", justify="right")
-    table.add_column("taken")
+def _sessions_table(sessions: "tuple[SessionReport, ...]") -> Table:
+    table = plain_table("session", "references", "taken", right=("references",))
     for session in sessions[:_SHOWN_SESSIONS]:
         times = _time_range(session.first, session.last) if session.first and session.last else "unknown"
         table.add_row("(none)" if session.name is None else escape(session.name), str(session.count), times)
     rest = sessions[_SHOWN_SESSIONS:]
     if rest:
-        table.add_row(f"[dim]{len(rest)} more sessions[/]", str(sum(session.count for session in rest)), "")
+        table.add_row(f"[dim]{counted(len(rest), 'more session')}[/]", str(sum(session.count for session in rest)), "")
     return table
 
 
@@ -140,62 +192,3 @@ def _metres(metres: float) -> str:
     if metres >= _KILOMETRE:
         return f"{metres / _KILOMETRE:.1f} km"
     return f"{metres:.0f} m" if metres >= 10 else f"{metres:.1f} m"
-
-
-# `sightfix inspect`: what a reference database holds, before anything is built of it.
-
-
-def inspect(
-    source: Annotated[
-        str, typer.Argument(help="The photos: a folder, a CSV, or a spec such as exif:photos/ or csv:refs.csv")
-    ],
-    map_file: Annotated[
-        Path | None, typer.Option("--map", help="Also draw a map: FILE.png, .svg, .pdf or .geojson")
-    ] = None,
-    compare_files: Annotated[
-        bool, typer.Option("--hash", help="Also look for photos whose files are equal byte by byte (reads files)")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON")] = False,
-) -> None:
-    """Count geo-tagged photos; find gaps, duplicates and photos without a position; draw a map."""
-    from retrieval.errors import ParameterError
-    from retrieval.references import open_references
-    from sightfix.console import console, progress_bar
-    from sightfix.figures.map import FIGURE_SUFFIXES, write_map_figure
-    from sightfix.inspection.report import write_geojson
-    from sightfix.inspection.survey import find_identical_files
-
-    pass  # LOOK
-    from sightfix.figures.canvas import matplotlib_figure
-    from sightfix.inspection.report import report_on
-    from sightfix.inspection.survey import survey_references
-
-    suffix = map_file.suffix.lower() if map_file else None
-    if suffix is not None and suffix not in FIGURE_SUFFIXES | {".geojson"}:
-        raise ParameterError(
-            f"--map {map_file} is no map that can be drawn", remedy="Give .png, .svg, .pdf or .geojson"
-        )
-    if suffix in FIGURE_SUFFIXES:
-        matplotlib_figure()
-    references = open_references(source)
-    with progress_bar("Reading", len(references)) as advance:
-        survey = survey_references(references, advance)
-    identical = None
-    if compare_files:
-        with progress_bar("Comparing files", len(survey)) as advance:
-            identical = find_identical_files(references, advance)
-    report = report_on(references, survey, identical)
-    if map_file is not None and suffix == ".geojson":
-        write_geojson(references, map_file)
-    elif map_file is not None:
-        write_map_figure(survey, references.spec, map_file)
-    if json:
-        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
-        return
-    print_report(report, console)
-    if map_file is not None:
-        console.print(f"[green]map[/] {escape(str(map_file))}")
-    if survey.has_positions:
-        console.print(
-            f"Next: sightfix index {source!r}" if "?" in source else f"Next: sightfix index {source}", markup=False
-        )

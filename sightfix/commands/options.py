@@ -1,13 +1,16 @@
-"""The options that say how photos are described, the same for every command: --provider, --precision, --threads, …
+"""Options that several commands have, and what they stand for: a describer, an index store, evaluation sets.
 
-Each is an environment variable too, so that a container's provider holds for all commands in it.
+Those of the describer are environment variables too, so that a container's provider holds for all commands in it.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import typer
+
+from retrieval.errors import ParameterError
+from sightfix.console import console, progress_bar
 
 if TYPE_CHECKING:
     from index_builder.push import PushSettings
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from retrieval.engines.choosing import ProviderChoice
     from retrieval.evaluation.eval_set import EvalSet
     from retrieval.index.place_index import PlaceIndex
+
+_Choice = TypeVar("_Choice", bound=str)
 
 ProviderOption = Annotated[
     str | None,
@@ -40,6 +45,36 @@ CpuFallbackOption = Annotated[
         help="Compute on the CPU, with a warning, when the provider cannot be had",
     ),
 ]
+
+IndexesOption = Annotated[Path, typer.Option(help="Folder of all place indexes")]
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(envvar="SIGHTFIX_STORE", help="Engine that holds the indexes instead, such as milvus://host:19530"),
+]
+
+StoreTypeOption = Annotated[
+    str | None,
+    typer.Option(help="Of the index in Milvus, such as IVF_FLAT, HNSW or GPU_CAGRA; by the number of references"),
+]
+
+StoreBuildOption = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE that Milvus builds the index with, such as nlist=4096; repeatable")
+]
+
+StoreVectorsOption = Annotated[str, typer.Option(help="How Milvus stores descriptors: fp32 or fp16")]
+
+
+def check_choice(option: str, value: str, choices: Sequence[_Choice]) -> _Choice:
+    """The value of an option that has only a few.
+
+    Raises:
+        ParameterError: another value.
+    """
+    for choice in choices:
+        if choice == value:
+            return choice
+    raise ParameterError(f"{option} {value!r} is unknown", remedy=f"Choose among {', '.join(choices)}")
 
 
 def make_describer(
@@ -78,45 +113,21 @@ def make_describer(
     )
 
 
-# The options that say where place indexes are kept, the same for every command.
-
-IndexesOption = Annotated[Path, typer.Option(help="Folder of all place indexes")]
-
-StoreOption = Annotated[
-    str | None,
-    typer.Option(envvar="SIGHTFIX_STORE", help="Engine that holds the indexes instead, such as milvus://host:19530"),
-]
-
-StoreTypeOption = Annotated[
-    str | None,
-    typer.Option(help="Of the index in Milvus, such as IVF_FLAT, HNSW or GPU_CAGRA; by the number of references"),
-]
-
-StoreBuildOption = Annotated[
-    list[str] | None, typer.Option(help="NAME=VALUE that Milvus builds the index with, such as nlist=4096; repeatable")
-]
-
-StoreVectorsOption = Annotated[str, typer.Option(help="How Milvus stores descriptors: fp32 or fp16")]
-
-
 def push_settings(
     type_: str | None, build: list[str] | None, vectors: str, recall: float, keep: int, *, activate: bool = True
 ) -> "PushSettings":
-    """Settings from the options.
+    """Settings of publishing in Milvus, from the options.
 
     Raises:
-        ParameterError: a type or a way to store that is unknown, or a parameter that is no NAME=VALUE.
+        ParameterError: a type or a way to store that is unknown, or a parameter that is not NAME=VALUE.
     """
     from index_builder.push import PushSettings
-    from retrieval.errors import ParameterError
     from retrieval.index.milvus.collection import check_milvus_type
 
-    if vectors not in ("fp32", "fp16"):
-        raise ParameterError(f"Milvus stores no {vectors!r} descriptors", remedy="Choose fp32 or fp16")
     return PushSettings(
         type=None if type_ is None else check_milvus_type(type_),
         build=dict(_named_value(one) for one in build or []),
-        stored="fp32" if vectors == "fp32" else "fp16",
+        stored=check_choice("--store-vectors", vectors, ("fp32", "fp16")),
         recall=recall,
         activate=activate,
         keep=keep,
@@ -124,35 +135,30 @@ def push_settings(
 
 
 def push_shown(index: "PlaceIndex", address: str, settings: "PushSettings") -> None:
-    """Publish a version in a Milvus, with a bar, and say what came of it."""
+    """Publish a version in Milvus with a progress bar, and print the result."""
     from index_builder.push import push_to
-    from sightfix.console import console, progress_bar
 
     with progress_bar("Writing to Milvus", index.count, "rows") as advance:
         searching = push_to(address, index, settings, on_rows=advance)
     recall = searching.recall
-    told = "exact" if recall is None else f"recall@10 {recall.at_10:.1%}, {recall.milliseconds:.2g} ms a query"
+    quality = "exact" if recall is None else f"recall@10 {recall.at_10:.1%}, {recall.milliseconds:.2g} ms a query"
     console.print(
         f"[green]published[/] version {index.version} of [bold]{index.name}[/] in {address}: "
-        f"{searching.index_type}, {told}" + ("" if settings.activate else "; not current yet")
+        f"{searching.index_type}, {quality}" + ("" if settings.activate else "; not current yet")
     )
 
 
 def _named_value(text: str) -> tuple[str, int | float | str]:
-    from retrieval.errors import ParameterError
 
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise ParameterError(f"--store-build {text!r} is no NAME=VALUE", remedy="Write it as nlist=4096")
+        raise ParameterError(f"--store-build {text!r} is not NAME=VALUE", remedy="Write it as nlist=4096")
     for number in (int, float):
         try:
             return name, number(value)
         except ValueError:
             continue
     return name, value
-
-
-# The options `--eval NAME --eval-database SPEC --eval-queries SPEC`, which name photos to measure recall on.
 
 
 def open_eval_sets(names: Sequence[str], databases: Sequence[str], queries: Sequence[str]) -> "list[EvalSet]":
@@ -167,7 +173,6 @@ def open_eval_sets(names: Sequence[str], databases: Sequence[str], queries: Sequ
         ParameterError: not the same number of each.
         ReferenceDataError: a spec cannot be read.
     """
-    from retrieval.errors import ParameterError
     from retrieval.evaluation.eval_set import EvalSet
     from retrieval.references import open_references
 

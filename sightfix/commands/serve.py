@@ -1,12 +1,20 @@
-"""`sightfix serve`: the HTTP server."""
+"""`sightfix serve` and `sightfix key`: the server, and API keys for it."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from sightfix.commands.options import CpuFallbackOption, PrecisionOption, ProviderOption, ThreadsOption
+from sightfix.commands.options import (
+    CpuFallbackOption,
+    PrecisionOption,
+    ProviderOption,
+    ThreadsOption,
+    check_choice,
+)
+from sightfix.console import console, plain_table
 
 if TYPE_CHECKING:
     from service.configuration import Configuration
@@ -41,7 +49,7 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM), for https")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM)")] = None,
     tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Let only clients in with a certificate of this authority (PEM)")
+        Path | None, typer.Option(help="Accept only clients with a certificate of this authority (PEM)")
     ] = None,
     otlp_endpoint: Annotated[
         str | None, typer.Option(help="Send OpenTelemetry traces there, such as http://localhost:4318 [default: none]")
@@ -70,8 +78,6 @@ def serve(
     ] = False,
 ) -> None:
     """Serve POST /localize. Settings come from flags, SIGHTFIX_… variables, and --config FILE, in this order."""
-    import os
-
     from service.configuration import read_configuration
     from service.observing.logs import log_to_stderr
     from service.server import serve as run
@@ -98,15 +104,10 @@ def _is_flag(context: typer.Context, name: str) -> bool:
 
 
 def _check(configuration: "Configuration") -> None:
-    from rich.table import Table
-
     from service.configuration import check_settings
-    from sightfix.console import console
 
     settings = configuration.settings
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("setting", "value", "from"):
-        table.add_column(heading)
+    table = plain_table("setting", "value", "from")
     for name, origin in configuration.origins.items():
         style = "dim" if origin == "default" else None
         value = getattr(settings, name)
@@ -120,9 +121,6 @@ def _check(configuration: "Configuration") -> None:
         raise typer.Exit(1)
 
 
-# `sightfix key`: make an API key for a server.
-
-
 def key(
     name: Annotated[str, typer.Argument(help="Whose key it is, such as robot-7")],
     file: Annotated[Path, typer.Option(help="File of the server's keys; made if it does not exist")],
@@ -131,14 +129,12 @@ def key(
     ] = None,
 ) -> None:
     """Make an API key; only its hash is kept, so it is shown this once."""
-    from retrieval.errors import ParameterError
     from service.api_keys import SCOPES, make_key
 
-    scopes = tuple(dict.fromkeys(scope or ["localize"]))
-    unknown = [one for one in scopes if one not in SCOPES]
-    if unknown:
-        raise ParameterError(f"the scope {unknown[0]!r} is unknown", remedy=f"Choose among {', '.join(SCOPES)}")
-    made = make_key(file, name, scopes)  # type: ignore[arg-type]
-    # The key alone on stdout, so that it can be piped to where it belongs.
+    scopes = tuple(check_choice("--scope", one, SCOPES) for one in dict.fromkeys(scope or ["localize"]))
+    made = make_key(file, name, scopes)
+    # Only the key goes to stdout, so that it can be piped.
     typer.echo(made)
-    typer.echo(f"{name} may {' and '.join(scopes)}; its hash is in {file}. It is not shown again.", err=True)
+    typer.echo(
+        f"{name} has the scope {' and '.join(scopes)}; its hash is in {file}. The key is not shown again.", err=True
+    )

@@ -1,15 +1,23 @@
-"""The figure of a comparison: recall@1 of every row with its interval and its seeds, one panel an evaluation set.
+"""The figure of a comparison: recall@1 of every row with its interval and its seeds, one panel an evaluation set."""
 
-Colours are those of Okabe & Ito (2008); families also differ by marker.
-"""
-
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from retrieval.artefact import replace_file, storage_errors
-from sightfix.figures.canvas import matplotlib_figure
+from retrieval.artefact import storage_errors
+from retrieval.errors import counted
+from sightfix.figures.plotting import (
+    BLACK,
+    BLUE,
+    DASHED,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    matplotlib_figure,
+    style_axes,
+    write_figure,
+)
 from training.comparison.report import (
     CONTRASTIVE,
     INFORMATION_MAXIMISING,
@@ -21,15 +29,14 @@ from training.comparison.report import (
 )
 from training.comparison.table_text import row_name
 
-_GREY: Final = "#666666"
-
+# Families differ by colour and by marker.
 _LOOKS: Final[dict[str, tuple[str, str]]] = {
-    "untrained": (_GREY, "X"),
-    "triplet": ("#000000", "s"),
-    CONTRASTIVE: ("#0072B2", "o"),
-    SELF_DISTILLATION: ("#E69F00", "^"),
-    INFORMATION_MAXIMISING: ("#009E73", "D"),
-    "other": ("#CC79A7", "v"),
+    "untrained": (GREY, "X"),
+    "triplet": (BLACK, "s"),
+    CONTRASTIVE: (BLUE, "o"),
+    SELF_DISTILLATION: (ORANGE, "^"),
+    INFORMATION_MAXIMISING: (GREEN, "D"),
+    "other": (PURPLE, "v"),
 }
 
 _PANEL_INCHES: Final = 3.6
@@ -46,11 +53,9 @@ def write_comparison_figure(report: ComparisonReport, path: Path) -> None:
         MissingExtraError: matplotlib is not installed.
         StorageError: the file cannot be written.
     """
-    picture = io.BytesIO()
-    comparison_figure(report).savefig(picture, format="png", dpi=_DOTS_PER_INCH)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, picture.getvalue())
+    write_figure(comparison_figure(report), path, _DOTS_PER_INCH)
 
 
 def comparison_figure(report: ComparisonReport) -> Any:
@@ -72,7 +77,7 @@ def comparison_figure(report: ComparisonReport) -> Any:
             if axes is panels[0]:
                 axes.annotate(
                     backbone, (0, y), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
-                    fontsize=9, color=_GREY, va="center", style="italic", bbox={"color": "white", "pad": 1.5},
+                    fontsize=9, color=GREY, va="center", style="italic", bbox={"color": "white", "pad": 1.5},
                 )  # fmt: skip
     panels[0].set_yticks(places, [row_name(row.row) for row in report.rows], fontsize=10)
     panels[0].set_ylim(bottom, -0.7)
@@ -110,7 +115,7 @@ def _panel(axes: Any, report: ComparisonReport, name: str, places: Sequence[floa
         for index, column in enumerate(report.columns)
         if (column.eval_set, column.radius_m, column.n) == (name, radius, 1)
     )
-    axes.axvline(100 * column.chance, color=_GREY, linestyle=(0, (4, 3)), linewidth=1.2)
+    axes.axvline(100 * column.chance, color=GREY, linestyle=DASHED, linewidth=1.2)
     _untrained_lines(axes, report.rows, index, places)
     for row, y in zip(report.rows, places, strict=True):
         cell = row.cells[index]
@@ -121,15 +126,12 @@ def _panel(axes: Any, report: ComparisonReport, name: str, places: Sequence[floa
         if len(row.seeds) > 1:
             ends = [100 * cell.seed_min, 100 * cell.seed_max]
             axes.plot(ends, [y + 0.27] * 2, color=colour, marker=".", markersize=4, linestyle="none")
-    axes.set_title(f"{name}, {column.queries} queries", fontsize=11, loc="left")
+    axes.set_title(f"{name}, {counted(column.queries, 'query')}", fontsize=11, loc="left")
     axes.set_xlabel("recall@1, percent", fontsize=10)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
+    style_axes(axes, grid="x", without=("top", "right", "left"))
     axes.tick_params(axis="y", length=0)
     ends = [end for row in report.rows for end in (row.cells[index].recall.high, row.cells[index].seed_max)]
     axes.set_xlim(0, min(102.0, 106 * max(*ends, column.chance, 0.05)))
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
 
 
 def _untrained_lines(axes: Any, rows: Sequence[ReportRow], index: int, places: Sequence[float]) -> None:
@@ -138,7 +140,7 @@ def _untrained_lines(axes: Any, rows: Sequence[ReportRow], index: int, places: S
         if row.row.method == UNTRAINED:
             last = max(p for r, p in zip(rows, places, strict=True) if r.row.backbone == row.row.backbone)
             value = 100 * row.cells[index].recall.value
-            axes.plot([value, value], [y, last + 0.4], color=_GREY, linestyle=(0, (1, 2)), linewidth=1.4)
+            axes.plot([value, value], [y, last + 0.4], color=GREY, linestyle=(0, (1, 2)), linewidth=1.4)
 
 
 def _kind(row: ReportRow) -> str:
@@ -155,5 +157,5 @@ def _legend(rows: Sequence[ReportRow], axes: Any) -> list[Any]:
         for kind, (colour, marker) in _LOOKS.items()
         if kind in there
     ]
-    handles += axes.plot([], [], color=_GREY, linestyle=(0, (4, 3)), linewidth=1.2, label="chance")
+    handles += axes.plot([], [], color=GREY, linestyle=DASHED, linewidth=1.2, label="chance")
     return handles

@@ -1,7 +1,4 @@
-"""The figures of an evaluation: what it found right and wrong, recall over N, position error, and confidence.
-
-Colours are those of Okabe & Ito (2008), told apart by every kind of colour vision; right and wrong also differ by sign.
-"""
+"""The figures of an evaluation: what it found right and wrong, recall over N, position error, and confidence."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,24 +8,28 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import StorageError
+from retrieval.artefact import storage_errors
+from retrieval.errors import counted
 from retrieval.evaluation import Evaluation, Protocol, Ranked
 from retrieval.evaluation.positions import Ground, Int64Array
 from retrieval.geo import HALF_CIRCUMFERENCE_M
 from retrieval.images import Preprocessing, RgbImage, decode_image, open_image, read_image_bytes
-from sightfix.figures.canvas import matplotlib_figure
+from sightfix.figures.plotting import (
+    BLACK,
+    BLUE,
+    DASHED,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    VERMILLION,
+    matplotlib_figure,
+    shortened,
+    style_axes,
+    write_figure,
+)
 
-_BLUE: Final = "#0072B2"
-
-_VERMILLION: Final = "#D55E00"
-
-_GREEN: Final = "#009E73"
-
-_PURPLE: Final = "#CC79A7"
-
-_GREY: Final = "#666666"
-
-_SERIES: Final = ((_BLUE, "o"), (_VERMILLION, "s"), (_GREEN, "^"), (_PURPLE, "D"), ("#E69F00", "v"), ("#000000", "x"))
+_SERIES: Final = ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (BLACK, "x"))
 
 _EXAMPLES: Final = 5
 
@@ -87,14 +88,10 @@ def write_figures(
         figures["successes.png"] = examples_figure(evaluation, ranked, protocol, photos, right, right=True)
     if wrong.size:
         figures["failures.png"] = examples_figure(evaluation, ranked, protocol, photos, wrong, right=False)
-    try:
+    with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            figure.savefig(folder / name, dpi=130)
-    except OSError as error:
-        raise StorageError(
-            f"the figures cannot be written ({error.strerror})", where=str(folder), remedy="Give a writable folder"
-        ) from error
+    for name, figure in figures.items():
+        write_figure(figure, folder / name, 130)
     return [folder / name for name in figures]
 
 
@@ -122,11 +119,11 @@ def recall_figure(evaluation: Evaluation) -> Any:
             continue
         n = [entry.n for entry in points]
         series = np.array([[p.recall.value, p.recall.low, p.recall.high, p.chance] for p in points], np.float64) * 100
-        label = f"within {curve.radius_m:g} m ({curve.counted} queries)"
+        label = f"within {curve.radius_m:g} m ({counted(curve.counted, 'query')})"
         axes.plot(n, series[:, 0], color=colour, marker=marker, markersize=4, linewidth=1.8, label=label)
         axes.fill_between(n, series[:, 1], series[:, 2], color=colour, alpha=0.18, linewidth=0)
-        axes.plot(n, series[:, 3], color=colour, linestyle=(0, (4, 3)), linewidth=1.2)
-    axes.plot([], [], color=_GREY, linestyle=(0, (4, 3)), linewidth=1.2, label="chance")
+        axes.plot(n, series[:, 3], color=colour, linestyle=DASHED, linewidth=1.2)
+    axes.plot([], [], color=GREY, linestyle=DASHED, linewidth=1.2, label="chance")
     largest = max(entry.n for entry in evaluation.curves[0].at)
     axes.set_xlim(*((0.5, 1.5) if largest == 1 else (1 - (largest - 1) * 0.02, largest + (largest - 1) * 0.02)))
     axes.set_xticks(_whole_ticks(largest))
@@ -141,10 +138,10 @@ def recall_figure(evaluation: Evaluation) -> Any:
 def position_error_figure(evaluation: Evaluation) -> Any:
     """The share of answered queries whose position error stays below x metres."""
     figure, axes = _plot("answered queries, percent", "position error, metres")
-    series: list[tuple[str, NDArray[np.float64], str, Any]] = [("top-1 match", evaluation.top_error_m, _BLUE, "-")]
+    series: list[tuple[str, NDArray[np.float64], str, Any]] = [("top-1 match", evaluation.top_error_m, BLUE, "-")]
     if evaluation.fix_error_m is not None:
-        series.append(("fix", evaluation.fix_error_m, _VERMILLION, (0, (6, 1.5))))
-    series.append(("random database image", _random_errors(evaluation.true_ground), _GREY, (0, (2, 2))))
+        series.append(("fix", evaluation.fix_error_m, VERMILLION, (0, (6, 1.5))))
+    series.append(("random database image", _random_errors(evaluation.true_ground), GREY, (0, (2, 2))))
     reach = 30.0
     for name, errors, colour, style in series:
         metres = np.sort(errors[np.isfinite(errors)])
@@ -174,16 +171,14 @@ def confidence_figure(evaluation: Evaluation) -> Any:
     figure, axes = _plot("truth within 25 m, percent of fixes", "stated confidence, percent", size=(5.2, 5.3))
     stated = [100 * b.mean_confidence for b in report.bins]
     kept = [100 * b.within_share for b in report.bins]
-    axes.plot([0, 100], [0, 100], color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), label="honest")
+    axes.plot([0, 100], [0, 100], color=GREY, linewidth=1.0, linestyle=DASHED, label="as stated")
     each = f"bins of about {round(np.mean([b.fixes for b in report.bins]))} fixes"
-    axes.plot(stated, kept, color=_BLUE, marker="o", linewidth=1.8, label=each)
+    axes.plot(stated, kept, color=BLUE, marker="o", linewidth=1.8, label=each)
     axes.set_xlim(-2, 102)
     axes.set_ylim(-2, 102)
     axes.set_aspect("equal")
-    _title(
-        axes,
-        f"Calibration error {report.calibration_error.value:.3f} (if honest {report.calibration_error_if_honest:.3f})",
-    )
+    error, by_chance = report.calibration_error.value, report.calibration_error_if_honest
+    _title(axes, f"Calibration error {error:.3f} (of right confidences {by_chance:.3f})")
     _legend(axes, "upper left")
     return figure
 
@@ -195,9 +190,9 @@ def answered_figure(evaluation: Evaluation) -> Any:
         raise ValueError("the evaluation has no confidences")
     figure, axes = _plot("fixes within 25 m, percent", "queries answered, the surest first, percent")
     answered = [100 * point.answered_share for point in report.answered_curve]
-    axes.plot(answered, [100 * p.within_share for p in report.answered_curve], color=_BLUE, linewidth=1.8)
+    axes.plot(answered, [100 * p.within_share for p in report.answered_curve], color=BLUE, linewidth=1.8)
     half = min(report.answered_curve, key=lambda point: abs(point.confidence - 0.5))
-    axes.plot([100 * half.answered_share], [100 * half.within_share], color=_BLUE, marker="o", linestyle="none")
+    axes.plot([100 * half.answered_share], [100 * half.within_share], color=BLUE, marker="o", linestyle="none")
     axes.annotate(
         f"confidence {half.confidence:.2f}",
         (100 * half.answered_share, 100 * half.within_share),
@@ -206,7 +201,7 @@ def answered_figure(evaluation: Evaluation) -> Any:
         fontsize=9,
     )
     every = 100 * report.answered_curve[-1].within_share
-    axes.axhline(every, color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), label="whatever the confidence")
+    axes.axhline(every, color=GREY, linewidth=1.0, linestyle=DASHED, label="whatever the confidence")
     axes.set_xlim(0, 102)
     axes.set_ylim(0, 102)
     _title(axes, "What it takes to be right more often")
@@ -221,15 +216,15 @@ def no_match_figure(evaluation: Evaluation) -> Any:
     axes.plot(
         [100 * point.solvable_share for point in curve],
         [100 * point.elsewhere_share for point in curve],
-        color=_BLUE,
+        color=BLUE,
         linewidth=1.8,
         label="every threshold",
     )
-    told = {status.of: 100 * status.no_match_share for status in statuses}
-    if told.get("solvable queries") is not None and told.get("photos from elsewhere") is not None:
-        at = ([told["solvable queries"]], [told["photos from elsewhere"]])
-        axes.plot(*at, color=_VERMILLION, marker="o", linestyle="none", label="the threshold in use")
-    axes.plot([0, 50], [0, 50], color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), label="chance")
+    shares = {status.of: 100 * status.no_match_share for status in statuses}
+    if shares.get("solvable queries") is not None and shares.get("photos from elsewhere") is not None:
+        at = ([shares["solvable queries"]], [shares["photos from elsewhere"]])
+        axes.plot(*at, color=VERMILLION, marker="o", linestyle="none", label="the threshold in use")
+    axes.plot([0, 50], [0, 50], color=GREY, linewidth=1.0, linestyle=DASHED, label="chance")
     axes.set_xlim(-1, 51)
     axes.set_ylim(-2, 102)
     _title(axes, "NO_MATCH")
@@ -258,7 +253,7 @@ def examples_figure(
     radius = protocol.radii_m[0]
     for axes, query in zip(grid, queries, strict=True):
         path = photos.query(int(query))
-        _photo(axes[0], path, _short(path), _GREY, 1.0)
+        _photo(axes[0], path, shortened(path.stem, 26), GREY, 1.0)
         for rank in range(shown):
             _match(axes[1 + rank], evaluation, ranked, photos, (int(query), rank), radius)
         if not right:
@@ -284,7 +279,7 @@ def _match(
     metres = _metres(evaluation.true_ground, query, row)
     squared = evaluation.ground.squared(np.array([query]), np.array([row]))[0]
     near = bool(squared <= evaluation.ground.squared_limit(radius_m))
-    sign, colour = ("✓", _GREEN) if near else ("✗", _VERMILLION)
+    sign, colour = ("✓", GREEN) if near else ("✗", VERMILLION)
     _photo(axis, photos.database(row), f"{sign} {metres:.0f} m · score {photos.scores[query, rank]:.2f}", colour, 4.0)
 
 
@@ -297,7 +292,7 @@ def _nearest_true(axis: Any, evaluation: Evaluation, ranked: Ranked, photos: Eva
     ranks = np.flatnonzero(np.isin(matches, nearest))
     row = int(matches[ranks[0]] if ranks.size else nearest[0])
     rank = f"rank {ranks[0] + 1}" if ranks.size else f"not in first {len(matches)}"
-    _photo(axis, photos.database(row), f"{_metres(evaluation.true_ground, query, row):.0f} m · {rank}", _BLUE, 2.0)
+    _photo(axis, photos.database(row), f"{_metres(evaluation.true_ground, query, row):.0f} m · {rank}", BLUE, 2.0)
 
 
 def _metres(ground: Ground, query: int, row: int) -> float:
@@ -334,20 +329,12 @@ def _height_to_width(path: Path) -> float:
     return float(height / width)
 
 
-def _short(path: Path, length: int = 26) -> str:
-    name = path.stem
-    return name if len(name) <= length else f"…{name[1 - length :]}"
-
-
 def _plot(y_label: str, x_label: str, size: tuple[float, float] = (7.0, 4.8)) -> tuple[Any, Any]:
     figure = matplotlib_figure().Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x_label, fontsize=11)
     axes.set_ylabel(y_label, fontsize=11)
-    axes.grid(color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    style_axes(axes)
     return figure, axes
 
 

@@ -3,7 +3,6 @@
 Colours are matplotlib's inferno, whose steps look equal to the eye, over the photo in grey.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.artefact import replace_file
-from retrieval.errors import ParameterError, StorageError
+from retrieval.errors import ParameterError
 from retrieval.images import RgbImage
-from sightfix.figures.canvas import matplotlib_figure
+from sightfix.figures.plotting import GREY, matplotlib_figure, shortened, write_figure
 
 FIGURE_SUFFIXES: Final = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
 
 _COLOUR_MAP: Final = "inferno"
-
-_GREY: Final = "#666666"
 
 _CELL_INCHES: Final = 3.1  # a side of a square panel
 
@@ -73,7 +69,7 @@ def check_figure_path(path: Path) -> None:
     matplotlib_figure()
     if path.suffix.lower() not in FIGURE_SUFFIXES:
         raise ParameterError(
-            f"{path.name} is no figure that can be drawn", where=str(path), remedy="Give .png, .svg, .pdf or .jpg"
+            f"{path.name} is not a figure that can be drawn", where=str(path), remedy="Give .png, .svg, .pdf or .jpg"
         )
     if not path.parent.is_dir():
         raise ParameterError(
@@ -97,15 +93,7 @@ def write_heat_map_figure(photos: Sequence[ExplainedPhoto], score: float | None,
         StorageError: the file cannot be written.
     """
     check_figure_path(path)
-    drawn = io.BytesIO()
-    suffix = path.suffix.lower().removeprefix(".")
-    heat_map_figure(photos, score, model).savefig(drawn, format=suffix, dpi=_DOTS_PER_INCH)
-    try:
-        replace_file(path, drawn.getvalue())
-    except OSError as error:
-        raise StorageError(
-            f"the figure cannot be written ({error.strerror})", where=str(path), remedy="Give a file you may write"
-        ) from error
+    write_figure(heat_map_figure(photos, score, model), path, _DOTS_PER_INCH)
 
 
 def heat_map_figure(photos: Sequence[ExplainedPhoto], score: float | None, model: str) -> Any:
@@ -127,7 +115,7 @@ def heat_map_figure(photos: Sequence[ExplainedPhoto], score: float | None, model
     activation_limit = max(_largest(photo.activation) for photo in photos)
     match_limit = max(_largest(photo.match) for photo in photos)
     for row, photo in zip(grid, photos, strict=True):
-        _panel(row[0], photo.view, _short(photo.name, int(cell[0] * _CHARACTERS_AN_INCH)))
+        _panel(row[0], photo.view, shortened(photo.name, int(cell[0] * _CHARACTERS_AN_INCH)))
         _panel(row[1], overlay(photo.view, photo.activation, activation_limit), _share(photo.activation_share))
         caption = _share(photo.match_share) + _opposition(photo.match)
         _panel(row[2], overlay(photo.view, photo.match, match_limit), caption)
@@ -140,7 +128,7 @@ def heat_map_figure(photos: Sequence[ExplainedPhoto], score: float | None, model
         else f"Where the match comes from: score {score:.3f}".replace("-", "−")
     )
     figure.text(0.5, 1 - 0.12 / size[1], title, ha="center", va="top", fontsize=13)
-    figure.text(0.5, 1 - 0.40 / size[1], model, ha="center", va="top", fontsize=9, color=_GREY, parse_math=False)
+    figure.text(0.5, 1 - 0.40 / size[1], model, ha="center", va="top", fontsize=9, color=GREY, parse_math=False)
     return figure
 
 
@@ -221,7 +209,3 @@ def _share(share: float) -> str:
 def _opposition(match: NDArray[np.float32]) -> str:
     against = float(match.clip(max=0.0).sum())
     return f"\nopposes: −{-against:.3f}" if against <= -_OPPOSES_FROM else ""
-
-
-def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else f"…{name[1 - length :]}"

@@ -1,7 +1,4 @@
-"""A map of a reference database as a figure: every position in metres, coloured by session.
-
-Colours are those of Okabe & Ito (2008), told apart by every kind of colour vision; sessions also differ by their sign.
-"""
+"""A map of a reference database as a figure: every position in metres; sessions differ by colour and by marker."""
 
 import math
 from pathlib import Path
@@ -10,15 +7,26 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import ParameterError, StorageError, counted
+from retrieval.errors import ParameterError, counted
 from retrieval.geo import Float64Array, Position, longitude_bounds, to_local_metres
-from sightfix.figures.canvas import matplotlib_figure
+from sightfix.figures.plotting import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY_BLUE,
+    VERMILLION,
+    matplotlib_figure,
+    shortened,
+    style_axes,
+    write_figure,
+)
 from sightfix.inspection.survey import Survey
 
 FIGURE_SUFFIXES: Final = frozenset({".png", ".svg", ".pdf"})
 
 _SERIES: Final = (
-    ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"),
+    (BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY_BLUE, "P"),
 )  # fmt: skip
 
 _GREY: Final = "#888888"
@@ -76,12 +84,7 @@ def write_map_figure(survey: Survey, title: str, path: Path) -> None:
     axes.set_title(_title(len(rows), len(survey), title, inches[0]), loc="left", fontsize=11)
     if has_legend:
         _draw_legend(figure, _is_tall(span), size)
-    try:
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise StorageError(
-            f"the map cannot be written ({error.strerror})", where=str(path), remedy="Give a file in a writable folder"
-        ) from error
+    write_figure(figure, path, 130)
 
 
 def _metres(survey: Survey) -> tuple[NDArray[np.int64], Float64Array]:
@@ -111,20 +114,19 @@ def _groups(survey: Survey, rows: NDArray[np.int64]) -> list[tuple[str, str, str
     others = ~np.isin(codes, shown)
     if others.any():
         unshown = sum(session.name is not None for session in survey.sessions) - len(shown)
-        label = "no session" if unshown <= 0 else f"{unshown} more sessions"
+        label = "no session" if unshown <= 0 else counted(unshown, "more session")
         counted_in_grey = sum(session.count for code, session in enumerate(survey.sessions) if code not in shown)
         label += f" ({counted_in_grey})" if shown else ""
         groups.append((label, _GREY if shown else _SERIES[0][0], "o", others))
     for code, (colour, marker) in zip(sorted(shown, key=lambda c: str(survey.sessions[c].name)), _SERIES, strict=False):
         session = survey.sessions[code]
         name = str(session.name)
-        short = name if len(name) <= 32 else f"…{name[-31:]}"
-        groups.append((f"{short} ({session.count})", colour, marker, codes == code))
+        groups.append((f"{shortened(name, 32)} ({session.count})", colour, marker, codes == code))
     return groups
 
 
 def _title(drawn: int, count: int, source: str, width_inches: float) -> str:
-    part = "" if drawn == count else f"{drawn} of "
+    part = "" if drawn == count else f"{drawn:,} of "
     title, longest = f"{part}{counted(count, 'reference')} in {source}", int(width_inches * _CHARACTERS_AN_INCH)
     return title if len(title) <= longest else f"{title[: longest - 1]}…"
 
@@ -158,10 +160,7 @@ def _frame(axes: Any, points: Float64Array, span: Float64Array, unit: str) -> No
     axes.set_aspect("equal")
     axes.set_xlabel(f"east, {unit}")
     axes.set_ylabel(f"north, {unit}")
-    axes.grid(color="#e2e2e2", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    style_axes(axes)
     length = _round_length(0.25 * float(span.max()))
     right, bottom = middle[0] + span[0] / 2 + 0.6 * margin, middle[1] - span[1] / 2 - 0.62 * margin
     axes.plot([right - length, right], [bottom, bottom], color="black", linewidth=2.5, solid_capstyle="butt")

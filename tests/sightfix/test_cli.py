@@ -80,7 +80,7 @@ def test_errors_have_no_traceback_and_name_the_remedy(published: PublishedPlaces
             str(tmp_path),
             "--storage",
             "int4",
-        ): "error storage 'int4' is unknown. Choose among fp32, fp16, int8.\n",
+        ): "error --storage 'int4' is unknown. Choose among fp32, fp16, int8.\n",
     }
     for arguments, message in cases.items():
         done = sightfix(*arguments)

@@ -9,8 +9,8 @@ from PIL import Image
 from retrieval.errors import MissingExtraError, StorageError
 from retrieval.evaluation import Evaluation, Fixes, Positions, Protocol, Ranked, evaluate
 from sightfix.figures import evaluation as evaluation_figures
-from sightfix.figures.canvas import matplotlib_figure
 from sightfix.figures.evaluation import EvaluatedPhotos, example_queries, write_figures
+from sightfix.figures.plotting import matplotlib_figure
 
 EVERY_FIGURE = {
     *("recall.png", "position_error.png", "confidence.png", "answered.png", "no_match.png"),
@@ -150,7 +150,7 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_a_folder_that_cannot_be_written(photo: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     evaluation, ranked, protocol = evaluated(queries=6)
-    with pytest.raises(StorageError, match="Give a writable folder"):
+    with pytest.raises(StorageError, match="a file has its name"):
         write_figures(evaluation, ranked, protocol, photos(photo, 6), tmp_path / "taken")
 
 

@@ -83,7 +83,7 @@ def test_users_errors(published: PublishedPlaces, checkpoint: Path, tmp_path: Pa
         run(tmp_path / "text.jpg", "--checkpoint", checkpoint, "--out", out)
     with pytest.raises(ArtefactError, match="nowhere"):
         run(photo, "--checkpoint", tmp_path / "nowhere", "--out", out)
-    with pytest.raises(ParameterError, match=r"no figure that can be drawn"):
+    with pytest.raises(ParameterError, match=r"not a figure that can be drawn"):
         run(photo, "--checkpoint", checkpoint, "--out", tmp_path / "heat.txt")
     assert not out.exists()
 

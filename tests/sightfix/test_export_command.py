@@ -68,7 +68,7 @@ def test_what_belongs_together(photos: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "--whiten and --fit belong together" in refused("default", "--out", out, "--whiten", 16)
     assert "needs photos to judge it by" in refused("default", "--out", out, "--precision", "int8")
-    assert "the precision 'int4' is unknown" in refused("default", "--out", out, "--precision", "int4")
+    assert "--precision 'int4' is unknown" in refused("default", "--out", out, "--precision", "int4")
     assert "--camera '1080p' is not WIDTHxHEIGHT" in refused("default", "--out", out, "--camera", "1080p")
     assert "Choose 1 to 1280" in refused("default", "--out", out, "--whiten", 2000, "--fit", photos)
     assert "there are 1 --eval, 0 --eval-database" in refused("default", "--out", out, "--eval", "x")

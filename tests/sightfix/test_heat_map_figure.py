@@ -99,7 +99,7 @@ def test_a_figure_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_places_that_cannot_be_drawn_into(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match=r"heat\.bmp is no figure that can be drawn\. Give \.png, \.svg, \.pdf"):
+    with pytest.raises(ParameterError, match=r"heat\.bmp is not a figure that can be drawn\. Give \.png, \.svg, \.pdf"):
         check_figure_path(tmp_path / "heat.bmp")
     with pytest.raises(ParameterError, match=r"the folder .*none does not exist\. Make it, or choose another"):
         check_figure_path(tmp_path / "none" / "heat.png")
@@ -112,6 +112,6 @@ def test_a_disk_that_refuses(tmp_path: Path) -> None:
     """Something stands where the new figure is written before it takes the old one's place."""
     (tmp_path / ".heat.png.tmp").mkdir()
     (tmp_path / "heat.png").write_bytes(b"old")
-    with pytest.raises(StorageError, match=r"the figure cannot be written .* Give a file you may write"):
+    with pytest.raises(StorageError, match=r"the figure cannot be written .* Choose a writable folder"):
         write_heat_map_figure([explained()], None, "a net", tmp_path / "heat.png")
     assert (tmp_path / "heat.png").read_bytes() == b"old"

@@ -108,7 +108,7 @@ def test_what_calibrating_says(occasions: int, capsys: pytest.CaptureFixture[str
     assert ("before not calibrated" if before is None else "before 61% 0.127 50%") in lines
     assert "now, left-out photos 49% 0.054 65%" in lines
     assert ("now: squares of 100 m" if before is None else "now: sessions or blocks of time") in said
-    assert ("if these are among them, it looks too good" in said) == (before is not None)
+    assert ("if these are among them, these numbers are too good" in said) == (before is not None)
     assert "published version 2026-1 of campus" in said
 
 

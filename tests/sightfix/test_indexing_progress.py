@@ -39,8 +39,8 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock) -> None:
         clock.now = 100.0 + second
         progress.described(4000 + 20 * second, 1 if second < 60 else 3)
     assert written.getvalue().splitlines() == [
-        "described 4620 of 10000 photos, 20.0 photos/s, 4.5 min left, 1 unreadable",
-        "described 5240 of 10000 photos, 20.0 photos/s, 4 min left, 3 unreadable",
+        "described 4,620 of 10,000 photos, 20.0 photos/s, 4.5 min left, 1 unreadable",
+        "described 5,240 of 10,000 photos, 20.0 photos/s, 4 min left, 3 unreadable",
     ]
 
 

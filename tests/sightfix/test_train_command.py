@@ -72,7 +72,7 @@ def test_from_photos_to_a_checkpoint(table: Path, tmp_path: Path) -> None:
     assert "(chance R@1 16.7 %)" in shown[2]
     assert shown[3].startswith("epoch 1 of 1  loss ")
     assert shown[3].endswith("img/s  best so far")
-    assert shown[4] == f"trained {tmp_path / 'run' / 'best'}, 1 epochs"
+    assert shown[4] == f"trained {tmp_path / 'run' / 'best'}, 1 epoch"
     assert open_checkpoint(tmp_path / "run" / "best").manifest.epoch == 1
     again = trained(table, tmp_path).splitlines()
     assert "the run is finished" in again[2]

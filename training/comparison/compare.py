@@ -36,12 +36,12 @@ from training.comparison.evaluation import (
     write_record,
 )
 from training.comparison.plan import ComparisonError, ComparisonPlan, with_seed
-from training.comparison.report import UNTRAINED, ComparedRow, ComparisonObserver, ComparisonReport, Epochs
+from training.comparison.report import UNTRAINED, ComparedRow, ComparisonReport, Epochs
 from training.comparison.report_building import ReportBuilder, RowRecords
 from training.comparison.table_text import csv_text, markdown
 from training.recipe_settings import Recipe, TrainingSettings
 from training.run.device import DeviceSettings, give_back_freed_memory, make_fabric
-from training.run.observing import RunObserver
+from training.run.observing import ComparisonObserver, RunObserver
 from training.run.state import OtherRunError
 from training.run.train import DEFAULT_CACHE, TrainingPhotos, TrainSettings
 from training.run.train import train as train_recipe

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from retrieval.evaluation import Bootstrap, Protocol, hits_at
 from retrieval.evaluation.positions import Int64Array
 from retrieval.geo import Float64Array
-from training.run.observing import RunObserver
 
 UNTRAINED: Final = "untrained"
 
@@ -232,27 +231,6 @@ class ComparisonReport:
     def eval_sets(self) -> list[str]:
         """Names of the evaluation sets, in order."""
         return list(dict.fromkeys(column.eval_set for column in self.columns))
-
-
-class ComparisonObserver(RunObserver):
-    """Receives what a comparison does, and through the inherited methods what each run does."""
-
-    def run_begins(self, number: int, total: int, label: str, seed: int, *, done: bool) -> None:
-        """A run is next.
-
-        Args:
-            number: of the run, from 1.
-            total: how many runs there are.
-            label: the recipe's name.
-            seed: of the run.
-            done: whether it was trained and evaluated before, so that nothing is left to do.
-        """
-
-    def warning(self, text: str) -> None:
-        """Something that makes numbers less than they seem, or missing."""
-
-    def reported(self, report: ComparisonReport) -> None:
-        """Table and CSV were written anew."""
 
 
 def family_of(method: str) -> str | None:

@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from retrieval.artefact import replace_file, storage_errors
+
+if TYPE_CHECKING:
+    from training.comparison.report import ComparisonReport
 
 STEPS_NAME: Final = "steps.csv"
 EPOCHS_NAME: Final = "epochs.csv"
@@ -66,6 +69,27 @@ class RunObserver:
 
     def epoch_ended(self, summary: EpochSummary) -> None:
         """An epoch is over and validated, if it was its turn."""
+
+
+class ComparisonObserver(RunObserver):
+    """Receives what a comparison does, and through the inherited methods what each run does."""
+
+    def run_begins(self, number: int, total: int, label: str, seed: int, *, done: bool) -> None:
+        """A run is next.
+
+        Args:
+            number: of the run, from 1.
+            total: how many runs there are.
+            label: the recipe's name.
+            seed: of the run.
+            done: whether it was trained and evaluated before, so that nothing is left to do.
+        """
+
+    def warning(self, text: str) -> None:
+        """Something that makes numbers less than they seem, or missing."""
+
+    def reported(self, report: "ComparisonReport") -> None:
+        """Table and CSV were written anew."""
 
 
 class CsvLog:

@@ -18,9 +18,9 @@ from tests.training.walks import make_walks
 from training.checkpoint import CheckpointError, save_encoder
 from training.comparison.compare import CompareSettings, compare
 from training.comparison.plan import ComparisonError, ComparisonPlan
-from training.comparison.report import ComparisonObserver, ComparisonReport
+from training.comparison.report import ComparisonReport
 from training.recipe_settings import Recipe
-from training.run.observing import RunObserver
+from training.run.observing import ComparisonObserver, RunObserver
 from training.run.state import OtherRunError, Progress
 from training.run.train import TrainingPhotos, TrainSettings
 from training.run.training_run import RunResult, TrainingError, TrainingStoppedError
