@@ -30,7 +30,7 @@ from service.observing.metrics import Metrics
 from service.observing.observer import Observer
 from service.observing.requests import ObservedRequests
 from service.observing.tracing import Tracing
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.places import make_places, pattern
 
@@ -103,12 +103,12 @@ async def _measure(indexes: Path, photo: bytes, rounds: int) -> None:
         print(f"  {name}, without a photo: {await _alone(observer, answer) * 1e6:.0f} µs a request")
 
 
-def _live(stack: contextlib.AsyncExitStack, indexes: Path, observer: Observer) -> LiveLocalizer:
-    live = LiveLocalizer(ServerSettings(indexes=indexes, threads=1), observer)
-    live.start_loading()
-    live.wait_until_loaded(60.0)
-    stack.callback(live.stop)
-    return live
+def _live(stack: contextlib.AsyncExitStack, indexes: Path, observer: Observer) -> LocalizationService:
+    localization = LocalizationService(ServerSettings(indexes=indexes, threads=1), observer)
+    localization.start()
+    localization.live.wait_until_loaded(60.0)
+    stack.callback(localization.stop)
+    return localization
 
 
 def _is_ours(middleware: Middleware) -> bool:

@@ -1,6 +1,6 @@
-"""API keys: who may ask, and for what. Only their hashes are kept, in a file that is read again when it changes.
+"""API keys and their scopes. Only hashes are kept, in a file that is read again when it changes.
 
-A key is 256 random bits, so a plain SHA-256 of it tells nothing, and no slow password hash is needed.
+A key is 256 random bits, so a plain SHA-256 of it reveals nothing, and no slow password hash is needed.
 """
 
 import hashlib
@@ -37,6 +37,15 @@ PREFIX: Final = "sfx_"
 # A change is seen at the latest after this time; a stat for every request would be waste.
 _LOOK_EVERY_S: Final = 1.0
 
+_HEAD: Final = "# Hashes of API keys. Made by `sightfix key`; remove a table to withdraw its key.\n\n"
+
+# Probes cannot hold keys; the page and the documentation hold nothing secret, their requests need keys.
+_OPEN: Final = re.compile(
+    r"/(livez|healthz|readyz|v2/health/(live|ready)|docs(/.*)?|openapi\.json|static(-offline-docs)?/.*|favicon\.ico)?"
+)
+
+_ADMIN: Final = re.compile(r"(/v1)?/(jobs([/:].*)?|indexes/[^/]+/activate)", re.DOTALL)
+
 
 class ApiKeyError(SightfixError):
     """A file of API keys that cannot be read."""
@@ -48,9 +57,9 @@ class ApiKey(BaseModel):
     """One key as the file knows it.
 
     Attributes:
-        name: whose it is, for people and logs.
+        name: of its owner, for people and logs.
         sha256: of the key, in hex.
-        scopes: what it may be used for; `admin` includes `localize`.
+        scopes: what it allows; `admin` includes `localize`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +69,7 @@ class ApiKey(BaseModel):
     scopes: tuple[Scope, ...] = Field(min_length=1)
 
     def allows(self, scope: Scope) -> bool:
-        """Whether the key may be used for this."""
+        """Whether the key has the scope."""
         return scope in self.scopes or "admin" in self.scopes
 
 
@@ -93,7 +102,7 @@ def read_keys(path: Path) -> list[ApiKey]:
     for what, values in (("name", [key.name for key in keys]), ("hash", [key.sha256 for key in keys])):
         twice = {value for value in values if values.count(value) > 1}
         if twice:
-            raise ApiKeyError(f"a {what} stands there twice: {min(twice)}", where=str(path))
+            raise ApiKeyError(f"the {what} {min(twice)} occurs twice", where=str(path))
     return keys
 
 
@@ -105,7 +114,7 @@ def make_key(path: Path, name: str, scopes: tuple[Scope, ...]) -> str:
 
     Raises:
         ApiKeyError: the file cannot be read, or the name is taken.
-        ParameterError: the name has signs that do not belong there.
+        ParameterError: the name has other characters than letters, digits and - _ . @.
         StorageError: the disk refuses; the file stays as it was.
     """
     known = read_keys(path) if path.exists() else []
@@ -129,9 +138,6 @@ def make_key(path: Path, name: str, scopes: tuple[Scope, ...]) -> str:
         finally:
             os.umask(before)
     return key
-
-
-_HEAD: Final = "# Hashes of API keys. Made by `sightfix key`; remove a table to withdraw its key.\n\n"
 
 
 def _hash(key: str) -> str:
@@ -159,7 +165,7 @@ class KeyRing:
         self._lock = threading.Lock()
 
     def find(self, key: str) -> ApiKey | None:
-        """The key that somebody presents, or None; takes equally long whichever it is."""
+        """The entry of a presented key, or None; takes equally long for every key."""
         self._renew()
         presented = _hash(key)
         found = None
@@ -193,22 +199,14 @@ class KeyRing:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-# Refuses requests without a key that allows them, before anything of their body is read.
-
-# Probes cannot hold keys; the page and the documentation hold nothing secret, what they ask for does.
-_OPEN: Final = re.compile(
-    r"/(livez|healthz|readyz|v2/health/(live|ready)|docs(/.*)?|openapi\.json|static(-offline-docs)?/.*|favicon\.ico)?"
-)
-
-_ADMIN: Final = re.compile(r"(/v1)?/(jobs([/:].*)?|indexes/[^/]+/activate)", re.DOTALL)
-
-
 class KeyGuard:
-    """ASGI middleware: `Authorization: Bearer KEY`, or `X-API-Key: KEY`.
+    """ASGI middleware that rejects requests without a key that allows them, before their body is read.
+
+    The key comes as `Authorization: Bearer KEY`, or `X-API-Key: KEY`.
 
     Args:
         app: what to guard.
-        keys: who may come in.
+        keys: that are accepted.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
@@ -216,7 +214,7 @@ class KeyGuard:
         self._keys = keys
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Run the app for who may, else answer 401 or 403."""
+        """Run the app if the key allows it, else answer 401 or 403."""
         wanted = scope_of(scope["path"]) if scope["type"] == "http" else None
         if wanted is None:
             await self._app(scope, receive, send)
@@ -224,7 +222,7 @@ class KeyGuard:
         try:
             headers = Headers(scope=scope)
             presented = presented_key(headers.get("authorization"), headers.get("x-api-key"))
-            # Whose key it is: what one has opened belongs to it.
+            # A track belongs to the key that opened it.
             scope.setdefault("state", {})["api_key"] = check_key(self._keys, presented, wanted).name
         except RequestError as error:
             response = problem_response(Request(scope), error)
@@ -238,10 +236,10 @@ class KeyGuard:
 
 
 def check_key(keys: KeyRing, presented: str | None, wanted: Scope) -> ApiKey:
-    """Refuse who may not come in.
+    """Check a key.
 
     Args:
-        keys: who may.
+        keys: that are accepted.
         presented: the key that came with the request, if one did.
         wanted: what it must allow.
 
@@ -249,20 +247,20 @@ def check_key(keys: KeyRing, presented: str | None, wanted: Scope) -> ApiKey:
         the key.
 
     Raises:
-        RequestError: no key, or an unknown one (``unauthenticated``), or one for something else (``forbidden``).
+        RequestError: no key, or an unknown one (``unauthenticated``), or one without the scope (``forbidden``).
     """
     if presented is None:
         raise RequestError(
-            "this server wants an API key",
+            "this server requires an API key",
             code="unauthenticated",
             remedy="Send it as Authorization: Bearer KEY, or as X-API-Key: KEY",
         )
     key = keys.find(presented)
     if key is None:
-        raise RequestError("the API key is unknown", code="unauthenticated", remedy="Ask whoever runs the server")
+        raise RequestError("the API key is unknown", code="unauthenticated", remedy="Ask the operator of the server")
     if not key.allows(wanted):
         raise RequestError(
-            f"the API key {key.name!r} may not be used for {wanted}",
+            f"the API key {key.name!r} does not have the scope {wanted}",
             code="forbidden",
             remedy=f"Use one with the scope {wanted}",
         )
@@ -270,8 +268,8 @@ def check_key(keys: KeyRing, presented: str | None, wanted: Scope) -> ApiKey:
 
 
 def scope_of(path: str) -> Scope | None:
-    """What a key must allow for a path; None where no key is wanted."""
-    # Routes end with `$`, which lets one line feed pass: what they serve must need what it needs without.
+    """The scope that a path requires; None where no key is required."""
+    # Routes end with `$`, which also matches before a line feed: such a path requires the same scope.
     path = path.removesuffix("\n")
     if _OPEN.fullmatch(path):
         return None

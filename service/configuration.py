@@ -1,4 +1,4 @@
-"""Where settings come from: flags, then `SIGHTFIX_…` variables, then a TOML file, then defaults."""
+"""Reads and checks the settings of a server: from flags, `SIGHTFIX_…` variables, a TOML file, and defaults."""
 
 import os
 import tomllib
@@ -47,8 +47,8 @@ def read_configuration(
     in_file = {} if file is None else _read_toml(file)
     variables = {name[len(PREFIX) :].lower(): value for name, value in environment.items() if name.startswith(PREFIX)}
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    _refuse_unknown(in_file, f"{file}", str)
-    _refuse_unknown(variables, "the environment", lambda name: PREFIX + name.upper())
+    _reject_unknown(in_file, f"{file}", str)
+    _reject_unknown(variables, "the environment", lambda name: PREFIX + name.upper())
     origins: dict[str, Origin] = {
         name: "flag"
         if name in given
@@ -83,14 +83,14 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ParameterError(f"the configuration is not TOML ({error})", where=str(file)) from error
 
 
-def _refuse_unknown(values: Mapping[str, Any], where: str, spelt: Any) -> None:
+def _reject_unknown(values: Mapping[str, Any], where: str, spell: Any) -> None:
     known = ServerSettings.model_fields
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ParameterError(
-            f"unknown setting {spelt(unknown[0])}",
+            f"unknown setting {spell(unknown[0])}",
             where=where,
-            remedy=f"The settings are {', '.join(spelt(name) for name in known)}",
+            remedy=f"The settings are {', '.join(spell(name) for name in known)}",
         )
 
 
@@ -103,26 +103,23 @@ def _where(name: str, origin: Origin, file: Path | None) -> str:
     }[origin]
 
 
-# Would a server start with these settings? Everything is tried but the listening and the model.
-
-
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was tried.
+    """The result of one check.
 
     Attributes:
-        what: was tried.
+        what: was checked.
         ok: whether it works.
-        said: what was found, or what is wrong and the remedy.
+        detail: what was found, or what is wrong and the remedy.
     """
 
     what: str
     ok: bool
-    said: str
+    detail: str
 
 
 def check_settings(settings: ServerSettings) -> list[Finding]:
-    """Try what a server does before it listens."""
+    """Check whether a server would start: all that it does before it listens, but for the model."""
     findings: list[Finding] = []
 
     def find(what: str, attempt: Callable[[], str]) -> None:
@@ -144,7 +141,7 @@ def check_settings(settings: ServerSettings) -> list[Finding]:
 def _exposure(settings: ServerSettings) -> str:
     settings.check_exposure()
     grpc = "" if settings.grpc_port is None else f", gRPC at port {settings.grpc_port}"
-    open_to_all = ", open to anybody who can reach it" if settings.insecure else ""
+    open_to_all = ", open to every client that can reach it" if settings.insecure else ""
     return f"{settings.host}:{settings.port}{grpc}{open_to_all}"
 
 

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details with a stable `code`; no other error body ever leaves the server."""
+"""Errors as RFC 9457 problem details with a stable `code`; the server sends no other error body."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ _log = logging.getLogger("sightfix.service")
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:sightfix:problem:"
 
-# Codes that are not here are our own failure: 500.
+# Codes that are not here are the server's own failure: 500.
 STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "malformed_request": 400,
     "unauthenticated": 401,
@@ -78,7 +78,7 @@ class RequestError(SightfixError):
 
     Args:
         errors: the fields that are wrong.
-        retry_after_s: when it is worth trying again, seconds; a plain guess for the status if None.
+        retry_after_s: when it is worth trying again, seconds; a default for the status if None.
     """
 
     default_code = "malformed_request"
@@ -116,7 +116,7 @@ def validation_problem(error: ValidationError) -> RequestError:
     """A pydantic error as a request error that names each wrong field by JSON pointer, unless there are too many."""
     count = error.error_count()
     if count > MAX_NAMED_ERRORS:
-        # Each takes a tenth of a millisecond to be put into words.
+        # Each takes a tenth of a millisecond to format.
         return RequestError(
             f"{count} fields are wrong",
             code="validation_error",
@@ -139,15 +139,15 @@ def problem_of(error: SightfixError, request_id: str) -> Problem:
     return _problem(
         STATUS_OF_CODE.get(error.code, 500),
         error.code,
-        _told(error),
+        _client_text(error),
         request_id,
         errors=error.errors if isinstance(error, RequestError) else None,
         retry_after_s=retry_after_s,
     )
 
 
-def _told(error: SightfixError) -> str:
-    """The error without the server's own paths, which are no client's business; its log has them."""
+def _client_text(error: SightfixError) -> str:
+    """The error without the server's own paths, which only its log has."""
     if error.where is None or not error.where.startswith("/"):
         return str(error)
     return f"{error.what}. {error.remedy}." if error.remedy else f"{error.what}."
@@ -181,7 +181,7 @@ def install_problem_handlers(app: FastAPI, before_refusal: Callable[[], Awaitabl
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return problem_response(request, RequestError("the body is not JSON", remedy="Check the request body"))
-        # The first part of a place says where FastAPI looked: body, query, path or header.
+        # The first part of a location is where FastAPI looked: body, query, path or header.
         return problem_response(
             request, _fields_problem([(item["loc"][1:] or item["loc"], item["msg"]) for item in error.errors()])
         )

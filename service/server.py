@@ -7,7 +7,7 @@ import socket
 import ssl
 import time
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
@@ -18,7 +18,7 @@ from service.http.limits import bounded_http
 from service.jobs.service import JobService
 from service.observing.metrics_server import metrics_served
 from service.serving.live_localizer import LiveLocalizer
-from service.serving.loading import ARENAS
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("sightfix.service")
 
+# Of the heap: for Python's requests, the decoders and the model; more only hold more of what was freed.
+_ARENAS: Final = 2
+
 
 class _Server(uvicorn.Server):
-    """uvicorn that says it is going away before it goes.
+    """uvicorn with a drain delay, and a gRPC server on the same event loop.
 
-    On SIGTERM /readyz turns 503 while everything is still answered for `drain_delay_s`, so that whoever balances load
-    stops sending; then uvicorn stops listening and finishes what it has. A second signal cuts the delay short. It also
-    stops when loading fails: a server that can never answer should not look alive.
-
-    A gRPC server comes and goes with it, on the same event loop.
+    On SIGTERM /readyz turns 503 while requests are still answered for `drain_delay_s`, so that load balancers stop
+    sending; then uvicorn stops listening and finishes what it has. A second signal cuts the delay short. The server
+    also stops when loading fails: one that can never answer should not look alive.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class _Server(uvicorn.Server):
         if self._drained is not None or self._drain_delay_s == 0.0 or self._live.readiness.state != "ready":
             super().handle_exit(sig, frame)
             return
-        self._live.drain()
+        self._live.begin_shutdown()
         self._drained = time.monotonic() + self._drain_delay_s
-        _log.info("told to stop: /readyz says so for %g s", self._drain_delay_s)
+        _log.info("stopping: /readyz reports it for %g s", self._drain_delay_s)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen for gRPC first: a port that is taken must be known before anything is loaded."""
@@ -84,14 +85,14 @@ def serve(settings: ServerSettings) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        ParameterError: TLS files that do not load, or an address that anybody could reach without keys.
+        ParameterError: TLS files that do not load, or an address beyond this machine without keys.
         ApiKeyError: the API keys cannot be read.
         IndexNotFoundError: there is no such index (before anything is opened).
         StoreUnavailableError: the engine that holds it cannot be reached.
         ServerError: the address cannot be listened on.
         SightfixError: the bundle or the index cannot be loaded.
     """
-    limit_arenas(ARENAS)  # before there are threads that could have theirs
+    limit_arenas(_ARENAS)  # before there are threads that could have theirs
     settings.check_exposure()
     tls = settings.tls
     if tls is not None:
@@ -101,13 +102,13 @@ def serve(settings: ServerSettings) -> None:
     store.current(index)
     listener = open_socket(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    live = LiveLocalizer(settings, store=store)
+    localization = LocalizationService(settings, store=store)
     # Without folders to read from there is nothing to do, and the disk may be read-only.
     jobs = JobService(settings.jobs) if settings.source_roots else None
     config = uvicorn.Config(
-        create_app(live, jobs),
+        create_app(localization, jobs),
         log_config=None,  # its messages go where ours go, see service.observing.logs
-        access_log=False,  # ours knows the route, the fix and the trace, and never tells a path
+        access_log=False,  # ours has the route, the fix and the trace, and never a path
         timeout_graceful_shutdown=settings.stop_timeout_s,
         server_header=False,
         http=bounded_http(settings.max_header_bytes, settings.header_timeout_s),
@@ -119,21 +120,23 @@ def serve(settings: ServerSettings) -> None:
     logging.getLogger("sightfix").setLevel(settings.log_level.upper())
     shown = f"[{host}]" if ":" in host else host
     _log.info("listening on %s://%s:%d, serving %s of %s", "https" if tls else "http", shown, port, index, store.where)
-    # uvicorn drains, then raises the signal again: being told to stop is not a failure.
+    # uvicorn drains, then raises the signal again: a requested stop is not a failure.
     signal.signal(signal.SIGTERM, _exit_quietly)
-    with contextlib.suppress(KeyboardInterrupt), metrics_served(settings, live.observer.metrics):
-        _Server(config, live, settings.drain_delay_s, _grpc_server(live, jobs)).run(sockets=[listener])
+    live = localization.live
+    with contextlib.suppress(KeyboardInterrupt), metrics_served(settings, localization.observer.metrics):
+        _Server(config, live, settings.drain_delay_s, _grpc_server(localization, jobs)).run(sockets=[listener])
     if live.failure is not None:
         raise live.failure
 
 
-def _grpc_server(live: LiveLocalizer, jobs: JobService | None) -> "GrpcServer | None":
+def _grpc_server(localization: LocalizationService, jobs: JobService | None) -> "GrpcServer | None":
     """The gRPC server if one is wanted; its library is loaded then only."""
-    if live.settings.grpc_port is None:
+    port = localization.settings.grpc_port
+    if port is None:
         return None
     from service.grpc.server import GrpcServer
 
-    return GrpcServer(live, live.settings.grpc_port, jobs)
+    return GrpcServer(localization, port, jobs)
 
 
 def _exit_quietly(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""TLS, and client certificates (mTLS) where a certificate authority for clients is given."""
+"""The settings of a server: environment variables `SIGHTFIX_…`, overridden by the command line."""
 
 import os
 import re
@@ -24,6 +24,15 @@ from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
 from service.jobs.settings import JobSettings
 from service.observing.logs import LogFormat
 
+DEEPEST_ZOOM: Final = 23
+
+_NAMES: Final = frozenset({"s", "z", "x", "y", "-y", "r"})
+
+# Nothing that could end a directive of the Content-Security-Policy or begin another.
+_HOST: Final = re.compile(r"(\{s\}\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d{1,5})?")
+
+_REMEDY: Final = "Write it as https://tile.example.org/{z}/{x}/{y}.png, or /tiles/{z}/{x}/{y}.png on this host"
+
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
@@ -32,7 +41,7 @@ class TlsFiles:
     Attributes:
         certificate: of the server, with its chain.
         key: private, of the certificate.
-        client_ca: whose client certificates are let in; None asks for none.
+        client_ca: authority of the client certificates that are required (mTLS); None requires none.
     """
 
     certificate: Path
@@ -84,26 +93,14 @@ def _reason(error: Exception) -> str:
     return getattr(error, "reason", None) or str(error)
 
 
-# Where the page's map gets its pictures from, if an operator wants some; without, it draws a plain grid.
-
-DEEPEST_ZOOM: Final = 23
-
-_NAMES: Final = frozenset({"s", "z", "x", "y", "-y", "r"})
-
-# Nothing that could end a directive of the Content-Security-Policy or begin another.
-_HOST: Final = re.compile(r"(\{s\}\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d{1,5})?")
-
-_REMEDY: Final = "Write it as https://tile.example.org/{z}/{x}/{y}.png, or /tiles/{z}/{x}/{y}.png on this host"
-
-
 @dataclass(frozen=True, slots=True)
 class MapTiles:
-    """A source of map tiles in Web Mercator.
+    """A source of tiles in Web Mercator for the map on the web page.
 
     Attributes:
         url: of one tile, with ``{z}``, ``{x}`` and ``{y}`` (or ``{-y}``, counted from the south); ``{s}`` is one of
             a, b and c, ``{r}`` is ``@2x`` on fine screens. A path alone is one on the page's own host.
-        attribution: who made the map, as its licence wants it shown; plain text.
+        attribution: author of the map, as its licence requires; plain text.
         max_zoom: the deepest level that the source has; deeper views enlarge it.
 
     Raises:
@@ -145,9 +142,6 @@ class MapTiles:
         return ParameterError(what, where=f"--tile-url or SIGHTFIX_TILE_URL: {self.url}", remedy=_REMEDY)
 
 
-# What an operator can set: environment variables `SIGHTFIX_…`, overridden by the command line.
-
-
 class ServerSettings(BaseSettings):
     """Settings of one server process.
 
@@ -167,23 +161,23 @@ class ServerSettings(BaseSettings):
         decode_threads: photos decoded at the same time; None takes every core.
         max_image_bytes: largest encoded image accepted.
         max_pixels: largest image accepted, by its header.
-        max_waiting: photos that may be inside, decoding and waiting included; more are refused with 429.
+        max_waiting: photos that may be admitted at once, decoding and waiting included; more are rejected with 429.
         max_batch: photos that the model takes at once; None for 8 on a CPU and 32 on a GPU.
-        max_delay_ms: how long an idle model waits for company of the first photo; 0: not at all.
+        max_delay_ms: how long an idle model waits for further photos after the first; 0: not at all.
         deadline_ms: when an answer is too late, if a request does not say.
         body_timeout_s: how long a client may take to send its request.
         watch_interval_s: how often to look for a newly published version.
         drain_delay_s: how long to go on answering after SIGTERM with /readyz at 503, so that balancers can see it.
-        api_keys: file of API keys' hashes; None lets everybody in who can reach the server.
+        api_keys: file of API keys' hashes; None accepts every client that can reach the server.
         insecure: whether to listen beyond this machine without API keys.
         tls_cert, tls_key: PEM files; both, or none for plain HTTP.
-        tls_client_ca: PEM file of the authority whose client certificates are let in (mTLS).
+        tls_client_ca: PEM file of the authority of the client certificates that are required (mTLS).
         max_header_bytes: largest request line and headers together.
         header_timeout_s: how long a client may take to send them.
         stop_timeout_s: how long to finish what was accepted, before it is cut off.
-        canary_interval_s: how often model and index must find a known reference; after twice that without, the server
-            is not ready. Longer than the longest batch takes.
-        hung_after_s: a model that has not come to rest for so long is given up: /livez says so.
+        canary_interval_s: between two health probes, in which model and index must find a known reference; after twice
+            that without a success, the server is not ready. Longer than the longest batch takes.
+        hung_after_s: /livez fails when the model has not responded for so long.
         metrics: on a `port` of their own, on the `main` port at /metrics, or `off`.
         metrics_host, metrics_port: where; None takes 9464, or a free port when that is taken.
         otlp_endpoint: of an OpenTelemetry collector; None leaves it to the OTEL_… variables.
@@ -198,7 +192,7 @@ class ServerSettings(BaseSettings):
         track_idle_s: a track opened over HTTP is closed when no frame has come for so long.
         track_place_m: references in a square of this side are one place to a track, metres.
         fix_method: how the fix is made from the matches.
-        rerank: so many of the best matches are compared with the photo point by point, and told in that order; 0: none.
+        rerank: so many of the best matches are compared with the photo point by point, and ordered by that; 0: none.
             Needs an index with local features.
         tile_url, tile_attribution, tile_max_zoom: of the map on the web page, see `MapTiles`; None: a plain grid.
     """
@@ -268,7 +262,7 @@ class ServerSettings(BaseSettings):
         """The store of the place indexes.
 
         Raises:
-            ParameterError: jobs are wanted, whose worker cannot open a file of milvus-lite open here.
+            ParameterError: jobs are enabled, and their worker cannot open a file of milvus-lite that is open here.
             ParameterError, MissingExtraError, StoreUnavailableError: see `open_store`.
         """
         if self.store is not None and self.source_roots and MilvusAddress.parse(self.store).lite_file is not None:
@@ -286,15 +280,15 @@ class ServerSettings(BaseSettings):
 
     @property
     def max_held_bytes(self) -> int:
-        """All request bodies together: those of as many photos as may be inside, at 4 MiB each, or four of the largest.
+        """All request bodies together: those of `max_waiting` photos at 4 MiB each, or four of the largest.
 
-        Whoever is refused a place has sent nothing yet, but many may find the same place free while they send.
+        A photo is admitted when its body is complete; many clients may send while the same place is free.
         """
         return max(self.max_waiting * 4 * 1024 * 1024, 4 * self.max_body_bytes)
 
     @property
     def jobs(self) -> JobSettings:
-        """What the job service needs to know."""
+        """The settings of the job service."""
         return JobSettings(
             jobs_folder=self.jobs_folder or self.indexes / ".jobs",
             indexes=self.indexes,
@@ -328,10 +322,10 @@ class ServerSettings(BaseSettings):
 
     @property
     def map_tiles(self) -> MapTiles | None:
-        """Where the web page's map gets its pictures from, or None for a plain grid.
+        """The source of the map on the web page, or None for a plain grid.
 
         Raises:
-            ParameterError: the URL is none of tiles, or it is not said who made the map.
+            ParameterError: the URL is none of tiles, or there is no attribution.
         """
         if self.tile_url is None:
             return None
@@ -339,23 +333,22 @@ class ServerSettings(BaseSettings):
             raise ParameterError(
                 "map tiles need an attribution",
                 where="--tile-attribution or SIGHTFIX_TILE_ATTRIBUTION",
-                remedy="Say who made the map, as its licence wants it shown, such as '© OpenStreetMap contributors'",
+                remedy="Name its author as its licence requires, such as '© OpenStreetMap contributors'",
             )
         return MapTiles(self.tile_url, self.tile_attribution, self.tile_max_zoom)
 
     def check_exposure(self) -> None:
-        """Refuse to listen beyond this machine when anybody could come in.
+        """Refuse to listen beyond this machine without keys or client certificates, unless `insecure` allows it.
 
         Raises:
-            ParameterError: the address is not loopback, there are no keys, and nobody said that this is meant.
+            ParameterError: the address is not loopback, and every client that reaches it could use the server.
         """
         if self.api_keys is not None or self.insecure or self.tls_client_ca is not None or _is_loopback(self.host):
             return
         raise ParameterError(
-            f"anybody who can reach {self.host} could use this server",
+            f"every client that can reach {self.host} could use this server",
             where="--host or SIGHTFIX_HOST",
-            remedy="Give API keys (--api-keys FILE, made by: sightfix key NAME --file FILE), "
-            "or say that this is meant: --insecure",
+            remedy="Give API keys (--api-keys FILE, made by: sightfix key NAME --file FILE), or allow it: --insecure",
         )
 
 
@@ -364,5 +357,5 @@ def _is_loopback(host: str) -> bool:
         return True
     try:
         return ip_address(host).is_loopback
-    except ValueError:  # a name: who knows where it leads
+    except ValueError:  # a name, which can lead anywhere
         return False

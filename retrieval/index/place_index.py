@@ -170,6 +170,10 @@ class PlaceIndex(SearchablePlaceIndex):
         """As `SearchablePlaceIndex.local_features`, left on the disk."""
         return self._local_features
 
+    def with_vectors(self, vectors: StoredVectors) -> "PlaceIndex":
+        """The same version, searched through other vectors, such as those of a GPU."""
+        return PlaceIndex(self.folder, self.manifest, vectors, self._table, self.whitening, self._local_features)
+
     @property
     def searches_exactly(self) -> bool:
         """As `SearchablePlaceIndex.searches_exactly`."""

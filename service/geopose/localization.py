@@ -1,4 +1,4 @@
-"""The photo in a camera reading: an encoded file, whatever its declared format says, or raw pixels."""
+"""From a GeoPose request to a photo, and from the answer for it to a pose."""
 
 import base64
 import binascii
@@ -20,14 +20,24 @@ from service.problems import RequestError
 
 _CHANNELS: Final = {"RGBA32": 4, "GRAY8": 1}
 
-# More than any model looks at: what must be turned is decoded, and need not be encoded again in full.
+# More than any model takes: a photo that must be turned is decoded, and need not be encoded again in full.
 _TURNED_SIDE: Final = 1024
 
 _EXIF_ORIENTATION: Final = 0x0112
 
+# Photos of one thing differ by up to half a field of view in where they look: an assumption, not a measurement.
+_MIN_ORIENTATION_DEG: Final = 30.0
+
+_UNKNOWN_DEG: Final = 180.0
+
+# Below this mean resultant length the directions agree too little to have a mean: they spread over 67 degrees.
+_MIN_RESULTANT: Final = 0.5
+
 
 def photo_of(camera: CameraReading, number: int, limits: ImageLimits) -> "bytes | SightfixError":
     """The photo of one camera reading, encoded and upright, or why there is none.
+
+    It is an encoded file, whatever its declared format is, or raw pixels.
 
     Args:
         camera: the reading.
@@ -88,12 +98,12 @@ def _raw_pixels(camera: CameraReading, data: bytes, where: str) -> RgbImage | No
             remedy="Send a JPEG or PNG, or size as [width, height] of the raw pixels",
         )
     pixels = np.frombuffer(data, np.uint8).reshape(sides[1], sides[0], channels)
-    # A camera's alpha channel says nothing about the scene.
+    # A camera's alpha channel is not part of the scene.
     return np.ascontiguousarray(pixels[..., :3] if channels == 4 else pixels.repeat(3, axis=2))
 
 
 def _turned_by_exif(data: bytes, limits: ImageLimits) -> bool:
-    """Whether the photo itself says how to turn it: doing so twice would be wrong."""
+    """Whether the photo's EXIF data has an orientation: it must not be turned twice."""
     try:
         return open_image(data, limits).getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
     except ImageError:
@@ -104,20 +114,9 @@ def _turned_by_exif(data: bytes, limits: ImageLimits) -> bool:
 
 def _png(pixels: RgbImage) -> bytes:
     buffer = io.BytesIO()
-    # Pixels to the decoder, not to a disk: nothing is gained by making them small.
+    # For the decoder, not for a disk: a small file would gain nothing.
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-# From an answer to a pose: the fix, the heights and the directions of view of the references that speak for it.
-
-# Photos of one thing differ by up to half a field of view in where they look: an assumption, not a measurement.
-_MIN_ORIENTATION_DEG: Final = 30.0
-
-_UNKNOWN_DEG: Final = 180.0
-
-# Below this mean resultant length the directions agree too little to have a mean: they spread over 67 degrees.
-_MIN_RESULTANT: Final = 0.5
 
 
 def pose_of(

@@ -1,4 +1,8 @@
-"""What the API's description says about a GeoPose request; the protocol's authors give TypeScript interfaces only."""
+"""What OSCP GeoPose clients send and expect, versions 1 and 2: github.com/OpenArCloud/oscp-geopose-protocol.
+
+Lenient where its clients are careless: unknown fields are ignored, and what was never set arrives as null, 0, NaN, or
+as the largest float there is. The schema for the API's description is our own: the protocol has TypeScript interfaces.
+"""
 
 import math
 import re
@@ -11,6 +15,24 @@ from pydantic.alias_generators import to_camel
 
 from retrieval.geo import GeoPrior
 from service.problems import RequestError
+
+MEDIA_TYPE: Final = "application/vnd.oscp+json"
+
+MAX_CAMERAS: Final = 8
+
+_VERSION: Final = re.compile(r"version\s*=\s*\"?(\d+)(?:\.(\d+))?")
+
+# Never set by the client: C++ and Python clients send the largest double, 1.797e308.
+_UNSET_ABOVE: Final = 1e300
+
+# Sensors define accuracy differently; three times it is wide enough, and so are 50 m.
+_PRIOR_ACCURACIES: Final = 3.0
+
+_MIN_PRIOR_M: Final = 50.0
+
+_MAX_TIMESTAMP_MS: Final = 2**53
+
+Version = Literal["1.0", "2.0"]
 
 _NUMBER: Final = {"type": ["number", "null"]}
 
@@ -77,32 +99,9 @@ REQUEST_SCHEMA: Final[dict[str, Any]] = {
     },
 }
 
-# What OSCP GeoPose clients send and expect, versions 1 and 2: github.com/OpenArCloud/oscp-geopose-protocol.
-#
-# Lenient where its clients are careless: unknown fields are ignored, and what was never set arrives as null, 0, NaN,
-# or as the largest float there is.
-
-MEDIA_TYPE: Final = "application/vnd.oscp+json"
-
-MAX_CAMERAS: Final = 8
-
-_VERSION: Final = re.compile(r"version\s*=\s*\"?(\d+)(?:\.(\d+))?")
-
-# Never set by the client: C++ and Python clients send the largest double, 1.797e308.
-_UNSET_ABOVE: Final = 1e300
-
-# A geolocation sensor may call its accuracy what it likes; three times it is wide enough, and so are 50 m.
-_PRIOR_ACCURACIES: Final = 3.0
-
-_MIN_PRIOR_M: Final = 50.0
-
-_MAX_TIMESTAMP_MS: Final = 2**53
-
-Version = Literal["1.0", "2.0"]
-
 
 class _Sent(BaseModel):
-    """Base of what clients send."""
+    """Base of a client's messages."""
 
     model_config = ConfigDict(extra="ignore", alias_generator=to_camel, coerce_numbers_to_str=True)
 
@@ -125,18 +124,18 @@ class CameraReading(_Sent):
 
 
 class GeolocationReading(_Sent):
-    """Where the device believes to be."""
+    """The position that the device reports."""
 
     latitude: float | None = Field(default=None, examples=[47.61155])
     longitude: float | None = Field(default=None, examples=[-122.337056])
     accuracy: float | None = Field(default=None, description="Of latitude and longitude, metres; 0 is unknown")
 
     def prior(self) -> GeoPrior | None:
-        """The circle in which the answer must lie, or None where the reading says nothing about its accuracy."""
+        """The circle in which the answer must lie, or None where the reading has no accuracy."""
         lat, lon, accuracy = known(self.latitude), known(self.longitude), known(self.accuracy)
         if lat is None or lon is None or accuracy is None or accuracy <= 0.0:
             return None
-        if lat == 0.0 and lon == 0.0:  # never set, whatever the accuracy says: that is a place in the Atlantic
+        if lat == 0.0 and lon == 0.0:  # never set: that is a place in the Atlantic
             return None
         radius_m = max(_PRIOR_ACCURACIES * accuracy, _MIN_PRIOR_M)
         if not (-90.0 <= lat <= 90.0 and -180.0 <= lon < 360.0) or radius_m > GeoPrior.MAX_RADIUS_M:
@@ -165,7 +164,7 @@ class GeoPoseRequest(_Sent):
     @field_validator("sensor_readings", mode="before")
     @classmethod
     def _from_version_1(cls, value: Any) -> Any:
-        """Version 1 has one list for readings of every kind; what is in them tells which is which."""
+        """Version 1 has one list for readings of every kind; their fields tell which is which."""
         if not isinstance(value, list):
             return value
         readings: dict[str, list[Any]] = {"cameraReadings": [], "geolocationReadings": []}
@@ -183,7 +182,7 @@ class GeoPoseRequest(_Sent):
         """The readings that are photos, each with its place among the camera readings.
 
         Raises:
-            RequestError: none, or more than we answer for at once (``validation_error``).
+            RequestError: none, or more than are answered at once (``validation_error``).
         """
         readings = self.sensor_readings.camera_readings or []
         photos = [one for one in enumerate(readings) if (one[1].image_format or "").upper() != "DEPTH"]
@@ -205,7 +204,7 @@ class GeoPoseRequest(_Sent):
         return min((prior for prior in priors if prior), key=lambda prior: prior.radius_m, default=None)
 
     def timestamp_ms(self) -> int:
-        """When the request was made, Unix milliseconds; now, if it does not say so sensibly."""
+        """When the request was made, Unix milliseconds; now, if its own value is not plausible."""
         stated = self.timestamp
         if isinstance(stated, str):
             stated = _milliseconds(stated)
@@ -239,7 +238,7 @@ class GeoPose(BaseModel):
 
 
 class GeoPoseAccuracy(BaseModel):
-    """How far to trust it."""
+    """The accuracy of a pose."""
 
     position: float = Field(description="Radius of the fix, metres", examples=[12.4])
     orientation: float = Field(description="Degrees; 180 is unknown", examples=[30.0])
@@ -256,7 +255,7 @@ class GeoPoseResponse(BaseModel):
 
 
 def _milliseconds(text: str) -> float | None:
-    """A time in words: a number, or ISO 8601 as early clients send it."""
+    """A time as text: a number, or ISO 8601 as early clients send it."""
     for read in (float, _iso_milliseconds):
         try:
             return read(text)
@@ -286,7 +285,7 @@ def version_of(accept: str) -> Version:
     major = stated.group(1) if stated else "2"
     if major not in ("1", "2"):
         raise RequestError(
-            f"version {major} of the GeoPose protocol is not spoken here",
+            f"version {major} of the GeoPose protocol is not supported",
             remedy=f"Accept {MEDIA_TYPE};version=2.0 or 1.0",
         )
     return "1.0" if major == "1" else "2.0"

@@ -1,7 +1,8 @@
-"""The problems of the HTTP interface as google.rpc.Status: one table of codes for both, so they cannot diverge.
+"""What every gRPC call has: its id, metrics, trace and log line, and its error as google.rpc.Status.
 
-The details are those of AIP-193: ErrorInfo (its reason is the stable code in upper case), RequestInfo, BadRequest where
-fields are wrong, RetryInfo where it is worth trying again.
+Errors are the problems of the HTTP interface, by one table of codes for both, so that they cannot diverge. The details
+are those of AIP-193: ErrorInfo (its reason is the stable code in upper case), RequestInfo, BadRequest where fields are
+wrong, RetryInfo where it is worth trying again.
 """
 
 import asyncio
@@ -20,16 +21,20 @@ from pydantic import ValidationError
 
 from retrieval.errors import SightfixError
 from retrieval.localize.answer import FieldProblem, Problem
-from service.observing.logs import CURRENT, RequestNotes
+from service.observing.logs import CURRENT, RequestNotes, log_access
 from service.observing.observer import Observer
 from service.observing.tracing import trace_id_of
 from service.problems import STATUS_OF_CODE, RequestError, plain_request_id, problem_of
-from service.serving.admission import RefusalPace, RefusedError
+from service.serving.admission import RejectedError, RejectionThrottle
 
 if TYPE_CHECKING:
     from google.rpc.status_pb2 import Status
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = logging.getLogger("sightfix.service")
+
+REQUEST_ID_KEY: Final = "x-request-id"
 
 DOMAIN: Final = "sightfix"
 
@@ -65,6 +70,12 @@ _CODE_OF_PROBLEM: Final[Mapping[str, grpc.StatusCode]] = {
     "job_not_cancellable": grpc.StatusCode.FAILED_PRECONDITION,
 }
 
+_SERVER_FAULTS: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
+
+_CODE_OF_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+_VALUE_ERROR: Final = "Value error, "
+
 # All of it goes into trailing metadata, twice, and clients take 8 KiB of that.
 _MAX_MESSAGE: Final = 800
 
@@ -78,21 +89,18 @@ def grpc_code(code: str) -> grpc.StatusCode:
 
 def grpc_code_of(status: Status) -> grpc.StatusCode:
     """The code of a status as an enum."""
-    return _BY_NUMBER[status.code]
-
-
-_BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
+    return _CODE_OF_NUMBER[status.code]
 
 
 def status_of(error: SightfixError, request_id: str) -> Status:
     """An error as a status.
 
     Args:
-        error: whatever HTTP would make a problem of.
+        error: any that HTTP makes a problem of.
         request_id: of the request.
     """
     problem = problem_of(error, request_id)
-    # HTTP knows whole seconds only; a robot that asks ten times a second should not wait for one.
+    # HTTP has whole seconds only, which are long for a robot that asks ten times a second.
     exact = error.retry_after_s if isinstance(error, RequestError) else None
     return _status(problem, request_id, exact)
 
@@ -103,13 +111,13 @@ def status_of_problem(problem: Problem) -> Status:
 
 
 def server_fault() -> RequestError:
-    """What a client is told of a bug: that there is one."""
+    """The error that a client gets for a bug."""
     return RequestError("the server failed on this request; its log says why", code="internal_error")
 
 
 def trailing_metadata(status: Status, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
     """What follows an error: its details, and the request's id."""
-    return ((DETAILS_KEY, status.SerializeToString()), ("x-request-id", request_id))
+    return ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, request_id))
 
 
 def wrong_field(path: str, message: str, *, remedy: str | None = None) -> RequestError:
@@ -139,9 +147,6 @@ def wrong_fields(error: ValidationError, prefix: str = "", moved: Mapping[str, s
         for path, item in zip(paths, items, strict=True)
     ]
     return RequestError(f"{errors[0].pointer}: {errors[0].message}", code="validation_error", errors=errors)
-
-
-_VALUE_ERROR: Final = "Value error, "
 
 
 def _status(problem: Problem, request_id: str | None, exact_retry_s: float | None) -> Status:
@@ -177,37 +182,26 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
 
 
-# Every call from outside: counted, traced, logged, and its errors told as they should be.
-
-_log = logging.getLogger("sightfix.service")
-
-_access_log = logging.getLogger("sightfix.access")
-
-REQUEST_ID_KEY: Final = "x-request-id"
-
-_OUR_FAULT: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
-
-
 class Calls:
     """All calls of one server. Must be made on its event loop.
 
     Args:
-        observer: whom to tell of each.
+        observer: counts and traces each.
         log_all: whether calls that did not fail are logged at info, too; else at debug.
-        refusals: how fast they may leave.
+        rejections: delays them when there are too many.
 
     Attributes:
-        stopping: set when streams shall come to an end.
+        stopping: set when streams must end.
     """
 
-    def __init__(self, observer: Observer, log_all: bool, refusals: RefusalPace) -> None:
+    def __init__(self, observer: Observer, log_all: bool, rejections: RejectionThrottle) -> None:
         self.observer = observer
-        self.refusals = refusals
+        self.rejections = rejections
         self.log_all = log_all
         self.stopping = asyncio.Event()
-        self._in_hand = 0
-        self._none_in_hand = asyncio.Event()
-        self._none_in_hand.set()
+        self._pending_calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def begin(self, context: "Context", method: str) -> "Call":
         """A context in which one call is answered.
@@ -219,16 +213,16 @@ class Calls:
         return Call(self, context, method)
 
     async def finished(self) -> None:
-        """Wait until no call is in hand."""
-        await self._none_in_hand.wait()
+        """Wait until no call is being answered."""
+        await self._idle.wait()
 
     def count(self, change: int) -> None:
         """One call more, or one less."""
-        self._in_hand += change
-        if self._in_hand:
-            self._none_in_hand.clear()
+        self._pending_calls += change
+        if self._pending_calls:
+            self._idle.clear()
         else:
-            self._none_in_hand.set()
+            self._idle.set()
 
 
 class Call:
@@ -264,11 +258,11 @@ class Call:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Tell the client what became of it; then whoever watches."""
+        """Send the status; then count, trace and log the call."""
         code, status = self._outcome(error)
         try:
-            if isinstance(error, RefusedError):
-                await self._calls.refusals.hold()
+            if isinstance(error, RejectedError):
+                await self._calls.rejections.wait()
             if status is not None:
                 # Raises: nothing may be sent after it.
                 await self._context.abort(code, status.message, trailing_metadata(status, self.notes.request_id))
@@ -276,11 +270,11 @@ class Call:
                 self._context.set_trailing_metadata(((REQUEST_ID_KEY, self.notes.request_id),))
         finally:
             self._calls.count(-1)
-            self._tell(code)
+            self._record(code)
             CURRENT.reset(self._token)
 
     def _outcome(self, error: BaseException | None) -> "tuple[grpc.StatusCode, Status | None]":
-        """The call's code, and the status to send if it failed and somebody is there to hear it."""
+        """The call's code, and the status to send if it failed and the client is still there."""
         if error is None:
             return grpc.StatusCode.OK, None
         if isinstance(error, asyncio.CancelledError):
@@ -300,7 +294,7 @@ class Call:
             _log.error("request %s failed: %s", self.notes.request_id, error)
         return code, status
 
-    def _tell(self, code: grpc.StatusCode) -> None:
+    def _record(self, code: grpc.StatusCode) -> None:
         observer, notes = self._calls.observer, self.notes
         seconds = time.perf_counter() - self._begun
         if observer.metrics is not None:
@@ -314,30 +308,6 @@ class Call:
                 "rpc.grpc.status_code": code.value[0],
                 "sightfix.request_id": notes.request_id,
             }
-            observer.tracing.end(notes.span, self._method, attributes, failed=code in _OUR_FAULT)
-        level = logging.INFO if code in _OUR_FAULT or self._calls.log_all else logging.DEBUG
-        if _access_log.isEnabledFor(level):
-            self._write(level, code.name, seconds)
-
-    def _write(self, level: int, code: str, seconds: float) -> None:
-        notes = self.notes
-        fields: dict[str, Any] = {
-            "request_id": notes.request_id,
-            "method": "gRPC",
-            "route": self._method,
-            "status": code,
-            "duration_ms": round(seconds * 1e3, 2),
-        }
-        if notes.trace_id is not None:
-            fields["trace_id"] = notes.trace_id
-        if notes.photos == 1 and notes.fix_status is not None:
-            fields["fix_status"] = notes.fix_status
-        elif notes.photos > 1:
-            fields["photos"] = notes.photos
-        if notes.index_version is not None:
-            fields["index_version"] = notes.index_version
-        rest = " ".join(f"{name}={value}" for name, value in fields.items() if name not in _IN_WORDS)
-        _access_log.log(level, "gRPC %s %s in %.1f ms %s", self._method, code, seconds * 1e3, rest, extra=fields)
-
-
-_IN_WORDS: Final = frozenset({"method", "route", "status", "duration_ms"})
+            observer.tracing.end(notes.span, self._method, attributes, failed=code in _SERVER_FAULTS)
+        level = logging.INFO if code in _SERVER_FAULTS or self._calls.log_all else logging.DEBUG
+        log_access(notes, "gRPC", self._method, code.name, seconds, level)

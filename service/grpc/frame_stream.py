@@ -1,108 +1,63 @@
-"""What the messages of `sightfix.v1` ask for; the rules are those of the HTTP interface."""
+"""The frames of one gRPC stream: a few in flight, answers in order, stale ones superseded if the client wants that."""
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
-from retrieval.errors import ParameterError, SightfixError
-from retrieval.localize.localizer import LocalizeOptions, Located
-from service.grpc.answers import answer_message, track_message
+from retrieval.errors import SightfixError
+from retrieval.localize.localizer import Located
 from service.grpc.calls import server_fault, status_of, wrong_field, wrong_fields
 from service.grpc.generated import localization_pb2 as pb
-from service.http.requests import MAX_DEADLINE_MS, LocalizeParameters
+from service.grpc.messages import answer_message, fields_of, lane_of, options_of, track_message
+from service.http.requests import MAX_DEADLINE_MS
 from service.problems import RequestError
-from service.serving.admission import Lane
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.admission import Lane, Urgency
+from service.serving.localization import LocalizationService
 from service.tracking.model import TrackParameters
-from service.tracking.tracks import FrameMotion, LiveTrack, MotionParameters
+from service.tracking.tracks import FrameMotion, LiveTrack, MotionParameters, OpenTracks
 
 if TYPE_CHECKING:
-    from service.grpc.calls import Context
+    pass
 
-_LANES: Final[dict[int, Lane]] = {pb.LANE_UNSPECIFIED: "robot", pb.LANE_ROBOT: "robot", pb.LANE_BULK: "bulk"}
+_log = logging.getLogger("sightfix.service")
 
-_PLAIN: Final = LocalizeOptions()
+MAX_IN_FLIGHT: Final = 4
 
-
-def options_of(options: pb.LocalizeOptions, path: str) -> LocalizeOptions:
-    """What to ask for one photo.
-
-    Args:
-        options: as the client sent them.
-        path: of the field that holds them, for errors.
-
-    Raises:
-        RequestError: a value outside its range (``validation_error``).
-    """
-    values: dict[str, Any] = {}
-    if options.HasField("top_k"):
-        values["top_k"] = options.top_k
-    if options.HasField("min_score"):
-        values["min_score"] = options.min_score
-    if options.HasField("geo_prior"):
-        prior = options.geo_prior
-        values["geo_prior"] = {"lat": prior.lat, "lon": prior.lon, "radius_m": prior.radius_m}
-    if not values:
-        return _PLAIN
-    try:
-        return LocalizeParameters.model_validate(values).options()
-    except ValidationError as error:
-        raise wrong_fields(error, f"{path}.") from error
-    except ParameterError as error:
-        raise RequestError(error.what, code="validation_error", remedy=error.remedy) from error
-
-
-def lane_of(lane: int, path: str) -> Lane:
-    """Who goes first.
-
-    Raises:
-        RequestError: there is no such lane (``validation_error``).
-    """
-    known = _LANES.get(lane)
-    if known is None:
-        raise wrong_field(path, f"there is no lane {lane}", remedy="Send LANE_ROBOT or LANE_BULK")
-    return known
-
-
-def deadline_of(context: "Context", live: LiveLocalizer) -> float:
-    """When the answer must be there, on `time.monotonic`: the call's deadline, or the server's usual one."""
-    left_s = context.time_remaining()
-    return live.deadline(None if left_s is None else min(left_s, MAX_DEADLINE_MS / 1e3))
-
-
-# The track of one stream: what its frames say of their motion, and the track after each of them.
+# With drop_stale the server always reads. Were the client never to read, what is superseded would pile up.
+_MAX_UNWRITTEN: Final = 64
 
 
 class StreamTrack:
-    """A track as a stream has it. Make one with `StreamTrack.open`, and close it.
+    """The track over the frames of one stream. Make one with `StreamTrack.open`, and close it.
 
     Args:
-        live: where it is open.
+        tracks: among which it is open.
         track: that is open.
     """
 
-    def __init__(self, live: LiveLocalizer, track: LiveTrack) -> None:
-        self._live = live
+    def __init__(self, tracks: OpenTracks, track: LiveTrack) -> None:
+        self._tracks = tracks
         self._track = track
         self._taken_at_s: float | None = None
 
     @classmethod
-    async def open(cls, live: LiveLocalizer, settings: pb.TrackSettings) -> "StreamTrack":
+    async def open(cls, localization: LocalizationService, settings: pb.TrackSettings) -> "StreamTrack":
         """Open a track.
 
         Raises:
             RequestError: a value outside its range, too many tracks, or a server that is not ready.
         """
         try:
-            parameters = TrackParameters.model_validate(_values(settings))
+            parameters = TrackParameters.model_validate(fields_of(settings))
         except ValidationError as error:
             raise wrong_fields(error, "settings.track.") from error
-        return cls(live, await live.tracks.open(parameters, lambda: live.require().place_index))
+        tracks = localization.tracks
+        return cls(tracks, await tracks.open(parameters, lambda: localization.live.require().place_index))
 
     def motion_of(self, frame: pb.Frame) -> FrameMotion:
         """What a frame says of its time and motion; called for every frame, in their order.
@@ -112,7 +67,7 @@ class StreamTrack:
                 the frame before (``frame_out_of_order``).
         """
         kind = frame.WhichOneof("odometry")
-        values = _values(getattr(frame, kind)) if kind is not None else {}
+        values = fields_of(getattr(frame, kind)) if kind is not None else {}
         if frame.HasField("captured_at_s"):
             values["captured_at_s"] = frame.captured_at_s
         try:
@@ -138,7 +93,7 @@ class StreamTrack:
             motion: of the frame.
             located: its matches; None if it was not answered.
         """
-        return track_message(await self._live.tracks.step(self._track, motion, located))
+        return track_message(await self._tracks.step(self._track, motion, located))
 
     @property
     def matches(self) -> int:
@@ -146,27 +101,8 @@ class StreamTrack:
         return self._track.matches
 
     def close(self) -> None:
-        """Forget the track."""
-        self._live.tracks.close(self._track)
-
-
-def _values(message: Any) -> dict[str, float]:
-    """The numbers of a message that are set; those that are not optional always are."""
-    return {
-        field.name: getattr(message, field.name)
-        for field in message.DESCRIPTOR.fields
-        if not field.has_presence or message.HasField(field.name)
-    }
-
-
-# The frames of one stream: a few in flight, answers in order, stale ones superseded if the client wants that.
-
-_log = logging.getLogger("sightfix.service")
-
-MAX_IN_FLIGHT: Final = 4
-
-# With drop_stale the server always reads. Were the client never to read, what is superseded would pile up.
-_MAX_UNWRITTEN: Final = 64
+        """Close the track."""
+        self._tracks.close(self._track)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +111,7 @@ class StreamRules:
 
     Attributes:
         request_id: of the stream; its frames get it with their own id behind.
-        lane: who goes first.
+        lane: in which its frames wait.
         drop_stale: whether a newer frame takes the place of one that waits.
         max_in_flight: how many are worked on at once.
     """
@@ -187,7 +123,7 @@ class StreamRules:
 
     @classmethod
     def of(cls, settings: pb.StreamSettings, request_id: str) -> "StreamRules":
-        """What the client wants.
+        """The rules that the client asks for.
 
         Args:
             settings: as the client sent them.
@@ -212,21 +148,21 @@ class StreamRules:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What became of a frame: the response, and the matches that a track wants."""
+    """The response to a frame, and the matches for the track."""
 
     response: pb.LocalizeStreamResponse
     located: Located | None = None
 
 
 @dataclass(eq=False, slots=True)
-class _Waiting:
+class _PendingFrame:
     """A frame that is not answered yet.
 
     Attributes:
-        frame: what came.
+        frame: as it was received.
         deadline: on `time.monotonic`.
         motion: for the track; None where there is none, or the frame cannot be taken into it.
-        outcome: what becomes of it.
+        outcome: its response, when it is there.
     """
 
     frame: pb.Frame
@@ -239,29 +175,33 @@ class FrameStream:
     """Answers the frames of one stream.
 
     Args:
-        live: who localizes.
+        localization: localizes the frames.
         rules: how the stream works.
         deadline: of the whole stream, on `time.monotonic`; None for none.
         track: over its frames; None for none.
     """
 
     def __init__(
-        self, live: LiveLocalizer, rules: StreamRules, deadline: float | None, track: StreamTrack | None = None
+        self,
+        localization: LocalizationService,
+        rules: StreamRules,
+        deadline: float | None,
+        track: StreamTrack | None = None,
     ) -> None:
-        self._live = live
+        self._localization = localization
         self._track = track
         self._rules = rules
         self._deadline = deadline
         self._room = asyncio.Semaphore(_MAX_UNWRITTEN if rules.drop_stale else rules.max_in_flight)
         # None: there will be no more.
-        self._in_order: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._in_order: asyncio.Queue[_PendingFrame | None] = asyncio.Queue()
         self._running: set[asyncio.Task[None]] = set()
-        self._next: _Waiting | None = None
+        self._next: _PendingFrame | None = None
 
     async def responses(
         self, messages: AsyncIterator[pb.LocalizeStreamRequest], stopping: asyncio.Event
     ) -> AsyncGenerator[pb.LocalizeStreamResponse, None]:
-        """What became of each frame, in the order of the frames.
+        """The response to each frame, in the order of the frames.
 
         Args:
             messages: all but the settings.
@@ -276,7 +216,7 @@ class FrameStream:
         try:
             while (waiting := await self._in_order.get()) is not None:
                 outcome = await waiting.outcome
-                # Here all frames come by in their order, those that were superseded or have failed, too.
+                # All frames arrive here in their order, those that were superseded or have failed, too.
                 if self._track is not None and waiting.motion is not None:
                     after = await self._track.after(waiting.motion, outcome.located)
                     outcome.response.track.CopyFrom(after)
@@ -290,7 +230,7 @@ class FrameStream:
                 task.cancel()
 
     async def _read(self, messages: AsyncIterator[pb.LocalizeStreamRequest]) -> None:
-        """Take frames for as long as there is room: what is not read, gRPC makes the client wait with."""
+        """Take frames while there is room: gRPC holds the client back while nothing is read."""
         try:
             while True:
                 await self._room.acquire()
@@ -304,7 +244,7 @@ class FrameStream:
             self._in_order.put_nowait(None)
 
     def _take(self, frame: pb.Frame) -> None:
-        waiting = _Waiting(frame, self._deadline_of(frame), None, asyncio.get_running_loop().create_future())
+        waiting = _PendingFrame(frame, self._deadline_of(frame), None, asyncio.get_running_loop().create_future())
         self._in_order.put_nowait(waiting)
         try:
             waiting.motion = None if self._track is None else self._track.motion_of(frame)
@@ -318,7 +258,7 @@ class FrameStream:
             self._next.outcome.set_result(self._failure(self._next.frame.frame_id, _superseded()))
         self._next = waiting
 
-    def _start(self, waiting: _Waiting) -> None:
+    def _start(self, waiting: _PendingFrame) -> None:
         task = asyncio.create_task(self._answer(waiting))
         self._running.add(task)
         task.add_done_callback(self._done)
@@ -329,7 +269,7 @@ class FrameStream:
             self._start(self._next)
             self._next = None
 
-    async def _answer(self, waiting: _Waiting) -> None:
+    async def _answer(self, waiting: _PendingFrame) -> None:
         frame = waiting.frame
         try:
             outcome = await self._localize(frame, waiting.deadline)
@@ -345,18 +285,15 @@ class FrameStream:
             raise wrong_field("frame.deadline_ms", f"{frame.deadline_ms} is outside [1, {MAX_DEADLINE_MS}]")
         options = options_of(frame.options, "frame.options")
         request_id = self._request_id(frame.frame_id)
-        live, lane, located = self._live, self._rules.lane, None
-        if self._track is None:
-            answer = await live.localize(frame.image, options, request_id, lane=lane, deadline=deadline)
-        else:
-            located = await live.localize_frame(
-                frame.image, options, request_id, at_least=self._track.matches, lane=lane, deadline=deadline
-            )
-            answer = located.answer
-        return _Outcome(pb.LocalizeStreamResponse(frame_id=frame.frame_id, answer=answer_message(answer)), located)
+        urgency = Urgency(self._rules.lane, deadline)
+        at_least = 1 if self._track is None else self._track.matches
+        located = await self._localization.localize(frame.image, options, request_id, urgency, at_least=at_least)
+        response = pb.LocalizeStreamResponse(frame_id=frame.frame_id, answer=answer_message(located.answer))
+        return _Outcome(response, located)
 
     def _deadline_of(self, frame: pb.Frame) -> float:
-        own = self._live.deadline(frame.deadline_ms / 1e3 if frame.HasField("deadline_ms") else None)
+        seconds = frame.deadline_ms / 1e3 if frame.HasField("deadline_ms") else None
+        own = self._localization.urgency(seconds=seconds).deadline
         return own if self._deadline is None else min(own, self._deadline)
 
     def _failure(self, frame_id: int, error: SightfixError) -> _Outcome:
@@ -377,7 +314,7 @@ def stream_deadline(left_s: float | None) -> float | None:
 
 
 def draining() -> RequestError:
-    """What ends a stream of a server that stops."""
+    """The error that ends a stream of a server that stops."""
     return RequestError(
         "the server is shutting down", code="draining", remedy="Open the stream again, at another server"
     )

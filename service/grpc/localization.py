@@ -1,29 +1,28 @@
-"""`sightfix.v1.LocalizationService` on the live localizer. Errors are raised; the door makes statuses of them."""
+"""`sightfix.v1.LocalizationService`. Errors are raised; the RPC guard turns them into statuses."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
-from service.grpc.answers import answer_message, info_message, model_message
 from service.grpc.frame_stream import (
     MAX_IN_FLIGHT,
     FrameStream,
     StreamRules,
     StreamTrack,
-    deadline_of,
     draining,
-    lane_of,
-    options_of,
     stream_deadline,
 )
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceServicer
+from service.grpc.messages import answer_message, info_message, lane_of, model_message, options_of
+from service.http.requests import MAX_DEADLINE_MS
 from service.http.routes.descriptors import checked_descriptor
 from service.http.routes.health import info_answer
 from service.observing.logs import CURRENT
 from service.problems import plain_request_id
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.admission import Urgency
+from service.serving.localization import LocalizationService
 
 if TYPE_CHECKING:
     from service.grpc.calls import Context
@@ -33,22 +32,20 @@ class LocalizationServicer(LocalizationServiceServicer):
     """Answers the calls.
 
     Args:
-        live: who localizes; the HTTP interface has the same one.
-        stopping: set when streams shall come to an end.
+        localization: localizes; the HTTP interface has the same one.
+        stopping: set when streams must end.
     """
 
-    def __init__(self, live: LiveLocalizer, stopping: asyncio.Event) -> None:
-        self._live = live
+    def __init__(self, localization: LocalizationService, stopping: asyncio.Event) -> None:
+        self._localization = localization
         self._stopping = stopping
 
     async def Localize(self, request: pb.LocalizeRequest, context: "Context") -> pb.LocalizeResponse:  # noqa: N802
         """One photo."""
         options = options_of(request.options, "options")
-        lane = lane_of(request.lane, "lane")
-        answer = await self._live.localize(
-            request.image, options, _request_id(), lane=lane, deadline=deadline_of(context, self._live)
-        )
-        return pb.LocalizeResponse(answer=answer_message(answer))
+        urgency = self._urgency(request.lane, context)
+        located = await self._localization.localize(request.image, options, _request_id(), urgency)
+        return pb.LocalizeResponse(answer=answer_message(located.answer))
 
     async def LocalizeStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.LocalizeStreamRequest], context: "Context"
@@ -65,9 +62,9 @@ class LocalizationServicer(LocalizationServiceServicer):
         frames = messages if settings is not None else _with_first(first, messages)
         track = None
         if settings is not None and settings.HasField("track"):
-            track = await StreamTrack.open(self._live, settings.track)
+            track = await StreamTrack.open(self._localization, settings.track)
         try:
-            stream = FrameStream(self._live, rules, deadline, track)
+            stream = FrameStream(self._localization, rules, deadline, track)
             async with contextlib.aclosing(stream.responses(frames, self._stopping)) as responses:
                 async for response in responses:
                     yield response
@@ -79,7 +76,7 @@ class LocalizationServicer(LocalizationServiceServicer):
         """The first message of a stream, or None when there is none.
 
         Raises:
-            RequestError: streams come to an end (``draining``); one that was opened and says nothing holds nobody up.
+            RequestError: streams must end (``draining``); a silent stream must not delay that.
         """
         reading = asyncio.ensure_future(anext(messages, None))
         stopping = asyncio.ensure_future(self._stopping.wait())
@@ -94,12 +91,11 @@ class LocalizationServicer(LocalizationServiceServicer):
 
     async def Describe(self, request: pb.DescribeRequest, context: "Context") -> pb.DescribeResponse:  # noqa: N802
         """One photo's descriptor."""
-        lane = lane_of(request.lane, "lane")
-        described = await self._live.describe(request.image, lane=lane, deadline=deadline_of(context, self._live))
+        described = await self._localization.describe(request.image, self._urgency(request.lane, context))
         return pb.DescribeResponse(
             request_id=_request_id(),
             descriptor_values=described.descriptor,
-            model=model_message(self._live.require().model_answer),
+            model=model_message(self._localization.live.require().model_answer),
             decode_ms=described.decode_ms,
             queue_ms=described.queue_ms,
         )
@@ -107,25 +103,30 @@ class LocalizationServicer(LocalizationServiceServicer):
     async def Search(self, request: pb.SearchRequest, context: "Context") -> pb.SearchResponse:  # noqa: N802
         """One descriptor."""
         options = options_of(request.options, "options")
-        lane = lane_of(request.lane, "lane")
-        dim = self._live.require().describer.bundle.descriptor_dim
+        urgency = self._urgency(request.lane, context)
         # Its length first: a message may hold eight million numbers, and this is the event loop.
-        descriptor = checked_descriptor(request.descriptor_values, dim, "descriptor_values")
-        answer = await self._live.search(
-            descriptor, options, _request_id(), lane=lane, deadline=deadline_of(context, self._live)
+        descriptor = checked_descriptor(
+            request.descriptor_values, self._localization.live.require(), "descriptor_values"
         )
+        answer = await self._localization.search(descriptor, options, _request_id(), urgency)
         return pb.SearchResponse(answer=answer_message(answer))
 
     async def GetServerInfo(  # noqa: N802
         self, request: pb.GetServerInfoRequest, context: "Context"
     ) -> pb.GetServerInfoResponse:
         """What is being served."""
-        return info_message(info_answer(self._live), MAX_IN_FLIGHT)
+        return info_message(info_answer(self._localization), MAX_IN_FLIGHT)
+
+    def _urgency(self, lane: int, context: "Context") -> Urgency:
+        """The lane of a message, and the call's deadline or the server's default one."""
+        left_s = context.time_remaining()
+        seconds = None if left_s is None else min(left_s, MAX_DEADLINE_MS / 1e3)
+        return self._localization.urgency(lane_of(lane, "lane"), seconds)
 
 
 def _request_id() -> str:
     notes = CURRENT.get()
-    assert notes is not None, "the door notes every call"
+    assert notes is not None, "the RPC guard notes every call"
     return notes.request_id
 
 

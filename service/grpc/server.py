@@ -1,8 +1,4 @@
-"""The door: who may come in, how long a request may take to arrive, and what becomes of every call.
-
-It wraps the methods once, when they are registered. An interceptor would do the same at every call, for a tenth of a
-millisecond.
-"""
+"""The gRPC server: beside the HTTP one on its event loop, with the same localization and so the same limits."""
 
 import asyncio
 import contextlib
@@ -29,26 +25,52 @@ from service.grpc.localization import LocalizationServicer
 from service.jobs.service import JobService
 from service.problems import RequestError
 from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 
 if TYPE_CHECKING:
     from service.grpc.calls import Context
+
+_log = logging.getLogger("sightfix.service")
+
+_LOCALIZATION: Final = localization_pb2.DESCRIPTOR.services_by_name["LocalizationService"]
+
+_JOBS: Final = jobs_pb2.DESCRIPTOR.services_by_name["JobService"]
+
+# Of a message, beside the image.
+_MESSAGE_ROOM_BYTES: Final = 64 * 1024
+
+# A photo arrives without waiting for the window to move: 0.1 ms for 300 kB. What a stream may send ahead, too.
+_LOOKAHEAD_BYTES: Final = 1024 * 1024
+
+# Health watchers and idle reflection clients never end by themselves.
+_LAST_GRACE_S: Final = 0.5
+
+# A robot that loses its radio link closes nothing: only a ping shows that it is gone.
+_PING_EVERY_MS: Final = 60_000
+
+_PING_ANSWER_MS: Final = 20_000
+
+_CLIENT_PING_EVERY_MS: Final = 10_000
+
+# For Watch; Check reports the state of that moment. The localizer becomes ready in another thread.
+_LOOK_EVERY_S: Final = 0.1
 
 Answer = Callable[[Any, "Context"], Awaitable[Message]]
 
 Answers = Callable[[AsyncIterator[Any], "Context"], AsyncGenerator[Message, None]]
 
 
-class Door:
-    """Stands before every call of our services. Health and reflection need none: probes cannot hold keys, and protos
-    are public.
+class RpcGuard:
+    """Checks the key of every call, before its message is read, and how long that message takes to arrive.
 
-    A call that is not let in is refused before anything of its message is read.
+    Health and reflection have no guard: probes cannot hold keys, and protos are public. The methods are wrapped when
+    they are registered; an interceptor would add a tenth of a millisecond to each call.
 
     Args:
-        calls: watches the calls.
-        keys: who may come in; None lets everybody in.
-        read_timeout_s: how long the message of a call may take to arrive. Frames of a stream may take their time.
+        calls: observes the calls.
+        keys: that are accepted; None accepts every call.
+        read_timeout_s: how long the message of a call may take to arrive. Frames of a stream have no such limit.
     """
 
     def __init__(self, calls: Calls, keys: KeyRing | None, read_timeout_s: float) -> None:
@@ -57,11 +79,11 @@ class Door:
         self._read_timeout_s = read_timeout_s
 
     def add(self, server: grpc.aio.Server, service: ServiceDescriptor, servicer: object, scope: KeyScope) -> None:
-        """Serve a service behind the door.
+        """Serve a service behind the guard.
 
         Args:
             server: that is not started yet.
-            service: what there is to serve.
+            service: its methods.
             servicer: has a method for each of the service's.
             scope: what a key must allow.
         """
@@ -76,7 +98,7 @@ class Door:
     def _single(self, method: MethodDescriptor, answer: Answer, scope: KeyScope) -> "grpc.RpcMethodHandler[Any, Any]":
         name = _full_name(method)
 
-        async def watched(_: object, context: "Context") -> Message:
+        async def guarded(_: object, context: "Context") -> Message:
             async with self._calls.begin(context, name) as call:
                 self._check(context, scope)
                 request = await self._read(context)
@@ -84,22 +106,22 @@ class Door:
                 return await answer(request, context)
 
         # As if the requests were a stream: gRPC reads a single message before it asks the handler.
-        return grpc.stream_unary_rpc_method_handler(watched, *_codec(method))
+        return grpc.stream_unary_rpc_method_handler(guarded, *_codec(method))
 
     def _streaming(
         self, method: MethodDescriptor, answers: Answers, scope: KeyScope
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         name = _full_name(method)
 
-        async def watched(requests: AsyncIterator[Any], context: "Context") -> None:
+        async def guarded(requests: AsyncIterator[Any], context: "Context") -> None:
             async with self._calls.begin(context, name):
                 self._check(context, scope)
-                # Closed at once when writing fails, not when somebody collects the garbage.
+                # Closed at once when writing fails, not at the next garbage collection.
                 async with contextlib.aclosing(answers(requests, context)) as responses:
                     async for response in responses:
                         await context.write(response)
 
-        return grpc.stream_stream_rpc_method_handler(watched, *_codec(method))
+        return grpc.stream_stream_rpc_method_handler(guarded, *_codec(method))
 
     def _check(self, context: "Context", scope: KeyScope) -> None:
         if self._keys is None:
@@ -130,17 +152,11 @@ def _codec(method: MethodDescriptor) -> tuple[Callable[[bytes], Any], Callable[[
     return GetMessageClass(method.input_type).FromString, GetMessageClass(method.output_type).SerializeToString
 
 
-# `grpc.health.v1.Health`: SERVING while /readyz says 200.
-
-# For those who watch; whoever asks is told what is so at that moment. The localizer becomes ready in another thread.
-_LOOK_EVERY_S: Final = 0.1
-
-
-class FollowingHealth(grpc_health_aio.HealthServicer):  # type: ignore[misc]
-    """Health that follows the readiness of the live localizer, for Check and for Watch.
+class ReadinessHealth(grpc_health_aio.HealthServicer):  # type: ignore[misc]
+    """`grpc.health.v1.Health`: SERVING while /readyz says 200, for Check and for Watch.
 
     Args:
-        live: whose readiness counts.
+        live: whose readiness is reported.
         services: full names; the whole server, ``""``, comes beside them.
     """
 
@@ -149,15 +165,15 @@ class FollowingHealth(grpc_health_aio.HealthServicer):  # type: ignore[misc]
         self._live = live
         self._services = ("", *services)
         self._following: asyncio.Task[None] | None = None
-        self._told: bool | None = None
+        self._reported: bool | None = None
 
     async def start(self) -> None:
-        """Tell how it is now, and follow."""
-        await self._tell()
+        """Report the readiness, and follow it."""
+        await self._report()
         self._following = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
-        """Tell NOT_SERVING, for good."""
+        """Report NOT_SERVING, for good."""
         if self._following is not None:
             self._following.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -165,66 +181,41 @@ class FollowingHealth(grpc_health_aio.HealthServicer):  # type: ignore[misc]
         await self.enter_graceful_shutdown()
 
     async def Check(self, request: HealthCheckRequest, context: "Context") -> Any:  # noqa: N802
-        """How it is now."""
-        await self._tell()
+        """The readiness at this moment."""
+        await self._report()
         return await super().Check(request, context)
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
-            await self._tell()
+            await self._report()
 
-    async def _tell(self) -> None:
+    async def _report(self) -> None:
         ready = self._live.readiness.state == "ready"
-        if ready == self._told:
+        if ready == self._reported:
             return
-        self._told = ready
+        self._reported = ready
         status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
         for service in self._services:
             await self.set(service, status)
-
-
-# The gRPC server: beside the HTTP one on its event loop, on the same live localizer, so with the same limits.
-
-_log = logging.getLogger("sightfix.service")
-
-_LOCALIZATION: Final = localization_pb2.DESCRIPTOR.services_by_name["LocalizationService"]
-
-_JOBS: Final = jobs_pb2.DESCRIPTOR.services_by_name["JobService"]
-
-# Of a message, beside the image.
-_MESSAGE_ROOM_BYTES: Final = 64 * 1024
-
-# A photo arrives without waiting for the window to move: 0.1 ms for 300 kB. What a stream may send ahead, too.
-_LOOKAHEAD_BYTES: Final = 1024 * 1024
-
-# Health watchers and idle reflection clients never end by themselves.
-_LAST_GRACE_S: Final = 0.5
-
-# A robot that drives out of the radio's reach closes nothing: it is found out by asking.
-_PING_EVERY_MS: Final = 60_000
-
-_PING_ANSWER_MS: Final = 20_000
-
-_CLIENT_PING_EVERY_MS: Final = 10_000
 
 
 class GrpcServer:
     """Serves `sightfix.v1`, health and reflection.
 
     Args:
-        live: who localizes.
-        jobs: who keeps the jobs; None leaves `JobService` out.
+        localization: localizes.
         port: to listen on; 0 takes a free one.
+        jobs: re-indexes; None leaves `JobService` out.
     """
 
-    def __init__(self, live: LiveLocalizer, port: int, jobs: JobService | None = None) -> None:
-        self._live = live
+    def __init__(self, localization: LocalizationService, port: int, jobs: JobService | None = None) -> None:
+        self._localization = localization
         self._port = port
         self._jobs = jobs
         self._server: grpc.aio.Server | None = None
         self._calls: Calls | None = None
-        self._health: FollowingHealth | None = None
+        self._health: ReadinessHealth | None = None
 
     async def start(self) -> int:
         """Listen; what comes before the model is loaded is answered with UNAVAILABLE.
@@ -236,21 +227,21 @@ class GrpcServer:
             ServerError: the address cannot be listened on.
             ApiKeyError: the API keys cannot be read.
         """
-        settings = self._live.settings
+        localization, settings = self._localization, self._localization.settings
         services = [_LOCALIZATION] if self._jobs is None else [_LOCALIZATION, _JOBS]
-        calls = Calls(self._live.observer, settings.access_log, self._live.refusals)
+        calls = Calls(localization.observer, settings.access_log, localization.rejections)
         keys = KeyRing(settings.api_keys) if settings.api_keys is not None else None
         server = grpc.aio.server(
             options=_options(settings),
-            # Each may hold a whole photo; what goes beyond the queue is there to be refused in our words.
+            # Each may hold a whole photo; calls beyond the queue are rejected with our own errors.
             maximum_concurrent_rpcs=max(4 * settings.max_waiting, 64),
         )
-        door = Door(calls, keys, settings.body_timeout_s)
-        door.add(server, _LOCALIZATION, LocalizationServicer(self._live, calls.stopping), "localize")
+        guard = RpcGuard(calls, keys, settings.body_timeout_s)
+        guard.add(server, _LOCALIZATION, LocalizationServicer(localization, calls.stopping), "localize")
         if self._jobs is not None:
-            door.add(server, _JOBS, JobServicer(self._jobs), "admin")
+            guard.add(server, _JOBS, JobServicer(self._jobs), "admin")
         names = [service.full_name for service in services]
-        health = FollowingHealth(self._live, names)
+        health = ReadinessHealth(localization.live, names)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
@@ -263,10 +254,10 @@ class GrpcServer:
         return port
 
     async def stop(self, timeout_s: float) -> None:
-        """Let nobody in any more, answer what is in hand, and cut off what is left.
+        """Accept no more calls, answer the pending ones, and cut off what is left.
 
         Args:
-            timeout_s: how long to wait for what is in hand.
+            timeout_s: how long to wait for pending calls.
         """
         if self._server is None or self._calls is None or self._health is None:
             return
@@ -289,7 +280,7 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_image_bytes + _MESSAGE_ROOM_BYTES),
         ("grpc.max_metadata_size", settings.max_header_bytes),
-        # Two servers on one port would share its calls, and nobody would notice.
+        # Two servers on one port would share its calls silently.
         ("grpc.so_reuseport", 0),
         ("grpc.http2.lookahead_bytes", _LOOKAHEAD_BYTES),
         ("grpc.keepalive_time_ms", _PING_EVERY_MS),

@@ -1,6 +1,6 @@
-"""Count the bytes of a request body as they arrive, and the seconds it takes to; and the bytes of all bodies together.
+"""Limits on what clients send: bytes and seconds of bodies in a middleware, of headers and framing in the protocol.
 
-A declared length is only believed when it is too large.
+Bytes are counted as they arrive: a declared length is trusted only where it is too large.
 """
 
 import asyncio
@@ -13,6 +13,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from retrieval.localize.localizer import new_request_id
 from service.problems import MEDIA_TYPE, RequestError, problem_of
+
+# Framing bytes of a chunked body, as a multiple of the body: chunks of a single byte have five more.
+_FRAMING_SHARE: Final = 8
 
 
 class BodyLimit:
@@ -87,7 +90,7 @@ class BodyLimit:
         return RequestError(
             f"requests with more than {self._max_held_bytes:.0f} bytes in all are being read and answered",
             code="queue_full",
-            remedy="Try again in a moment, or send smaller photos: the model looks at a small version of them anyway",
+            remedy="Try again in a moment, or send smaller photos: the model sees a small version of them anyway",
         )
 
     def _too_slow(self) -> RequestError:
@@ -101,14 +104,8 @@ class BodyLimit:
         return RequestError(
             f"the request body has more than {self._max_bytes} bytes",
             code="body_too_large",
-            remedy="Send a smaller photo: the model looks at a small version of it anyway",
+            remedy="Send a smaller photo: the model sees a small version of it anyway",
         )
-
-
-# uvicorn's HTTP protocol with limits on what is not body: the request line, headers, chunks' frames and trailers.
-
-# Of a body in chunks, to the body itself: chunks of a single byte have five more.
-_FRAMING_SHARE: Final = 8
 
 
 def bounded_http(max_header_bytes: int, header_timeout_s: float) -> type[HttpToolsProtocol]:
@@ -130,7 +127,7 @@ class _BoundedHttp(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        # A client's faults are told to the client; anybody could fill the disk with uvicorn's warnings of them.
+        # A client's faults are reported to the client; uvicorn's warnings of them could fill the disk.
         self.logger = logging.getLogger("uvicorn.error.protocol")
         self.logger.setLevel(logging.ERROR)
         self._header_bytes = 0
@@ -139,12 +136,12 @@ class _BoundedHttp(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a request's headers, but not for ever."""
+        """Start the timer for the headers of the first request."""
         super().connection_made(transport)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
+        """Stop the timer."""
         self._stop_timer()
         super().connection_lost(exc)
 
@@ -157,12 +154,12 @@ class _BoundedHttp(HttpToolsProtocol):
             self._framing_bytes += len(data)  # less what turns out to be of the body
         super().data_received(data)
         if self._framing_bytes > self.max_header_bytes + _FRAMING_SHARE * self._body_bytes:
-            # Chunk extensions and trailers: nobody reads them, and an answer may be under way already.
+            # Chunk extensions and trailers: they are never used, and an answer may be under way already.
             self.transport.close()
             return
-        # One chunk may hold headers and the beginning of a body: only unfinished headers are judged.
+        # One chunk may hold headers and the beginning of a body: only unfinished headers are checked.
         if self._in_headers and self._header_bytes > self.max_header_bytes:
-            self._refuse(
+            self._reject(
                 RequestError(
                     f"the request line and headers have more than {self.max_header_bytes} bytes",
                     code="headers_too_large",
@@ -171,19 +168,19 @@ class _BoundedHttp(HttpToolsProtocol):
             )
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the headers; those that follow a body in chunks have no limit of their own and are not wanted."""
+        """Keep the headers; those that follow a body in chunks have no limit of their own and are dropped."""
         if self._in_headers:
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        """What is not framing."""
+        """Count what is not framing."""
         self._framing_bytes = max(self._framing_bytes - len(body), 0)
         self._body_bytes += len(body)
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP gets a problem too, in place of uvicorn's line of text."""
-        self._refuse(
+        self._reject(
             RequestError(
                 "this is not a valid HTTP request", remedy="Check the request line, the headers and the lengths"
             )
@@ -212,7 +209,7 @@ class _BoundedHttp(HttpToolsProtocol):
             self._timer = None
 
     def _too_slow(self) -> None:
-        self._refuse(
+        self._reject(
             RequestError(
                 f"the request's headers did not arrive within {self.header_timeout_s:g} s",
                 code="request_timeout",
@@ -220,8 +217,8 @@ class _BoundedHttp(HttpToolsProtocol):
             )
         )
 
-    def _refuse(self, error: RequestError) -> None:
-        """Answer what never reaches the app, and hang up."""
+    def _reject(self, error: RequestError) -> None:
+        """Answer what never reaches the app, and close the connection."""
         self._stop_timer()
         if self.transport.is_closing():
             return

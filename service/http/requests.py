@@ -1,4 +1,4 @@
-"""Work is dropped when whoever asked for it has left."""
+"""Reads the requests about photos: how urgent they are, the photo in each of three forms, and what is asked of it."""
 
 import asyncio
 import base64
@@ -22,10 +22,38 @@ from retrieval.geo import GeoPrior
 from retrieval.images import MEDIA_TYPES, ImageLimits, check_byte_count
 from retrieval.localize.localizer import MAX_TOP_K, LocalizeOptions
 from service.problems import RequestError, validation_problem
-from service.serving.admission import Lane
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.admission import LANES, Lane, Urgency
+from service.serving.localization import LocalizationService
 
 Value = TypeVar("Value")
+
+Body = TypeVar("Body", bound=BaseModel)
+
+LANE_HEADER: Final = "X-Lane"
+
+DEADLINE_HEADER: Final = "X-Deadline-Ms"
+
+MAX_DEADLINE_MS: Final = 600_000
+
+URGENCY_PARAMETERS: Final = [
+    {
+        "name": LANE_HEADER,
+        "in": "header",
+        "description": "robot is answered before bulk",
+        "schema": {"type": "string", "enum": ["robot", "bulk"]},
+    },
+    {
+        "name": DEADLINE_HEADER,
+        "in": "header",
+        "description": "Milliseconds after which the answer is of no use; what cannot make it is rejected at once",
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_DEADLINE_MS},
+    },
+]
+
+IMAGE_MEDIA_TYPES: Final = tuple(name for names in MEDIA_TYPES.values() for name in names)
+
+# In one JSON body; the longest descriptors have some tens of thousands.
+_MAX_VALUES: Final = 100_000
 
 
 async def while_present(request: Request, work: Coroutine[Any, Any, Value]) -> Value:
@@ -58,52 +86,21 @@ async def _leave(request: Request) -> None:
         pass
 
 
-# How urgent a request is: its lane and its deadline, read from headers.
-
-LANE_HEADER: Final = "X-Lane"
-
-DEADLINE_HEADER: Final = "X-Deadline-Ms"
-
-MAX_DEADLINE_MS: Final = 600_000
-
-URGENCY_PARAMETERS: Final = [
-    {
-        "name": LANE_HEADER,
-        "in": "header",
-        "description": "robot is answered before bulk",
-        "schema": {"type": "string", "enum": ["robot", "bulk"]},
-    },
-    {
-        "name": DEADLINE_HEADER,
-        "in": "header",
-        "description": "Milliseconds after which the answer is of no use; what cannot make it is refused at once",
-        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_DEADLINE_MS},
-    },
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Urgency:
-    """Lane, and deadline on `time.monotonic`."""
-
-    lane: Lane
-    deadline: float
-
-
-def urgency_of(request: Request, live: LiveLocalizer, default_lane: Lane = "robot") -> Urgency:
-    """Read lane and deadline; the deadline counts from now.
+def urgency_of(request: Request, localization: LocalizationService, default_lane: Lane = "robot") -> Urgency:
+    """Read lane and deadline from the headers; the deadline counts from now.
 
     Raises:
         RequestError: an unknown lane, or a deadline that is not a positive number of milliseconds.
     """
-    lane = request.headers.get(LANE_HEADER, default_lane)
-    if lane not in ("robot", "bulk"):
+    given = request.headers.get(LANE_HEADER, default_lane)
+    lane = next((known for known in LANES if known == given), None)
+    if lane is None:
         raise RequestError(
-            f"the header {LANE_HEADER} {lane!r} is no lane", code="validation_error", remedy="Send robot or bulk"
+            f"the header {LANE_HEADER} {given!r} is no lane", code="validation_error", remedy="Send robot or bulk"
         )
     text = request.headers.get(DEADLINE_HEADER)
     if text is None:
-        return Urgency(lane, live.deadline())  # type: ignore[arg-type]
+        return localization.urgency(lane)
     try:
         milliseconds = float(text)
     except ValueError:
@@ -114,15 +111,7 @@ def urgency_of(request: Request, live: LiveLocalizer, default_lane: Lane = "robo
             code="validation_error",
             remedy=f"Send such as 500; at most {MAX_DEADLINE_MS}",
         )
-    return Urgency(lane, live.deadline(milliseconds / 1e3))  # type: ignore[arg-type]
-
-
-# Read a localize request: raw image bytes, multipart, or JSON with base64, all with the same parameters.
-
-# In one JSON body; the longest descriptors have some tens of thousands.
-_MAX_VALUES: Final = 100_000
-
-IMAGE_MEDIA_TYPES: Final = tuple(name for names in MEDIA_TYPES.values() for name in names)
+    return localization.urgency(lane, milliseconds / 1e3)
 
 
 class GeoPriorBody(BaseModel):
@@ -188,7 +177,7 @@ async def read_localize_request(request: Request, limits: ImageLimits, in_thread
     Args:
         request: unread.
         limits: of encoded images.
-        in_thread: where megabytes of JSON are parsed, so that nobody else waits for them.
+        in_thread: where megabytes of JSON are parsed, so that the event loop does not wait for them.
 
     Raises:
         RequestError: another content type (415), malformed JSON, multipart or base64 (400), a parameter that is
@@ -224,9 +213,6 @@ def _read_json(body: bytes) -> LocalizeRequest:
             remedy="Send the photo's bytes as standard base64, without line breaks",
         ) from error
     return LocalizeRequest(image, parsed.options())
-
-
-Body = TypeVar("Body", bound=BaseModel)
 
 
 def parse_json(model: type[Body], body: bytes) -> Body:

@@ -1,4 +1,4 @@
-"""Jobs as they cross the HTTP border: what is asked, and what is told."""
+"""Jobs on the wire: what a client asks for, what it gets, and how its requests are parsed and checked."""
 
 from datetime import datetime
 from http import HTTPStatus
@@ -21,6 +21,12 @@ JobState = Literal["PENDING", "RUNNING", "PUBLISHING", "SUCCEEDED", "FAILED", "C
 FINISHED: Final[frozenset[JobState]] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 
 MAX_REFERENCE_IDS: Final = 100_000
+
+_MAX_KEY: Final = 255
+
+_MAX_ERRORS: Final = 20
+
+_MAX_NUMBER_DIGITS: Final = 18
 
 
 def _index_name(name: str) -> str:
@@ -79,9 +85,6 @@ class AppendJobRequest(_Describing):
     )
 
 
-_Ids = Annotated[list[str], Field(min_length=1, max_length=MAX_REFERENCE_IDS, fail_fast=True)]
-
-
 class RemoveJobRequest(_Request):
     """Drop references."""
 
@@ -103,11 +106,18 @@ JobRequest = Annotated[FullJobRequest | AppendJobRequest | RemoveJobRequest, Fie
 JOB_REQUEST: Final[TypeAdapter[FullJobRequest | AppendJobRequest | RemoveJobRequest]] = TypeAdapter(JobRequest)
 
 
-class _Told(BaseModel):
+_KEYS: Final[dict[str, list[str]]] = {
+    "full": list(FullJobRequest.model_fields),
+    "append": list(AppendJobRequest.model_fields),
+    "remove": list(RemoveJobRequest.model_fields),
+}
+
+
+class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class JobProgress(_Told):
+class JobProgress(_Record):
     """How far a job is, in photos to describe."""
 
     done: int = Field(default=0, description="Photos done, those that failed included")
@@ -118,18 +128,18 @@ class JobProgress(_Told):
     eta_s: float | None = Field(default=None, description="Seconds until all are described, at this rate")
 
 
-class GateResult(_Told):
-    """What the gate measured before the version was published."""
+class GateResult(_Record):
+    """What the quality check measured before the version was published."""
 
     canaries: int = Field(description="References whose photos were described again")
     unreadable_canaries: int = Field(description="References that could not be: their photos are gone or damaged")
-    self_matches: int = Field(description="Canaries that found themselves first")
+    self_matches: int = Field(description="Of them, those that found themselves first")
     held_out_queries: int = Field(description="Queries that are no references")
     recall: float = Field(description="Of the index against exact search on them")
     recall_at: int
 
 
-class JobResult(_Told):
+class JobResult(_Record):
     """What a job made."""
 
     index_version: str = Field(description="In which the result is found; the old one if nothing had to change")
@@ -143,7 +153,7 @@ class JobResult(_Told):
     gate: GateResult | None = Field(description="Null if nothing had to change")
 
 
-class JobFailure(_Told):
+class JobFailure(_Record):
     """A photo that is not in the index."""
 
     path: str = Field(description="Below the source's root where possible", examples=["2026/05.jpg"])
@@ -152,7 +162,7 @@ class JobFailure(_Told):
     remedy: str | None = None
 
 
-class Job(_Told):
+class Job(_Record):
     """A job."""
 
     id: str
@@ -169,14 +179,14 @@ class Job(_Told):
     error: Problem | None = None
 
 
-class JobPage(_Told):
+class JobPage(_Record):
     """Some jobs, newest first."""
 
     jobs: list[Job]
     next_page_token: str | None = Field(default=None, description="Give it as `page_token` for the next page")
 
 
-class JobFailurePage(_Told):
+class JobFailurePage(_Record):
     """Some of the photos that a job could not index."""
 
     failures: list[JobFailure]
@@ -184,11 +194,8 @@ class JobFailurePage(_Told):
     next_page_token: str | None = None
 
 
-# The error of a job as problem details.
-
-
 def job_problem(job_id: str, code: str, detail: str) -> Problem:
-    """An error that ended a job.
+    """An error that ended a job, as problem details.
 
     Args:
         job_id: of the job.
@@ -204,21 +211,6 @@ def job_problem(job_id: str, code: str, detail: str) -> Problem:
         instance=f"urn:job:{job_id}",
         code=code,
     )
-
-
-# From the bytes of a request to what is asked, or a problem that names what is wrong.
-
-_MAX_KEY: Final = 255
-
-_MAX_ERRORS: Final = 20
-
-_MAX_NUMBER_DIGITS: Final = 18
-
-_KEYS: Final[dict[str, list[str]]] = {
-    "full": list(FullJobRequest.model_fields),
-    "append": list(AppendJobRequest.model_fields),
-    "remove": list(RemoveJobRequest.model_fields),
-}
 
 
 async def parse_job_request(request: Request, max_bytes: int) -> JobRequest:
@@ -266,7 +258,7 @@ def parse_key(key: str | None) -> str | None:
 
 
 def parse_states(text: str | None) -> tuple[JobState, ...]:
-    """States divided by commas.
+    """States separated by commas.
 
     Raises:
         RequestError: there is no such state (``validation_error``).

@@ -1,4 +1,4 @@
-"""Keeps a worker process alive while there are jobs to do."""
+"""What a server does about jobs, for every protocol it speaks: accepts them, and keeps a worker process for them."""
 
 import logging
 import os
@@ -61,11 +61,11 @@ class WorkerSupervisor:
         self._thread.start()
 
     def wake(self) -> None:
-        """There is a new job: look now."""
+        """Look for jobs now: there is a new one."""
         self._wake.set()
 
     def stop(self, grace_s: float = 10.0) -> None:
-        """Stop the worker after the batch in hand; its job waits for the next server.
+        """Stop the worker after the current batch; its job waits for the next server.
 
         Args:
             grace_s: seconds after which it is killed. Its job loses at most one part.
@@ -91,7 +91,7 @@ class WorkerSupervisor:
             try:
                 self._look()
             except SightfixError as error:
-                _log.error("jobs cannot be looked after: %s", error)
+                _log.error("the jobs cannot be read: %s", error)
                 self._stopping.wait(1.0)
             except OSError:
                 _log.exception("the job worker cannot be started")
@@ -134,7 +134,7 @@ class WorkerSupervisor:
         _log.error("job worker ended with status %d; another one starts in %.1f s", status, self._pause_s)
 
     def _kill_if_stalled(self, process: subprocess.Popen[bytes]) -> None:
-        """Signs of life are counted, and timed by this process's own clock: no two clocks are compared."""
+        """Heartbeats are counted, and timed by this process's own clock: no two clocks are compared."""
         beat = self._store.beat()
         if beat is None or beat[0] != process.pid:
             return  # it waits for another server's worker, or starts
@@ -142,16 +142,13 @@ class WorkerSupervisor:
         if beat != self._seen:
             self._seen, self._seen_at = beat, now
         elif now - self._seen_at > self._settings.stalled_s:
-            _log.error("job worker %d gave no sign of life for %.0f s and is killed", process.pid, now - self._seen_at)
+            _log.error("job worker %d gave no heartbeat for %.0f s and is killed", process.pid, now - self._seen_at)
             process.kill()
             process.wait()
 
 
-# All that a server does about jobs, for every protocol it speaks.
-
-
 class JobService:
-    """Accepts, tells and cancels jobs, and has a worker process do them.
+    """Accepts, lists and cancels jobs, and has a worker process do them.
 
     The calls wait for the disk: call them outside the event loop.
 
@@ -173,7 +170,7 @@ class JobService:
         self.supervisor.start()
 
     def stop(self) -> None:
-        """Stop the worker after the batch in hand, and close the database."""
+        """Stop the worker after the current batch, and close the database."""
         self.supervisor.stop()
         self.store.close()
 
@@ -210,6 +207,10 @@ class JobService:
     def failures(self, job_id: str, size: int = 50, after: int = 0) -> JobFailurePage:
         """Photos that a job could not index; see `JobStore.failures`."""
         return self.store.failures(job_id, size, after)
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many jobs there are of each kind and state."""
+        return self.store.counts()
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job; see `JobStore.cancel`."""

@@ -1,4 +1,4 @@
-"""What an operator can set about jobs."""
+"""The settings of the jobs of a server."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,17 +25,17 @@ class JobSettings(BaseModel):
         provider, precision, allow_cpu_fallback, gpu_mem_limit, engine_cache: of the worker's describer.
         threads: of the worker's model on the CPU.
         decode_threads: photos that the worker decodes at the same time.
-        niceness: of the worker, 0 (as the server) to 19 (only when nobody else wants the core).
-        batch_size: photos described at once; a cancelled job stops after the batch in hand.
+        niceness: of the worker, 0 (as the server) to 19 (only when no other process needs the core).
+        batch_size: photos described at once; a cancelled job stops after the current batch.
         part_photos: photos described between two points from which a killed job goes on.
         max_image_bytes, max_pixels: of a photo.
         keep: versions of an index that remain after one was published.
-        max_waiting: jobs that may wait; more are refused with 429.
+        max_waiting: jobs that may wait; more are rejected with 429.
         max_request_bytes: of the body that asks for a job.
         kept_failures: photos that could not be indexed that are listed for one job; all are counted.
         kept_jobs: finished jobs that are remembered.
         idle_exit_s: the worker ends after so many seconds without work, and frees its memory.
-        stalled_s: a worker that gave no sign of life for so many seconds is killed and started again.
+        stalled_s: a worker without a heartbeat for so many seconds is killed and started again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""The SQLite database of jobs: its schema, and connections that lose nothing that was acknowledged."""
+"""The SQLite database of jobs, which loses nothing that was acknowledged, and the server's side of it."""
 
 import contextlib
 import json
@@ -32,6 +32,12 @@ from service.problems import RequestError
 SCHEMA_VERSION: Final = 1
 
 _BUSY_TIMEOUT_S: Final = 10.0
+
+IDEMPOTENCY_S: Final = 24 * 3600.0
+
+_WAITING: Final = "state = 'PENDING'"
+
+_UNFINISHED: Final = "state IN ('PENDING', 'RUNNING', 'PUBLISHING', 'CANCELLING')"
 
 _SCHEMA: Final = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -76,7 +82,7 @@ class JobDatabase:
 
     Args:
         path: of the file; made if need be.
-        indexes: the folder of place indexes that the jobs are about.
+        indexes: the folder of the jobs' place indexes.
 
     Raises:
         StorageError: the file cannot be opened or written, is damaged, of a later format, or of other indexes.
@@ -145,7 +151,7 @@ class JobDatabase:
             row = connection.execute("SELECT value FROM settings WHERE name = 'indexes'").fetchone()
             if row["value"] != str(indexes.resolve()):
                 raise StorageError(
-                    f"these jobs are about the indexes in {row['value']}, not those in {indexes.resolve()}",
+                    f"these jobs are for the indexes in {row['value']}, not for those in {indexes.resolve()}",
                     where=str(self._path),
                     remedy="Give each folder of indexes a jobs folder of its own",
                     code="jobs_of_other_indexes",
@@ -175,9 +181,6 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.05)
         else:
             return
-
-
-# From a row of the database to a job as it is told.
 
 
 def job_of(row: Row) -> Job:
@@ -210,15 +213,6 @@ def job_of(row: Row) -> Job:
 
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-# The server's side of the database of jobs: accept, tell, cancel.
-
-IDEMPOTENCY_S: Final = 24 * 3600.0
-
-_WAITING: Final = "state = 'PENDING'"
-
-_UNFINISHED: Final = "state IN ('PENDING', 'RUNNING', 'PUBLISHING', 'CANCELLING')"
 
 
 class JobStore:
@@ -258,7 +252,7 @@ class JobStore:
                 " VALUES (?, ?, ?, 'PENDING', ?, ?, ?)",
                 (job_id, request.kind, request.index, text, idempotency_key, now),
             )
-            self._forget_old(connection, now)
+            self._delete_old(connection, now)
             return job_of(_row(connection, job_id)), True
 
     def known(self, request: JobRequest, idempotency_key: str | None) -> Job | None:
@@ -301,7 +295,7 @@ class JobStore:
         return JobPage(jobs=[job_of(row) for row in shown], next_page_token=str(shown[-1]["number"]) if more else None)
 
     def failures(self, job_id: str, size: int, after: int) -> JobFailurePage:
-        """Photos that a job could not index, in the order they were met, from the `after`-th on."""
+        """Photos that a job could not index, in the order they were found, from the `after`-th on."""
         with self._database.transaction() as connection:
             job = _row(connection, job_id)
             rows = connection.execute(
@@ -315,7 +309,7 @@ class JobStore:
         )
 
     def cancel(self, job_id: str) -> Job:
-        """Stop a job: at once when it waits, after the batch in hand when it runs. Nothing will be published.
+        """Stop a job: at once when it waits, after the current batch when it runs. Nothing will be published.
 
         Raises:
             RequestError: no such job, or it is finished or about to publish (``job_not_cancellable``).
@@ -342,7 +336,7 @@ class JobStore:
         return bool(self._database.read(f"SELECT 1 FROM jobs WHERE {_UNFINISHED} LIMIT 1"))  # noqa: S608
 
     def beat(self) -> tuple[int, int] | None:
-        """The worker's process id and count of signs of life; None before there was one."""
+        """The worker's process id and count of heartbeats; None before the first."""
         rows = self._database.read("SELECT pid, beat FROM worker")
         return (rows[0]["pid"], rows[0]["beat"]) if rows else None
 
@@ -362,8 +356,8 @@ class JobStore:
                 f"{waiting} jobs are waiting already", code="queue_full", remedy="Wait until some are finished"
             )
 
-    def _forget_old(self, connection: Connection, now: float) -> None:
-        """Forget finished jobs beyond those that are kept, unless their keys are still in force."""
+    def _delete_old(self, connection: Connection, now: float) -> None:
+        """Delete finished jobs beyond those that are kept, unless their keys are still valid."""
         connection.execute(
             f"DELETE FROM jobs WHERE NOT {_UNFINISHED}"  # noqa: S608
             " AND number <= (SELECT MAX(number) FROM jobs) - ? AND (idempotency_key IS NULL OR created_at < ?)",
@@ -372,7 +366,7 @@ class JobStore:
 
 
 def _job_of_key(connection: Connection, key: str | None, request: str, now: float) -> Row | None:
-    """The job that a key gave, as long as the key is in force."""
+    """The job that a key gave, as long as the key is valid."""
     if key is None:
         return None
     connection.execute(

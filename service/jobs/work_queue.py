@@ -1,4 +1,4 @@
-"""The worker's side of the database of jobs: take one, tell how far it is, end it."""
+"""The worker's side of the database of jobs: take one, record its progress, end it."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -24,7 +24,7 @@ MAX_DEATHS: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class TakenJob:
-    """A job in the worker's hands.
+    """A job that the worker has taken.
 
     Attributes:
         number: of the job in the order of acceptance.
@@ -40,7 +40,7 @@ class TakenJob:
 
 
 class WorkQueue:
-    """Jobs as the one worker sees them. Whoever makes one must hold the worker's lock.
+    """Jobs as the one worker sees them. Make one only while holding the worker's lock.
 
     Args:
         settings: where the database is, and how much it keeps.
@@ -54,7 +54,7 @@ class WorkQueue:
         self._database = JobDatabase(settings.database, settings.indexes)
 
     def recover(self) -> None:
-        """Take over from a worker that died: its job waits again, or is given up after too many deaths."""
+        """Take over from a worker that died: its job waits again, or fails after too many deaths."""
         with self._database.transaction() as connection:
             now = time.time()
             connection.execute(
@@ -79,7 +79,7 @@ class WorkQueue:
         """The oldest waiting job, running from now on; None when there is none.
 
         Args:
-            not_of: names of indexes that must be left alone for now.
+            not_of: names of indexes that are skipped.
         """
         marks = ", ".join("?" * len(not_of))
         with self._database.transaction() as connection:
@@ -104,12 +104,12 @@ class WorkQueue:
         )
 
     def is_cancelled(self, job: TakenJob) -> bool:
-        """Whether somebody wants the job to stop."""
+        """Whether the job is to stop."""
         rows = self._database.read("SELECT state FROM jobs WHERE number = ?", (job.number,))
         return bool(rows) and rows[0]["state"] == "CANCELLING"
 
     def listed(self, job: TakenJob, skipped: int, failures: Sequence[JobFailure]) -> None:
-        """The source was read; so many photos it leaves out."""
+        """Record that the source was read, and which photos it leaves out."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE jobs SET skipped = ? WHERE number = ?", (skipped, job.number))
             connection.execute("DELETE FROM failures WHERE job = ?", (job.number,))
@@ -126,7 +126,7 @@ class WorkQueue:
             )
 
     def progress(self, job: TakenJob, *, done: int, total: int, failed: int, rate_per_s: float | None) -> None:
-        """How far the job is."""
+        """Record how far the job is."""
         with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET done = ?, total = ?, failed = ?, rate_per_s = ? WHERE number = ?",
@@ -134,19 +134,19 @@ class WorkQueue:
             )
 
     def survived(self, job: TakenJob) -> None:
-        """A part is finished: deaths before it do not count any more."""
+        """Record that a part is finished: deaths before it no longer count."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE jobs SET deaths = 0 WHERE number = ? AND deaths > 0", (job.number,))
 
     def writing_version(self, job: TakenJob) -> None:
-        """Everything is described; the version is being written."""
+        """Record that all photos are described, and the version is being written."""
         with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET state = 'PUBLISHING' WHERE number = ? AND state = 'RUNNING'", (job.number,)
             )
 
     def publishing(self, job: TakenJob, result: JobResult) -> bool:
-        """Remember what is published next. False when the job was cancelled; from here on it cannot be."""
+        """Record what is published next. False when the job was cancelled; from here on it cannot be."""
         with self._database.transaction() as connection:
             changed = connection.execute(
                 "UPDATE jobs SET update_made = ? WHERE number = ? AND state = 'PUBLISHING'",
@@ -155,12 +155,12 @@ class WorkQueue:
             return changed.rowcount == 1
 
     def not_published(self, job: TakenJob) -> None:
-        """What was about to be published never was: it is made again."""
+        """Record that what was about to be published never was, and is made again."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE jobs SET update_made = NULL WHERE number = ?", (job.number,))
 
     def put_back(self, job: TakenJob, waiting_for: str | None = None) -> None:
-        """The job waits again; if somebody cancelled it meanwhile, that is done now."""
+        """Have the job wait again, or cancel it if that was asked for meanwhile."""
         with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET state = CASE state WHEN 'CANCELLING' THEN 'CANCELLED' ELSE 'PENDING' END,"
@@ -169,7 +169,7 @@ class WorkQueue:
             )
 
     def succeed(self, job: TakenJob, result: JobResult) -> None:
-        """The job is done."""
+        """End the job with a result."""
         with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET state = 'SUCCEEDED', finished_at = ?, update_made = ? WHERE number = ?",
@@ -177,7 +177,7 @@ class WorkQueue:
             )
 
     def fail(self, job: TakenJob, problem: Problem) -> None:
-        """The job cannot be done."""
+        """End the job with an error."""
         with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET state = 'FAILED', finished_at = ?, update_made = NULL, error = ? WHERE number = ?",
@@ -185,14 +185,14 @@ class WorkQueue:
             )
 
     def cancelled(self, job: TakenJob) -> None:
-        """The job stopped because somebody wanted it to."""
+        """End the job that was to stop."""
         with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET state = 'CANCELLED', finished_at = ? WHERE number = ?", (time.time(), job.number)
             )
 
     def beat(self, pid: int) -> None:
-        """Give a sign of life. It is counted, not timed: clocks jump."""
+        """Record a heartbeat. It is counted, not timed: clocks jump."""
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO worker VALUES (1, ?, 1)"

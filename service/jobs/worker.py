@@ -1,8 +1,12 @@
-"""One worker at a time for each jobs folder. The kernel releases the lock with the process, however that ends."""
+"""The process that does the jobs: ``python -P -m service.jobs.worker SETTINGS``, with `JobSettings` as JSON.
+
+It runs at low priority, one job after another, and ends when there has been nothing to do for a while. On SIGTERM, or
+when the server that started it is gone, it stops after the current batch; the job waits and is resumed later. A lock
+allows one worker for each jobs folder; the kernel releases it with the process, however that ends.
+"""
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -10,10 +14,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
+
+from filelock import FileLock, Timeout
 
 from index_builder.describing import DescribeSettings
 from index_builder.index_design import IndexDesign
@@ -43,46 +50,9 @@ from service.jobs.sources import ConfinedSource, confined_spec
 from service.jobs.work_queue import TakenJob, WorkQueue
 from service.observing.logs import log_to_stderr
 
-_LOCK_RETRY_S: Final = 0.5
-
-
-@contextlib.contextmanager
-def worker_lock(path: Path, stop: threading.Event) -> Iterator[bool]:
-    """Hold the worker's lock, waiting for it as long as another worker lives.
-
-    Args:
-        path: of the lock file.
-        stop: ends the waiting.
-
-    Yields:
-        Whether the lock is held; False when `stop` was set first.
-
-    Raises:
-        StorageError: the file cannot be made.
-    """
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        yield _wait_for(descriptor, stop)
-    finally:
-        os.close(descriptor)
-
-
-def _wait_for(descriptor: int, stop: threading.Event) -> bool:
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if stop.wait(_LOCK_RETRY_S):
-                return False
-        else:
-            return True
-
-
-# The worker as a process: one at a time, at low priority, stopped by a signal or with its server.
-
 _log = logging.getLogger("sightfix.jobs")
+
+_LOCK_RETRY_S: Final = 0.5
 
 _LOOK_EVERY_S: Final = 0.2
 
@@ -90,23 +60,21 @@ _BEAT_EVERY_S: Final = 1.0
 
 _TRY_AGAIN_S: Final = 5.0
 
-
-class Runner(Protocol):
-    """Does jobs."""
-
-    def run(self, job: TakenJob) -> bool:
-        """Bring a job to its end, or put it back. False when its index is being built by somebody else."""
-        ...
+_REPORT_EVERY_S: Final = 0.5
 
 
-MakeRunner = Callable[[JobSettings, WorkQueue, threading.Event], Runner]
+class JobCancelledError(Exception):
+    """The job was cancelled."""
 
 
-def run_worker(make_runner: MakeRunner, arguments: Sequence[str] | None = None) -> int:
+class WorkerStoppedError(Exception):
+    """The worker is to stop; the job waits."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker.
 
     Args:
-        make_runner: makes what does the jobs.
         arguments: of the command line; those of this process by default.
 
     Returns:
@@ -125,22 +93,44 @@ def run_worker(make_runner: MakeRunner, arguments: Sequence[str] | None = None) 
     if given.until_stdin_closes:
         threading.Thread(target=_stop_with_stdin, args=(stop,), name="stdin", daemon=True).start()
     try:
-        with worker_lock(settings.worker_lock, stop) as held:
-            if held:
-                serve_jobs(settings, stop, make_runner)
+        lock = worker_lock(settings.worker_lock, stop)
+        if lock is not None:
+            with lock:
+                serve_jobs(settings, stop)
     except SightfixError as error:
         _log.error("the worker stops: %s", error)
         return 1
     return 0
 
 
-def serve_jobs(settings: JobSettings, stop: threading.Event, make_runner: MakeRunner) -> None:
+def worker_lock(path: Path, stop: threading.Event) -> AbstractContextManager[object] | None:
+    """Take the worker's lock, waiting for it as long as another worker lives.
+
+    Args:
+        path: of the lock file.
+        stop: ends the waiting.
+
+    Returns:
+        a context that releases the lock; None when `stop` was set first.
+
+    Raises:
+        StorageError: the file cannot be made.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(path).acquire(poll_interval=_LOCK_RETRY_S, cancel_check=stop.is_set)
+        except Timeout:
+            return None
+
+
+def serve_jobs(settings: JobSettings, stop: threading.Event) -> None:
     """Do jobs until there are none for a while, or `stop` is set. The caller holds the worker's lock."""
     queue = WorkQueue(settings)
     queue.recover()
     _remove_leftovers(settings.work_folder(""), queue.unfinished())
     threading.Thread(target=_beat, args=(settings,), name="beat", daemon=True).start()
-    runner = make_runner(settings, queue, stop)
+    runner = JobRunner(settings, queue, stop)
     built_elsewhere: dict[str, float] = {}
     idle_since = time.monotonic()
     while not stop.is_set():
@@ -167,7 +157,7 @@ def _stop_with_stdin(stop: threading.Event) -> None:
 def _beat(settings: JobSettings) -> None:
     queue = WorkQueue(settings)  # a connection of its own: it must not wait for the job's
     while True:
-        with contextlib.suppress(SightfixError):  # a full disk is told by the job
+        with contextlib.suppress(SightfixError):  # a full disk is reported by the job
             queue.beat(os.getpid())
         time.sleep(_BEAT_EVERY_S)
 
@@ -178,24 +168,8 @@ def _remove_leftovers(work: Path, unfinished: set[str]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-# The process that does the jobs: ``python -m service.jobs.worker SETTINGS``, with `JobSettings` as JSON.
-#
-# It runs at low priority, one job after another, and ends when there has been nothing to do for a while. On SIGTERM, or
-# when the server that started it is gone, it stops after the batch in hand; the job waits and goes on from there later.
-
-_TELL_EVERY_S: Final = 0.5
-
-
-class JobCancelledError(Exception):
-    """Somebody wants the job to stop."""
-
-
-class WorkerStoppedError(Exception):
-    """Somebody wants the worker to stop; the job waits."""
-
-
 class JobWatch(UpdateWatch):
-    """Writes down how far a job is, and stops it when it or the worker is to stop.
+    """Records the progress of a job, and stops it when it or the worker is to stop.
 
     Args:
         queue: where to write.
@@ -207,7 +181,7 @@ class JobWatch(UpdateWatch):
         self._queue = queue
         self._job = job
         self._stop = stop
-        self._looked = self._told = time.monotonic()
+        self._looked = self._reported = time.monotonic()
         self._started: tuple[float, int] | None = None
         self._done = self._failed = self._total = 0
 
@@ -225,11 +199,11 @@ class JobWatch(UpdateWatch):
         _log.warning("old versions stay: %s", problem)
 
     def reached(self, step: UpdateStep) -> None:
-        """Keep the state in step."""
+        """Update the job's state."""
         if step == "part written":
             self._queue.survived(self._job)
         elif step == "described":
-            self._tell()
+            self._report()
             self._queue.writing_version(self._job)
 
     def listed(self, count: int, left_out: Sequence[LeftOut]) -> None:
@@ -239,7 +213,7 @@ class JobWatch(UpdateWatch):
     def planned(self, total: int) -> None:
         """How many photos are to be described."""
         self._total = total
-        self._tell()
+        self._report()
 
     def described(self, done: int, failed: int) -> None:
         """How many are."""
@@ -247,21 +221,21 @@ class JobWatch(UpdateWatch):
         if self._started is None:
             # What an earlier run described does not count for the rate, nor does the first batch of this one.
             self._started = (time.monotonic(), done)
-        if time.monotonic() - self._told > _TELL_EVERY_S:
-            self._tell()
+        if time.monotonic() - self._reported > _REPORT_EVERY_S:
+            self._report()
 
     def unreadable(self, photos: Sequence[LeftOut]) -> None:
         """These could not be decoded."""
         self._queue.add_failures(self._job, [JobFailure(**asdict(one)) for one in photos])
-        self._tell()
+        self._report()
 
     def publishing(self, update: Update) -> None:
         """The last moment to stop."""
         if not self._queue.publishing(self._job, result_of(update)):
             raise JobCancelledError
 
-    def _tell(self) -> None:
-        self._told = time.monotonic()
+    def _report(self) -> None:
+        self._reported = time.monotonic()
         rate = None
         if self._started is not None and self._done > self._started[1]:
             rate = (self._done - self._started[1]) / max(1e-3, time.monotonic() - self._started[0])
@@ -269,7 +243,7 @@ class JobWatch(UpdateWatch):
 
 
 def result_of(update: Update) -> JobResult:
-    """An update as it is told."""
+    """An update as the result of its job."""
     return JobResult.model_validate(
         {
             "index_version": update.version,
@@ -301,7 +275,7 @@ class JobRunner:
         self._describer: Describer | None = None
 
     def run(self, job: TakenJob) -> bool:
-        """Bring a job to its end, or put it back. False when its index is built by somebody else, or the store away."""
+        """Finish a job, or put it back. False when its index is being built elsewhere, or the store is away."""
         _log.info("job %s begins: %s of %s", job.id, job.request.kind, job.request.index)
         try:
             result = self._finish_interrupted(job) or self._update(job)
@@ -330,7 +304,7 @@ class JobRunner:
         return True
 
     def _finish_interrupted(self, job: TakenJob) -> JobResult | None:
-        """Where an earlier run died while it published: finish that, and do nothing twice."""
+        """Finish what an earlier run published when it died, and do nothing twice."""
         made = job.update_made
         if made is None:
             return None
@@ -415,7 +389,7 @@ class JobRunner:
         return self._describer
 
     def _fail(self, job: TakenJob, code: str, detail: str) -> None:
-        self._clear(job)  # first: where the disk is full, this makes the room to write down why
+        self._clear(job)  # first: on a full disk this makes the room to record why
         self._queue.fail(job, job_problem(job.id, code, detail))
         _log.error("job %s failed: %s", job.id, detail)
 
@@ -424,15 +398,10 @@ class JobRunner:
 
 
 def _design(request: JobRequest) -> IndexDesign:
-    """What index a request wants; an index that is appended to or removed from stays as it is."""
+    """The index that a request asks for; one that is appended to or removed from keeps its design."""
     if not isinstance(request, FullJobRequest):
         return IndexDesign()
     return IndexDesign(storage=request.storage, type=request.index_type, recall=request.recall, whiten=request.whiten)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the worker; returns its exit status."""
-    return run_worker(JobRunner, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""What is known of the request in hand: for its log line, its span, and every message that is logged on its behalf."""
+"""Log lines on stderr: one line a message for people, or one JSON object a line for machines.
+
+What a client sends can reach a message, a file name for example. Control characters are escaped and tracebacks are
+indented, so that nothing a client sends can look like another message.
+"""
 
 import json
 import logging
@@ -13,10 +17,23 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
+LogFormat = Literal["text", "json"]
+
+# All that is ever taken from a record beside its message: a stray extra cannot carry a header or an image out.
+_FIELDS: Final = (
+    *("request_id", "trace_id", "method", "route", "status", "duration_ms"),
+    *("fix_status", "photos", "index_version"),
+)
+
+# C0, DEL and C1 (terminals obey them), and the two line ends that only Unicode knows.
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+_access_log = logging.getLogger("sightfix.access")
+
 
 @dataclass(slots=True)
 class RequestNotes:
-    """Notes on one request.
+    """What is known of one request: for its log line, its span, and the messages that are logged while it is answered.
 
     Attributes:
         request_id: plain, see `request_id_of`.
@@ -37,21 +54,33 @@ class RequestNotes:
 
 CURRENT: ContextVar[RequestNotes | None] = ContextVar("sightfix_request", default=None)
 
-# Log lines on stderr: one line a message for people, or one JSON object a line for machines.
-#
-# What a client sends can reach a message, a file name for example. Control characters are escaped and tracebacks are
-# indented, so nobody can write a line that looks like another message.
 
-LogFormat = Literal["text", "json"]
+def log_access(notes: RequestNotes, method: str, route: str, status: int | str, seconds: float, level: int) -> None:
+    """Write the access-log line of a request.
 
-# All that is ever taken from a record beside its message: a stray extra cannot carry a header or an image out.
-_FIELDS: Final = (
-    *("request_id", "trace_id", "method", "route", "status", "duration_ms"),
-    *("fix_status", "photos", "index_version"),
-)
-
-# C0, DEL and C1 (terminals obey them), and the two line ends that only Unicode knows.
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+    Args:
+        notes: on the request.
+        method: of HTTP, or ``gRPC``.
+        route: template of the path, or full name of the method.
+        status: of the answer, a number or the name of a gRPC code.
+        seconds: from the request's headers to the end of its answer.
+        level: of the line.
+    """
+    if not _access_log.isEnabledFor(level):
+        return
+    duration_ms = round(seconds * 1e3, 2)
+    fields: dict[str, Any] = {"request_id": notes.request_id}
+    if notes.trace_id is not None:
+        fields["trace_id"] = notes.trace_id
+    if notes.photos == 1 and notes.fix_status is not None:
+        fields["fix_status"] = notes.fix_status
+    elif notes.photos > 1:
+        fields["photos"] = notes.photos
+    if notes.index_version is not None:
+        fields["index_version"] = notes.index_version
+    rest = " ".join(f"{name}={value}" for name, value in fields.items())
+    extra = {**fields, "method": method, "route": route, "status": status, "duration_ms": duration_ms}
+    _access_log.log(level, "%s %s %s in %.1f ms %s", method, route, status, seconds * 1e3, rest, extra=extra)
 
 
 def log_to_stderr(level: str, log_format: LogFormat = "text") -> None:
@@ -68,7 +97,7 @@ def log_to_stderr(level: str, log_format: LogFormat = "text") -> None:
     root.setLevel(logging.WARNING)
     # Pillow warns about damaged photos with a text for each, in a form of its own; Python would keep every one of them.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    # What a client does wrong is told to the client; anybody could fill the disk with this.
+    # What a client does wrong is reported to the client; any client could fill the disk with these.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     logging.getLogger("sightfix").setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):

@@ -1,23 +1,34 @@
-"""The numbers that are counted as things happen, in a registry of their own: a process may hold several servers."""
+"""The metrics of one server: what is counted as it happens, and what is read at each scrape.
+
+They have a registry of their own: a process may hold several servers.
+"""
 
 import asyncio
 import contextlib
+import itertools
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, TypeVar
+from typing import Final, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from retrieval import __version__
-from retrieval.errors import ImageError
-from retrieval.localize.answer import LocalizeAnswer
+from retrieval.errors import ImageError, SightfixError
+from retrieval.localize.answer import IndexAnswer, LocalizeAnswer, ModelAnswer
+from service.jobs.model import JobKind, JobState
 from service.observing import definitions as defined
 from service.observing.definitions import Definition
 from service.problems import RequestError
-from service.serving.admission import RefusedError
+from service.serving.admission import Lane, RejectedError
 from service.serving.batcher import FinishedBatch
+
+_log = logging.getLogger("sightfix.service")
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _IMAGE_CODES: Final = frozenset(
@@ -26,6 +37,38 @@ _IMAGE_CODES: Final = frozenset(
 STAGES: Final = ("decode", "queue", "describe", "search", "rerank", "fix")
 
 Metric = TypeVar("Metric", Counter, Gauge)
+
+# How many jobs there are of each kind and state.
+JobCounts = Mapping[tuple[str, str], int]
+
+# Label values and the number.
+_Sample = tuple[Sequence[str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """A server at one moment.
+
+    Attributes:
+        queue_depth: photos that wait in each lane.
+        queue_limit: photos that may be admitted at once.
+        tracks: that are open.
+        model, index: that answer; None before they are loaded.
+        healthy: whether a health probe has succeeded lately.
+        probed_at: when one succeeded last, seconds since 1970; None before the first.
+        ready: whether /readyz says 200.
+        engine_building: whether an engine is being compiled for the GPU.
+    """
+
+    queue_depth: Mapping[Lane, int]
+    queue_limit: int
+    tracks: int
+    model: ModelAnswer | None
+    index: IndexAnswer | None
+    healthy: bool
+    probed_at: float | None
+    ready: bool
+    engine_building: bool
 
 
 class Metrics:
@@ -91,7 +134,7 @@ class Metrics:
 
     def photo_failed(self, error: BaseException) -> None:
         """A photo was not answered."""
-        if isinstance(error, RefusedError):
+        if isinstance(error, RejectedError):
             self._refused.labels(error.reason).inc()
         elif isinstance(error, ImageError):
             self._decode_failures.labels(error.code if error.code in _IMAGE_CODES else "other").inc()
@@ -198,3 +241,83 @@ class PhotoOutcome:
         """Count a failure, and let it go on."""
         if error is not None:
             self._metrics.photo_failed(error)
+
+
+class StateCollector(Collector):
+    """Reads the state of a server at each scrape; requests pay nothing for it.
+
+    Args:
+        read: the state, from any thread.
+    """
+
+    def __init__(self, read: Callable[[], ServerState]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Names only, for the registry."""
+        return [_family(definition) for definition in _STATE_GAUGES]
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The numbers as they are now."""
+        state = self._read()
+        for definition, samples_of in _STATE_GAUGES.items():
+            family = _family(definition)
+            for labels, value in samples_of(state):
+                family.add_metric(labels, value)
+            yield family
+
+
+class JobCollector(Collector):
+    """Counts the jobs of a server at each scrape.
+
+    Args:
+        count: counts them, from any thread.
+    """
+
+    def __init__(self, count: Callable[[], JobCounts]) -> None:
+        self._count = count
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """The name only, for the registry."""
+        return [_family(defined.JOBS)]
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The numbers as they are now; none when the jobs cannot be read, which must not cost the other metrics."""
+        family = _family(defined.JOBS)
+        try:
+            counts = self._count()
+        except SightfixError as error:
+            _log.warning("the jobs cannot be counted: %s", error)
+        else:
+            for labels in itertools.product(get_args(JobKind), get_args(JobState)):
+                family.add_metric(labels, counts.get(labels, 0))
+        yield family
+
+
+def _family(definition: Definition) -> GaugeMetricFamily:
+    return GaugeMetricFamily(definition.name, definition.help, labels=definition.label_names)
+
+
+def _model(state: ServerState) -> list[_Sample]:
+    model = state.model
+    if model is None:
+        return []
+    return [((model.name, model.fingerprint, model.precision, model.provider, model.runtime, model.device), 1)]
+
+
+def _index(state: ServerState) -> list[_Sample]:
+    return [((state.index.name, state.index.version, state.index.type), 1)] if state.index is not None else []
+
+
+_STATE_GAUGES: Final[Mapping[Definition, Callable[[ServerState], Sequence[_Sample]]]] = {
+    defined.QUEUE_DEPTH: lambda state: [((lane,), depth) for lane, depth in state.queue_depth.items()],
+    defined.QUEUE_LIMIT: lambda state: [((), state.queue_limit)],
+    defined.TRACKS: lambda state: [((), state.tracks)],
+    defined.MODEL: _model,
+    defined.INDEX: _index,
+    defined.INDEX_VECTORS: lambda state: [((), state.index.size)] if state.index is not None else [],
+    defined.CANARY_OK: lambda state: [((), float(state.healthy))],
+    defined.CANARY_TIMESTAMP: lambda state: [((), state.probed_at)] if state.probed_at is not None else [],
+    defined.READY: lambda state: [((), float(state.ready))],
+    defined.BUILDING: lambda state: [((), float(state.engine_building))],
+}

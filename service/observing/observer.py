@@ -1,4 +1,4 @@
-"""What the localizer tells whoever watches it: metrics, traces, and notes for the log line."""
+"""Where a server reports what happens: to its metrics, its traces, and the notes on the current request."""
 
 import contextlib
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from retrieval.localize.answer import LocalizeAnswer
 from service.observing.logs import CURRENT
-from service.observing.metrics import STAGES, Metrics
+from service.observing.metrics import STAGES, JobCollector, JobCounts, Metrics, ServerState, StateCollector
 from service.observing.tracing import Tracing, configured_tracing
 from service.serving.batcher import FinishedBatch
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Watches one server.
+    """Observes one server.
 
     Args:
         metrics: to count in, or None to count nothing.
@@ -36,8 +36,26 @@ class Observer:
         metrics = None if settings.metrics == "off" else Metrics()
         return cls(metrics, configured_tracing(settings.otlp_endpoint))
 
+    def watch_state(self, read: Callable[[], ServerState]) -> None:
+        """Read the server's state at each scrape.
+
+        Args:
+            read: the state, from any thread.
+        """
+        if self.metrics is not None:
+            self.metrics.registry.register(StateCollector(read))
+
+    def watch_jobs(self, count: Callable[[], JobCounts]) -> None:
+        """Count the jobs at each scrape.
+
+        Args:
+            count: counts them, from any thread.
+        """
+        if self.metrics is not None:
+            self.metrics.registry.register(JobCollector(count))
+
     def photo(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which one photo is let in and answered, or is not."""
+        """A context in which one photo is admitted and answered, or fails."""
         return self.metrics.photo() if self.metrics is not None else contextlib.nullcontext()
 
     def answered(self, answer: LocalizeAnswer, queued_at: float) -> None:

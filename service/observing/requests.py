@@ -1,4 +1,4 @@
-"""Watches every HTTP request from outside: counts it, traces it, and writes its log line."""
+"""Observes every HTTP request: counts it, traces it, and writes its access-log line."""
 
 import logging
 import time
@@ -8,24 +8,22 @@ from fastapi import Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.observing.logs import CURRENT, RequestNotes
+from service.observing.logs import CURRENT, RequestNotes, log_access
 from service.observing.observer import Observer
 from service.observing.tracing import trace_id_of, trace_response
 from service.problems import request_id_of
 
-_log = logging.getLogger("sightfix.access")
-
-# Asked every few seconds by machines: never traced, and logged at debug only.
+# Requested every few seconds by machines: never traced, and logged at debug only.
 _PROBES: Final = ("/livez", "/readyz", "/healthz", "/metrics", "/v2/health/", "/v2/models/")
-CLIENT_LEFT: Final = 499  # nginx's number; nobody is told it
+CLIENT_LEFT: Final = 499  # nginx's number; for metrics and logs only
 
 
 class ObservedRequests:
     """ASGI middleware, to be put around all others.
 
     Args:
-        app: what to watch.
-        observer: whom to tell.
+        app: what to observe.
+        observer: counts and traces.
         log_all: whether requests that did not fail are logged at info, too; else at debug.
     """
 
@@ -35,23 +33,23 @@ class ObservedRequests:
         self._log_all = log_all
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the app, and see what becomes of it."""
+        """Run the app, and record the outcome."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        watched = _Watched(self._observer, scope)
-        told = CURRENT.set(watched.notes)
+        request = _ObservedRequest(self._observer, scope)
+        token = CURRENT.set(request.notes)
         try:
-            await self._app(scope, watched.receiving(receive), watched.sending(send))
+            await self._app(scope, request.receiving(receive), request.sending(send))
         except BaseException:
-            watched.status = watched.status or 500  # the handler around us answers so
+            request.status = request.status or 500  # the handler around us answers so
             raise
         finally:
-            CURRENT.reset(told)
-            watched.end(self._log_all)
+            CURRENT.reset(token)
+            request.end(self._log_all)
 
 
-class _Watched:
+class _ObservedRequest:
     """One request, from its headers to the last byte of its answer."""
 
     __slots__ = ("_begun", "_gone", "_observer", "_probe", "_scope", "notes", "status")
@@ -71,7 +69,7 @@ class _Watched:
             self.notes.span, self.notes.trace_id = span, trace_id_of(span)
 
     def receiving(self, receive: Receive) -> Receive:
-        """The same, noticing that the client has left before it was answered."""
+        """The same, noting that the client left before it was answered."""
 
         async def noticing() -> Message:
             message = await receive()
@@ -95,7 +93,7 @@ class _Watched:
         return noting
 
     def end(self, log_all: bool) -> None:
-        """Tell what became of it."""
+        """Count, trace and log the request."""
         seconds = time.perf_counter() - self._begun
         method, route = self._scope["method"], route_of(self._scope)
         status = self.status or CLIENT_LEFT
@@ -103,10 +101,8 @@ class _Watched:
             self._observer.metrics.request_ended(route, method, status, seconds)
         if self._observer.tracing is not None and self.notes.span is not None:
             self._end_span(self._observer.tracing, method, route, status)
-        worth_a_line = not self._probe and (log_all or status >= 500)
-        level = logging.INFO if worth_a_line else logging.DEBUG
-        if _log.isEnabledFor(level):
-            self._write(level, method, route, status, seconds)
+        important = not self._probe and (log_all or status >= 500)
+        log_access(self.notes, method, route, status, seconds, logging.INFO if important else logging.DEBUG)
 
     def _end_span(self, tracing: Any, method: str, route: str, status: int) -> None:
         attributes: dict[str, str | int] = {
@@ -122,32 +118,9 @@ class _Watched:
             attributes["sightfix.index.version"] = self.notes.index_version
         tracing.end(self.notes.span, f"{method} {route}", attributes, failed=status >= 500)
 
-    def _write(self, level: int, method: str, route: str, status: int, seconds: float) -> None:
-        notes = self.notes
-        fields: dict[str, Any] = {
-            "request_id": notes.request_id,
-            "method": method,
-            "route": route,
-            "status": status,
-            "duration_ms": round(seconds * 1e3, 2),
-        }
-        if notes.trace_id is not None:
-            fields["trace_id"] = notes.trace_id
-        if notes.photos == 1 and notes.fix_status is not None:
-            fields["fix_status"] = notes.fix_status
-        elif notes.photos > 1:
-            fields["photos"] = notes.photos
-        if notes.index_version is not None:
-            fields["index_version"] = notes.index_version
-        rest = " ".join(f"{name}={value}" for name, value in fields.items() if name not in _IN_WORDS)
-        _log.log(level, "%s %s %d in %.1f ms %s", method, route, status, seconds * 1e3, rest, extra=fields)
-
-
-_IN_WORDS: Final = frozenset({"method", "route", "status", "duration_ms"})
-
 
 def route_of(scope: Scope) -> str:
-    """The template of the route that answered: what a client asked for is nobody's label.
+    """The template of the route that answered: a client's own path must not become a label.
 
     Returns:
         such as ``/indexes/{name}``; ``static`` for a mounted app, ``unmatched`` where there is no such route.

@@ -1,4 +1,4 @@
-"""The parts of a server's localizer, opened as its settings say: the model, the place index, and both together."""
+"""What a server loads: the model and the place index as its settings say, and new versions as they are published."""
 
 import logging
 import threading
@@ -9,113 +9,98 @@ from typing import Final, Literal
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import SightfixError, StoreUnavailableError
-from retrieval.images import ImageLimits
 from retrieval.index.place_index import PlaceIndex
 from retrieval.index.searchable import PlaceIndexStore, SearchablePlaceIndex
 from retrieval.index.vectors.gpu import GpuVectors
-from retrieval.localize.fix import FixSettings
-from retrieval.localize.localizer import Localizer
 from retrieval.machine import give_back_free_pages
 from service.settings import ServerSettings
 
+_log = logging.getLogger("sightfix.service")
+
 # Photos that the model takes at once, unless the settings say. On a CPU eight are as quick, each, as more; and a photo
-# that comes when a large batch has just begun waits for all of it, which is what made answers late.
+# that comes when a large batch has just begun waits for all of it, which made answers late.
 CPU_BATCH: Final = 8
 
 GPU_BATCH: Final = 32
 
+# One turn locks the heap for some milliseconds.
+_TRIM_EVERY_S: Final = 60.0
 
-class LocalizerParts:
-    """Opens what a localizer is made of.
+
+def open_index(
+    settings: ServerSettings,
+    store: PlaceIndexStore,
+    bundle: Bundle,
+    name: str | None = None,
+    version: str | None = None,
+) -> SearchablePlaceIndex:
+    """A place index, ready to be searched where the settings say.
 
     Args:
         settings: of the server.
         store: of the place indexes.
-        limits: of photos.
+        bundle: that must have described it.
+        name: by default the one that the settings name, or the only one.
+        version: by default the current one.
+
+    Raises:
+        SightfixError: it is missing, damaged or of another bundle.
+        DeviceError: its vectors do not fit on the GPU.
     """
-
-    def __init__(self, settings: ServerSettings, store: PlaceIndexStore, limits: ImageLimits) -> None:
-        self._settings = settings
-        self._store = store
-        self._limits = limits
-
-    def open_index(self, name: str | None = None, version: str | None = None) -> SearchablePlaceIndex:
-        """A place index.
-
-        Args:
-            name: by default the one that the settings name, or the only one.
-            version: by default the current one.
-
-        Raises:
-            SightfixError: it is missing or damaged.
-        """
-        return self._store.open(self._store.find(self._settings.index) if name is None else name, version)
-
-    def put_on_device(self, place_index: SearchablePlaceIndex) -> None:
-        """Move its vectors to where the settings have them searched.
-
-        Raises:
-            DeviceError: they do not fit.
-        """
-        if self._settings.search_device == "gpu" and isinstance(place_index, PlaceIndex):
-            place_index.vectors = GpuVectors(place_index.vectors)
-
-    def open_describer(self, bundle: Bundle, on_build: Callable[[str], None]) -> Describer:
-        """The model, not yet warm.
-
-        Args:
-            bundle: of the model.
-            on_build: is told when an engine has to be built first, and why.
-
-        Raises:
-            SightfixError: the bundle, or what the settings want it computed by, does not work here.
-        """
-        settings = self._settings
-        return Describer(
-            bundle,
-            provider=settings.provider,
-            precision=settings.precision,
-            threads=settings.threads,
-            max_batch=settings.max_batch or GPU_BATCH,
-            allow_cpu_fallback=settings.allow_cpu_fallback,
-            gpu_mem_limit=settings.gpu_mem_limit,
-            engine_cache=settings.engine_cache,
-            on_build=on_build,
-        )
-
-    def max_batch(self, describer: Describer) -> int:
-        """How many photos this model should be given at once."""
-        on_cpu = describer.provider in ("cpu", "openvino")
-        return self._settings.max_batch or (CPU_BATCH if on_cpu else GPU_BATCH)
-
-    def localizer(self, describer: Describer, place_index: SearchablePlaceIndex) -> Localizer:
-        """Both together.
-
-        Raises:
-            SightfixError: they do not belong together, or the index lacks what re-ranking needs.
-        """
-        fix_settings = FixSettings(method=self._settings.fix_method)
-        return Localizer(describer, place_index, fix_settings, self._limits, rerank=self._settings.reranking)
+    place_index = store.open(store.find(settings.index) if name is None else name, version)
+    place_index.check_bundle(bundle)
+    if settings.search_device == "gpu" and isinstance(place_index, PlaceIndex):
+        return place_index.with_vectors(GpuVectors(place_index.vectors))
+    return place_index
 
 
-def leave_device(place_index: SearchablePlaceIndex) -> None:
-    """Free what `LocalizerParts.put_on_device` took."""
+def free_device(place_index: SearchablePlaceIndex) -> None:
+    """Free what `open_index` took of a GPU; searches under way end on the CPU."""
     if isinstance(place_index, PlaceIndex) and isinstance(place_index.vectors, GpuVectors):
         place_index.vectors.close()
 
 
-# Watches which version of an index is current, and has a newly published one served without a restart.
+def open_describer(settings: ServerSettings, bundle: Bundle, on_build: Callable[[str], None]) -> Describer:
+    """The model, not yet warm.
 
-_log = logging.getLogger("sightfix.service")
+    Args:
+        settings: of the server.
+        bundle: of the model.
+        on_build: called with the reason when an engine has to be built first.
+
+    Raises:
+        SightfixError: the bundle, or the provider that the settings name, does not work here.
+    """
+    return Describer(
+        bundle,
+        provider=settings.provider,
+        precision=settings.precision,
+        threads=settings.threads,
+        max_batch=settings.max_batch or GPU_BATCH,
+        allow_cpu_fallback=settings.allow_cpu_fallback,
+        gpu_mem_limit=settings.gpu_mem_limit,
+        engine_cache=settings.engine_cache,
+        on_build=on_build,
+    )
+
+
+def batch_limit(settings: ServerSettings, provider: str) -> int:
+    """How many photos a model should be given at once.
+
+    Args:
+        settings: of the server.
+        provider: where the model computes.
+    """
+    return settings.max_batch or (CPU_BATCH if provider in ("cpu", "openvino") else GPU_BATCH)
 
 
 @dataclass(frozen=True, slots=True)
 class SwapReport:
-    """What became of a version that was published.
+    """What became of a published version.
 
     Attributes:
         version: its name.
-        result: it is served now, or was refused and the version before goes on.
+        result: whether it is served now, or was refused and the version before goes on.
         reason: why it was refused.
     """
 
@@ -125,10 +110,10 @@ class SwapReport:
 
 
 class IndexWatch:
-    """Asks the store every so often, on a thread of its own.
+    """Looks for new versions at intervals, on a thread of its own, and has them served without a restart.
 
-    A version that was refused is tried once; it is tried again only after another one was current, when somebody asks
-    for it, or where it was the store that could not be asked.
+    A version that was refused is tried again only after another one was current, on request, or if the store could not
+    be reached.
 
     Args:
         store: of the index.
@@ -162,7 +147,7 @@ class IndexWatch:
             self._thread.join(60.0)
 
     def look(self, *, again: bool = False) -> None:
-        """Look now, and serve what is current if that is new.
+        """Look now, and serve the current version if it is new.
 
         Args:
             again: try also a version that was refused.
@@ -171,7 +156,7 @@ class IndexWatch:
             try:
                 version = self._store.current(self._name)
             except SightfixError as error:
-                # A hand's doing, or an engine that is away; the served version goes on.
+                # CURRENT was damaged by hand, or the engine is away; the served version goes on.
                 _log.warning("%s", error)
                 return
             last = self.last_swap
@@ -204,28 +189,19 @@ class IndexWatch:
             self.look()
 
 
-# Gives back what the heap has freed, every so often: a server's memory should not tell its busiest minute for ever.
-
-# One turn holds the heap for some milliseconds.
-EVERY_S: Final = 60.0
-
-# Python's requests, the decoders and the model: more arenas only hold more of what was freed.
-ARENAS: Final = 2
-
-
-class HeapKeeper:
-    """Does so on a thread of its own.
+class HeapTrimmer:
+    """Returns freed heap pages to the system at intervals, so that memory does not stay at its peak for good.
 
     Args:
         every_s: seconds between two turns.
-        give_back: what is done in a turn.
+        trim: one turn.
     """
 
-    def __init__(self, every_s: float = EVERY_S, give_back: Callable[[], None] = give_back_free_pages) -> None:
+    def __init__(self, every_s: float = _TRIM_EVERY_S, trim: Callable[[], None] = give_back_free_pages) -> None:
         self._every_s = every_s
-        self._give_back = give_back
+        self._trim = trim
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="heap", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="heap", daemon=True)
 
     def start(self) -> None:
         """Begin with what loading has left."""
@@ -237,7 +213,7 @@ class HeapKeeper:
         if self._thread.is_alive():
             self._thread.join(5.0)
 
-    def _keep(self) -> None:
+    def _loop(self) -> None:
         while not self._stopped.is_set():
-            self._give_back()
+            self._trim()
             self._stopped.wait(self._every_s)

@@ -1,4 +1,7 @@
-"""What whoever opens a track may choose. What a track costs and what a place is belong to the operator."""
+"""A track on the wire: what a client may choose when it opens one, and what it gets for each frame.
+
+What a track costs and what a place is belong to the operator.
+"""
 
 from typing import Any, Final
 
@@ -18,7 +21,7 @@ _MAX_PLACES: Final = 1024
 _MAX_PAIRS: Final = 50_000
 
 # Highest speed over usual speed.
-_HURRY: Final = _DEFAULTS.max_speed_mps / _DEFAULTS.speed_mps
+_SPEED_RATIO: Final = _DEFAULTS.max_speed_mps / _DEFAULTS.speed_mps
 
 
 def _number(description: str, **rules: Any) -> Any:
@@ -26,7 +29,7 @@ def _number(description: str, **rules: Any) -> Any:
 
 
 class TrackParameters(BaseModel):
-    """How a camera moves, and what its frames are worth. All may be left out; see `TrackSettings` for each."""
+    """How a camera moves, and how much its frames count. All may be left out; see `TrackSettings` for each."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -61,7 +64,7 @@ class TrackParameters(BaseModel):
     )
 
     def settings(self, place_m: float) -> TrackSettings:
-        """The same for a track.
+        """The settings of the track.
 
         Args:
             place_m: side of a place, metres.
@@ -71,17 +74,14 @@ class TrackParameters(BaseModel):
         """
         given = {name: value for name, value in self.model_dump().items() if value is not None}
         if self.max_speed_mps is not None:
-            given.setdefault("speed_mps", self.max_speed_mps / _HURRY)
+            given.setdefault("speed_mps", self.max_speed_mps / _SPEED_RATIO)
         elif self.speed_mps is not None:
-            given["max_speed_mps"] = min(self.speed_mps * _HURRY, _MAX_SPEED_MPS)
+            given["max_speed_mps"] = min(self.speed_mps * _SPEED_RATIO, _MAX_SPEED_MPS)
         return TrackSettings(place_m=place_m, max_places=_MAX_PLACES, max_pairs=_MAX_PAIRS, **given)
 
 
-# What a track answers for a frame.
-
-
 class TrackedFixAnswer(AnswerPart):
-    """Where a track believes its camera to be."""
+    """Where a track's camera most likely is."""
 
     lat: float = Field(description="WGS84 latitude, degrees", examples=[55.69829])
     lon: float = Field(description="WGS84 longitude, degrees", examples=[13.19512])
@@ -118,7 +118,7 @@ class TrackedAnswer(LocalizeAnswer):
 
 
 def fix_answer(fix: TrackedFix) -> TrackedFixAnswer | None:
-    """The fix of a track; None where nothing is believed."""
+    """The fix of a track; None before any frame had a match."""
     if fix.position is None or fix.radius_m is None or fix.covariance_enu is None:
         return None
     return TrackedFixAnswer(

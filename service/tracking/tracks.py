@@ -1,4 +1,4 @@
-"""What a frame of a track says of its camera's motion."""
+"""The open tracks of a server: the motion of their frames, their place maps, and the thread they run in."""
 
 import asyncio
 import logging
@@ -21,10 +21,31 @@ from retrieval.tracking import Displacement, Distance, Odometry, PlaceMap, Speed
 from service.problems import RequestError
 from service.tracking.model import TrackAnswer, TrackParameters, fix_answer
 
+_log = logging.getLogger("sightfix.service")
+
+Value = TypeVar("Value")
+
 # Seconds since 1970 pass it in the year 5138; milliseconds passed it in 1973.
 _LATEST_S: Final = 1e11
 
 _LARGEST: Final = 1e6
+
+# When it may be worth asking again for a track.
+_RETRY_S: Final = 10.0
+
+_NO_ROWS: Final[NDArray[np.int64]] = np.empty(0, np.int64)
+
+_NO_SCORES: Final = np.empty(0)
+
+
+# What each parameter of the odometry says nothing without.
+_NEEDS: Final = {
+    "speed_std_mps": ("speed_mps",),
+    "distance_std_m": ("distance_m",),
+    "displacement_std_m": ("east_m",),
+    "heading_deg": ("speed_mps", "distance_m"),
+    "heading_std_deg": ("heading_deg",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +67,7 @@ def _number(description: str, **rules: Any) -> Any:
 
 
 class MotionParameters(BaseModel):
-    """The same as parameters: flat, with units in the names. At most one of speed, distance and displacement."""
+    """`FrameMotion` as parameters: flat, with units in the names. At most one of speed, distance and displacement."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,7 +99,7 @@ class MotionParameters(BaseModel):
         return self
 
     def motion(self) -> FrameMotion:
-        """The same for a track."""
+        """The motion that they describe."""
         return FrameMotion(self.captured_at_s, self._odometry())
 
     def _odometry(self) -> Odometry | None:
@@ -92,26 +113,14 @@ class MotionParameters(BaseModel):
         return None
 
 
-_NEEDS: Final = {
-    "speed_std_mps": ("speed_mps",),
-    "distance_std_m": ("distance_m",),
-    "displacement_std_m": ("east_m",),
-    "heading_deg": ("speed_mps", "distance_m"),
-    "heading_std_deg": ("heading_deg",),
-}
-
-
 def _given(**values: float | None) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-# The place map of each version of the index that is in use: made once, shared by all tracks, gone with its version.
-
-_log = logging.getLogger("sightfix.service")
-
-
 class PlaceMaps:
-    """Makes and keeps maps. Safe to share between threads.
+    """The place map of each version that is in use: made once, shared by all tracks, dropped with its version.
+
+    Safe to share between threads.
 
     Args:
         place_m: side of a place, metres.
@@ -124,7 +133,7 @@ class PlaceMaps:
 
     def of(self, place_index: SearchablePlaceIndex) -> PlaceMap:
         """The map of a version. The first call for it takes about a second for a million references."""
-        # Without the lock: nobody who needs an old map waits for a new one.
+        # Without the lock: a track over an old map does not wait for a new one.
         found = self._maps.get(place_index)
         if found is not None:
             return found
@@ -138,20 +147,11 @@ class PlaceMaps:
                 _log.info("%d places of version %s were mapped in %.2f s", found.count, place_index.version, seconds)
             return found
 
-    def known(self) -> list[SearchablePlaceIndex]:
-        """The versions whose maps are kept."""
-        return list(self._maps)
-
-
-# One track of a server, over whichever version of the index is served.
-
-_NO_ROWS: Final[NDArray[np.int64]] = np.empty(0, np.int64)
-
-_NO_SCORES: Final = np.empty(0)
-
 
 class LiveTrack:
-    """A track. It holds a map, never an index: an idle one must not keep an old version's vectors in memory.
+    """A track over the version that is served.
+
+    It holds a map, never an index: an idle track must not keep an old version's vectors in memory.
 
     Args:
         settings: how to track.
@@ -161,7 +161,7 @@ class LiveTrack:
 
     def __init__(self, settings: TrackSettings, places: PlaceMap, version: str) -> None:
         self._track = Track(places, settings)
-        self._version = self._told = version
+        self._version = self._reported_version = version
         self._at_s: float | None = None
         self._has_held = False
 
@@ -171,7 +171,7 @@ class LiveTrack:
         return self._track.settings.max_matches
 
     def check_order(self, motion: FrameMotion) -> None:
-        """Refuse a frame that was taken before the last one.
+        """Reject a frame that was taken before the last one.
 
         Raises:
             RequestError: it was (``frame_out_of_order``).
@@ -197,7 +197,7 @@ class LiveTrack:
         """Take in one frame.
 
         Args:
-            motion: when it was taken, and what the robot tells.
+            motion: when it was taken, and its odometry.
             located: its matches; None for a frame that could not be answered: then only time passes.
             maps: where maps of versions are.
 
@@ -211,8 +211,8 @@ class LiveTrack:
         # The same instant again, such as a request that is repeated: nothing has moved.
         odometry = None if motion.at_s == self._at_s else motion.odometry
         fix = self._track.update(rows, scores, motion.at_s, odometry)
-        carried_from = self._told if self._told != self._version else None
-        self._at_s, self._told = motion.at_s, self._version
+        carried_from = self._reported_version if self._reported_version != self._version else None
+        self._at_s, self._reported_version = motion.at_s, self._version
         relocalized = self._has_held and self._track.was_lost and not fix.lost
         self._has_held = self._has_held or not fix.lost
         return TrackAnswer(
@@ -228,21 +228,13 @@ class LiveTrack:
         )
 
 
-# All tracks that are open: how many there may be, and the one thread in which they are stepped.
-
-Value = TypeVar("Value")
-
-# When it may be worth asking again for a track.
-_RETRY_S: Final = 10.0
-
-
 class OpenTracks:
     """Opens, steps and closes tracks. Steps run in a thread of their own: neither event loop nor model waits for them.
 
     Args:
         limit: how many may be open; 0: none, ever.
         place_m: side of a place, metres.
-        on_step: told the seconds that each step took; called on the tracking thread.
+        on_step: called with the seconds of each step.
     """
 
     def __init__(self, limit: int, place_m: float, on_step: Callable[[float], None] = lambda _: None) -> None:
@@ -266,8 +258,8 @@ class OpenTracks:
             index: gives the version that is served.
 
         Raises:
-            RequestError: this server keeps no tracks (``tracks_disabled``), or not so many (``too_many_tracks``); or
-                values that do not fit together (``validation_error``); or whatever `index` raises.
+            RequestError: this server keeps no tracks (``tracks_disabled``) or not so many (``too_many_tracks``), values
+                that do not fit together (``validation_error``), or whatever `index` raises.
         """
         if self.limit == 0:
             raise RequestError(
@@ -288,7 +280,7 @@ class OpenTracks:
         self._opening += 1
         try:
             places = await self._in_thread(lambda: self.maps.of(place_index))
-            # Whoever is cancelled before this line leaves nothing behind, and after it has the track.
+            # A caller that is cancelled before this line leaves nothing behind.
             track = LiveTrack(settings, places, place_index.version)
             self._open.add(track)
         finally:
@@ -296,7 +288,7 @@ class OpenTracks:
         return track
 
     def close(self, track: LiveTrack) -> None:
-        """Forget a track; one that is closed already stays so."""
+        """Close a track; one that is closed already stays so."""
         self._open.discard(track)
 
     async def step(self, track: LiveTrack, motion: FrameMotion, located: Located | None) -> TrackAnswer:
@@ -315,12 +307,12 @@ class OpenTracks:
         return answer
 
     def prepare(self, place_index: SearchablePlaceIndex) -> None:
-        """Make the map of a version that will be served, so that no frame waits for it; not on the event loop."""
+        """Make the map of a version that will be served, so that no frame waits for it; blocks."""
         if self._open:
             self.maps.of(place_index)
 
     def swapped(self, place_index: SearchablePlaceIndex) -> None:
-        """Another version is served: take all tracks there, idle ones too, so that the old map can go."""
+        """Carry all tracks over to the version that is served now, idle ones too: the old map can be dropped."""
         self._thread.submit(self._carry_all, place_index)
 
     def stop(self) -> None:

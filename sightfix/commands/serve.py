@@ -116,7 +116,7 @@ def _check(configuration: "Configuration") -> None:
     findings = check_settings(settings)
     for finding in findings:
         mark = "[green]ok[/]   " if finding.ok else "[red]wrong[/]"
-        console.print(f"{mark} {finding.what}: {escape(finding.said)}")
+        console.print(f"{mark} {finding.what}: {escape(finding.detail)}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ import yaml
 from service.configuration import read_configuration
 from service.http.app import create_app
 from service.observing.definitions import DEFINITIONS
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 
 KUBERNETES = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
@@ -78,7 +78,7 @@ def test_there_is_time_to_drain_and_to_finish(pod: dict[str, Any], settings: Ser
 
 
 def test_probes_ask_for_paths_that_there_are(server: dict[str, Any], settings: ServerSettings) -> None:
-    app = create_app(LiveLocalizer(ServerSettings()))
+    app = create_app(LocalizationService(ServerSettings()))
     paths = {getattr(route, "path", None) for route in app.routes}
     assert server["startupProbe"]["httpGet"]["path"] == server["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert server["livenessProbe"]["httpGet"]["path"] == "/livez", "a restart heals no missing index"

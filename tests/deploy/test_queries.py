@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from service.observing.definitions import DEFINITIONS
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -55,7 +55,7 @@ def queries() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def series() -> dict[str, set[str]]:
     """Labels by the name of every series that a server shows, or Prometheus itself makes."""
-    metrics = LiveLocalizer(ServerSettings()).observer.metrics
+    metrics = LocalizationService(ServerSettings()).observer.metrics
     assert metrics is not None
     shown = {"up": set[str]()}
     for definition in DEFINITIONS:

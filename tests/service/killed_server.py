@@ -20,8 +20,9 @@ from service.jobs.store import JobDatabase, JobStore
 from service.serving import live_localizer
 from service.serving.live_localizer import LiveLocalizer
 from service.serving.loading import IndexWatch
+from service.serving.localization import LocalizationService
 
-STARTING = ["socket open", "index opened", "model warm", "first canary"]
+STARTING = ["socket open", "index opened", "model warm", "first probe"]
 ACTIVATING = ["half of CURRENT", "current", "new version opened", "swapped"]
 SUBMITTING = ["job half written", "job written"]
 LEAVING = ["in a batch", "draining", "jobs stopped", "stopped"]
@@ -50,13 +51,13 @@ def serve_and_die(step: str, arguments: Sequence[str]) -> None:
 
     around(server, "open_socket", None, "socket open")
     around(PlaceIndex, "check_bundle", "index opened", None)
-    around(live_localizer, "choose_canary", "model warm" if step == "model warm" else None, None)
-    around(live_localizer, "sing", "first canary" if step == "first canary" else None, None)
+    around(live_localizer, "choose_probe", "model warm" if step == "model warm" else None, None)
+    around(live_localizer, "run_probe", "first probe" if step == "first probe" else None, None)
     around(IndexWatch, "look", "current", "swapped")
-    around(LiveLocalizer, "_do", "in a batch", None)
-    around(LiveLocalizer, "drain", None, "draining")
+    around(LocalizationService, "_run_batch", "in a batch", None)
+    around(LiveLocalizer, "begin_shutdown", None, "draining")
     around(JobService, "stop", None, "jobs stopped")
-    around(LiveLocalizer, "stop", None, "stopped")
+    around(LocalizationService, "stop", None, "stopped")
     around(JobStore, "submit", None, "job written")
     _die_between(at)
     from sightfix.cli import main as run

@@ -3,7 +3,7 @@
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -17,10 +17,10 @@ def parsed(text: str) -> Samples:
     }
 
 
-def samples_of(live: LiveLocalizer) -> Samples:
-    """All samples of a live localizer's registry."""
-    assert live.observer.metrics is not None
-    return parsed(generate_latest(live.observer.metrics.registry).decode())
+def samples_of(localization: LocalizationService) -> Samples:
+    """All samples of a server's registry."""
+    assert localization.observer.metrics is not None
+    return parsed(generate_latest(localization.observer.metrics.registry).decode())
 
 
 def value(samples: Samples, name: str, /, **labels: str) -> float:
@@ -28,6 +28,6 @@ def value(samples: Samples, name: str, /, **labels: str) -> float:
     return samples.get((name, frozenset(labels.items())), 0.0)
 
 
-def counted(live: LiveLocalizer, before: Samples, name: str, /, **labels: str) -> float:
+def counted(localization: LocalizationService, before: Samples, name: str, /, **labels: str) -> float:
     """By how much a sample has grown."""
-    return value(samples_of(live), name, **labels) - value(before, name, **labels)
+    return value(samples_of(localization), name, **labels) - value(before, name, **labels)

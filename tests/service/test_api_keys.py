@@ -11,7 +11,7 @@ from retrieval.errors import ParameterError
 from service import api_keys
 from service.api_keys import ApiKeyError, KeyRing, make_key, presented_key, read_keys, scope_of
 from service.http.app import create_app
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 
@@ -64,7 +64,7 @@ HASH = "0" * 64
         ),
         (f'[[key]]\nname = "a"\nsha256 = "{HASH}"\nscopes = []\n', "key.0.scopes"),
         ('[[key]]\nname = "a"\nsha256 = "secret"\nscopes = ["admin"]\n', "key.0.sha256: String should match"),
-        (f'[[key]]\nname = "a"\nsha256 = "{HASH}"\nscopes = ["admin"]\n' * 2, "a name stands there twice: a"),
+        (f'[[key]]\nname = "a"\nsha256 = "{HASH}"\nscopes = ["admin"]\n' * 2, "the name a occurs twice"),
     ],
 )
 def test_a_file_that_is_wrong_is_refused_without_being_quoted(tmp_path: Path, text: str, message: str) -> None:
@@ -145,10 +145,10 @@ def test_how_a_key_is_presented(authorization: str | None, api_key: str | None, 
 def test_a_server_with_keys(published: PublishedPlaces, tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     robot, operator = make_key(file, "robot", ("localize",)), make_key(file, "ops", ("admin",))
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, api_keys=file, threads=1))
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, api_keys=file, threads=1))
     photo = published.places.rows[2].path.read_bytes()
-    with TestClient(create_app(live)) as client:
-        live.wait_until_loaded(60)
+    with TestClient(create_app(localization)) as client:
+        localization.live.wait_until_loaded(60)
 
         def localize(**headers: str) -> tuple[int, str | None]:
             response = client.post("/localize", content=photo, headers={"Content-Type": "image/jpeg", **headers})
@@ -167,7 +167,7 @@ def test_a_server_with_keys(published: PublishedPlaces, tmp_path: Path) -> None:
             "/indexes/places/activate", json={"version": "x"}, headers={"Authorization": f"Bearer {robot}"}
         )
         assert (forbidden.status_code, forbidden.json()["code"]) == (403, "forbidden")
-        assert "the API key 'robot' may not be used for admin" in forbidden.json()["detail"]
+        assert "the API key 'robot' does not have the scope admin" in forbidden.json()["detail"]
         # Routes let a line feed at the end of a path pass; the guard must not take such a path for another one.
         sneaked = client.post(
             "/indexes/places/activate%0A", json={"version": "x"}, headers={"Authorization": f"Bearer {robot}"}
@@ -182,7 +182,7 @@ def test_a_server_with_keys(published: PublishedPlaces, tmp_path: Path) -> None:
 def test_the_body_of_a_stranger_is_not_read(published: PublishedPlaces, tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     make_key(file, "robot", ("localize",))
-    client = TestClient(create_app(LiveLocalizer(ServerSettings(indexes=published.indexes, api_keys=file))))
+    client = TestClient(create_app(LocalizationService(ServerSettings(indexes=published.indexes, api_keys=file))))
     read = []
 
     def body():

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from service.http.app import create_app
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.places import pattern
@@ -302,7 +302,7 @@ def test_a_bad_photo_does_not_disturb_the_next(http: TestClient, published: Publ
 
 def test_before_the_model_is_loaded_the_server_says_so(published: PublishedPlaces) -> None:
     # Without the lifespan nothing is loaded: the state between opening the socket and readiness.
-    client = TestClient(create_app(LiveLocalizer(ServerSettings(indexes=published.indexes))))
+    client = TestClient(create_app(LocalizationService(ServerSettings(indexes=published.indexes))))
     assert client.get("/livez").json() == {"status": "alive"}
     ready = client.get("/readyz")
     assert (ready.status_code, ready.json()["state"], ready.headers["retry-after"]) == (503, "loading", "2")
@@ -314,9 +314,9 @@ def test_before_the_model_is_loaded_the_server_says_so(published: PublishedPlace
 
 
 def test_readiness_tells_why_loading_failed(tmp_path: Path) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=tmp_path / "nothing"))
-    with TestClient(create_app(live)) as client:
-        live.wait_until_loaded(30.0)
+    localization = LocalizationService(ServerSettings(indexes=tmp_path / "nothing"))
+    with TestClient(create_app(localization)) as client:
+        localization.live.wait_until_loaded(30.0)
         ready = client.get("/readyz")
     assert ready.status_code == 503
     assert ready.json() == {

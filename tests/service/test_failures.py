@@ -19,7 +19,7 @@ from retrieval.index.folder import activate_version, published_versions
 from retrieval.index.place_index import PlaceIndex
 from retrieval.machine import available_cores
 from service.http.app import create_app
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.forked import sightfix
@@ -54,12 +54,12 @@ def test_a_server_has_the_threads_of_its_budget_and_one_openmp_and_no_torch(
 
 
 def test_the_model_takes_as_many_threads_as_the_container_grants(published: PublishedPlaces) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, metrics="off"))
-    live.start_loading()
-    live.wait_until_loaded(60)
-    assert live.require().describer.threads == available_cores() >= 1
-    assert live._decoders._max_workers == available_cores()
-    live.stop()
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, metrics="off"))
+    localization.start()
+    localization.live.wait_until_loaded(60)
+    assert localization.live.require().describer.threads == available_cores() >= 1
+    assert localization._decoders._max_workers == available_cores()
+    localization.stop()
 
 
 def test_search_sets_the_blas_threshold_and_one_thread_where_it_is_called(
@@ -92,10 +92,10 @@ def test_while_a_new_version_is_opened_the_old_one_serves_and_the_server_is_read
     old, new = published_versions(index)
     activate_version(index, old)
     settings = ServerSettings(indexes=tmp_path / "indexes", watch_interval_s=0.05, threads=1, metrics="off")
-    live = LiveLocalizer(settings)
+    localization = LocalizationService(settings)
     opening, go_on = threading.Event(), threading.Event()
-    with TestClient(create_app(live)) as client:
-        live.wait_until_loaded(60)
+    with TestClient(create_app(localization)) as client:
+        localization.live.wait_until_loaded(60)
         open_index = PlaceIndex.open
 
         def slowly(folder: Path, **options: bool) -> PlaceIndex:
@@ -112,18 +112,18 @@ def test_while_a_new_version_is_opened_the_old_one_serves_and_the_server_is_read
             assert answer["index"]["version"] == old
         go_on.set()
         for _ in range(1000):
-            if live.require().place_index.version == new:
+            if localization.live.require().place_index.version == new:
                 break
             threading.Event().wait(0.02)
-        assert live.require().place_index.version == new
+        assert localization.live.require().place_index.version == new
 
 
 def test_a_batch_is_counted_photo_by_photo_where_single_photos_are_counted(published: PublishedPlaces) -> None:
     settings = ServerSettings(indexes=published.indexes, threads=1, max_waiting=8, metrics="off")
-    live = LiveLocalizer(settings)
+    localization = LocalizationService(settings)
     photo = published.places.rows[0].path.read_bytes()
-    with TestClient(create_app(live)) as client:
-        live.wait_until_loaded(60)
+    with TestClient(create_app(localization)) as client:
+        localization.live.wait_until_loaded(60)
         files = [("image", ("a.jpg", photo, "image/jpeg"))] * 32
         items = client.post("/localize/batch", files=files).json()["items"]
         refused = [item for item in items if item["status"] == 429]
@@ -131,7 +131,7 @@ def test_a_batch_is_counted_photo_by_photo_where_single_photos_are_counted(publi
         assert len(refused) == 32 - 4
         assert {item["status"] for item in items} == {200, 429}
         assert "4 photos are waiting already" in refused[0]["problem"]["detail"]
-        assert live.batcher.waiting.inside == 0
+        assert localization._batcher.queue.admitted == 0
         assert client.post("/localize", content=photo, headers=JPEG).status_code == 200
 
 
@@ -145,22 +145,22 @@ def test_one_process_serves_whatever_is_asked_for() -> None:
 
 def test_however_many_ask_model_and_index_have_one_caller(published: PublishedPlaces) -> None:
     """FAISS and ONNX Runtime never see two at a time."""
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, threads=1, metrics="off"))
-    live.start_loading()
-    live.wait_until_loaded(60)
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, threads=1, metrics="off"))
+    localization.start()
+    localization.live.wait_until_loaded(60)
     callers: set[str] = set()
-    describe = live.require().describer.describe
+    describe = localization.live.require().describer.describe
 
     def noted(images: object) -> object:
         callers.add(threading.current_thread().name)
         return describe(images)  # type: ignore[arg-type]
 
-    live.require().describer.describe = noted  # type: ignore[method-assign,assignment]
+    localization.live.require().describer.describe = noted  # type: ignore[method-assign,assignment]
     photo = published.places.rows[0].path.read_bytes()
 
     async def ask() -> None:
-        await asyncio.gather(*(live.describe(photo) for _ in range(12)))
+        await asyncio.gather(*(localization.describe(photo, localization.urgency()) for _ in range(12)))
 
     asyncio.run(ask())
-    live.stop()
+    localization.stop()
     assert callers == {"localize"}

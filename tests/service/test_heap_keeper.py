@@ -3,12 +3,12 @@
 import threading
 import time
 
-from service.serving.loading import HeapKeeper
+from service.serving.loading import HeapTrimmer
 
 
 def test_it_gives_back_at_once_again_and_again_and_stops() -> None:
     turns = threading.Semaphore(0)
-    keeper = HeapKeeper(0.01, turns.release)
+    keeper = HeapTrimmer(0.01, turns.release)
     keeper.start()
     for _ in range(3):
         assert turns.acquire(timeout=30.0)
@@ -20,4 +20,4 @@ def test_it_gives_back_at_once_again_and_again_and_stops() -> None:
 
 
 def test_one_that_never_ran_can_be_stopped() -> None:
-    HeapKeeper().stop()
+    HeapTrimmer().stop()

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 
 from service.http.app import create_app
 from service.observing.logs import CURRENT, JsonLines, RequestNotes, TextLines, log_to_stderr
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.running_server import running_server
@@ -103,9 +103,9 @@ def test_uvicorn_s_messages_have_the_same_form(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def client(published: PublishedPlaces) -> Iterator[TestClient]:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, threads=1))
-    with TestClient(create_app(live), raise_server_exceptions=False) as client:
-        live.wait_until_loaded(60)
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, threads=1))
+    with TestClient(create_app(localization), raise_server_exceptions=False) as client:
+        localization.live.wait_until_loaded(60)
         yield client
 
 
@@ -160,7 +160,7 @@ def test_failures_of_ours_are_info_and_the_rest_debug(
 def test_with_access_log_every_request_but_probes_is_info(
     published: PublishedPlaces, records: pytest.LogCaptureFixture
 ) -> None:
-    client = TestClient(create_app(LiveLocalizer(ServerSettings(indexes=published.indexes, access_log=True))))
+    client = TestClient(create_app(LocalizationService(ServerSettings(indexes=published.indexes, access_log=True))))
     client.get("/indexes")
     client.get("/readyz")
     assert [record.levelno for record in accesses(records)] == [logging.INFO, logging.DEBUG]

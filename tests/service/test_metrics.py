@@ -22,12 +22,11 @@ from retrieval.index.folder import current_version
 from retrieval.localize.localizer import LocalizeOptions
 from service.http.app import create_app
 from service.observing.definitions import DEFINITIONS
-from service.observing.live_state import JobStates
-from service.observing.metrics import Metrics
+from service.observing.metrics import JobCollector, Metrics
 from service.observing.metrics_server import MetricsServer, metrics_served
 from service.problems import RequestError
-from service.serving.admission import RefusedError
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.admission import RejectedError
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.places import make_places
@@ -39,15 +38,17 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
 
 
 @pytest.fixture(scope="module")
-def live(published: PublishedPlaces) -> LiveLocalizer:
-    return LiveLocalizer(ServerSettings(indexes=published.indexes, threads=1, metrics="main", max_pixels=2_000_000))
+def localization(published: PublishedPlaces) -> LocalizationService:
+    return LocalizationService(
+        ServerSettings(indexes=published.indexes, threads=1, metrics="main", max_pixels=2_000_000)
+    )
 
 
 @pytest.fixture(scope="module")
-def client(live: LiveLocalizer) -> Iterator[TestClient]:
-    with TestClient(create_app(live), raise_server_exceptions=False) as client:
-        live.wait_until_loaded(60)
-        assert live.readiness.state == "ready", live.readiness.reason
+def client(localization: LocalizationService) -> Iterator[TestClient]:
+    with TestClient(create_app(localization), raise_server_exceptions=False) as client:
+        localization.live.wait_until_loaded(60)
+        assert localization.live.readiness.state == "ready", localization.live.readiness.reason
         yield client
 
 
@@ -56,35 +57,40 @@ def photo(published: PublishedPlaces) -> bytes:
     return published.places.rows[3].path.read_bytes()
 
 
-def test_one_photo_is_one_of_everything(client: TestClient, live: LiveLocalizer, photo: bytes) -> None:
-    before = samples_of(live)
+def test_one_photo_is_one_of_everything(client: TestClient, localization: LocalizationService, photo: bytes) -> None:
+    before = samples_of(localization)
     answer = client.post("/v1/localize", content=photo, headers=JPEG).json()
-    settle(live, before, 1)
-    assert counted(live, before, "sightfix_http_requests_total", route="/v1/localize", method="POST", status="200") == 1
-    assert counted(live, before, "sightfix_request_duration_seconds_count", route="/v1/localize") == 1
+    settle(localization, before, 1)
+    assert (
+        counted(localization, before, "sightfix_http_requests_total", route="/v1/localize", method="POST", status="200")
+        == 1
+    )
+    assert counted(localization, before, "sightfix_request_duration_seconds_count", route="/v1/localize") == 1
     for stage in ("decode", "queue", "describe", "search", "fix"):
-        assert counted(live, before, "sightfix_stage_duration_seconds_count", stage=stage) == 1
-        seconds = counted(live, before, "sightfix_stage_duration_seconds_sum", stage=stage)
+        assert counted(localization, before, "sightfix_stage_duration_seconds_count", stage=stage) == 1
+        seconds = counted(localization, before, "sightfix_stage_duration_seconds_sum", stage=stage)
         assert seconds == pytest.approx(answer["timings_ms"][stage] / 1e3, rel=1e-6)
-    assert counted(live, before, "sightfix_batch_size_sum") == 1
-    assert counted(live, before, "sightfix_batch_duration_seconds_count") == 1
-    assert counted(live, before, "sightfix_batch_flush_total", reason="idle") == 1
-    assert counted(live, before, "sightfix_fixes_total", status=answer["status"]) == 1
-    assert counted(live, before, "sightfix_best_match_score_sum") == pytest.approx(answer["matches"][0]["score"])
-    assert counted(live, before, "sightfix_fix_radius_meters_sum") == pytest.approx(answer["fix"]["radius_m"])
-    assert value(samples_of(live), "sightfix_inflight_requests") == 0
+    assert counted(localization, before, "sightfix_batch_size_sum") == 1
+    assert counted(localization, before, "sightfix_batch_duration_seconds_count") == 1
+    assert counted(localization, before, "sightfix_batch_flush_total", reason="idle") == 1
+    assert counted(localization, before, "sightfix_fixes_total", status=answer["status"]) == 1
+    assert counted(localization, before, "sightfix_best_match_score_sum") == pytest.approx(
+        answer["matches"][0]["score"]
+    )
+    assert counted(localization, before, "sightfix_fix_radius_meters_sum") == pytest.approx(answer["fix"]["radius_m"])
+    assert value(samples_of(localization), "sightfix_inflight_requests") == 0
 
 
-def settle(live: LiveLocalizer, before: dict, batches: float) -> None:
+def settle(localization: LocalizationService, before: dict, batches: float) -> None:
     """The owner thread reports a batch after it has answered it."""
     for _ in range(500):
-        if counted(live, before, "sightfix_batch_size_count") >= batches:
+        if counted(localization, before, "sightfix_batch_size_count") >= batches:
             return
         time.sleep(0.01)
     raise AssertionError("the batch was never reported")
 
 
-def test_what_is_served_is_named(client: TestClient, live: LiveLocalizer) -> None:
+def test_what_is_served_is_named(client: TestClient, localization: LocalizationService) -> None:
     samples, info = parsed(client.get("/metrics").text), client.get("/info").json()
     model = {
         name: info["model"][name] for name in ("name", "fingerprint", "precision", "provider", "runtime", "device")
@@ -93,7 +99,7 @@ def test_what_is_served_is_named(client: TestClient, live: LiveLocalizer) -> Non
     index = {name: info["index"][name] for name in ("name", "version", "type")}
     assert value(samples, "sightfix_index_info", **index) == 1
     assert value(samples, "sightfix_index_vectors") == 12
-    assert value(samples, "sightfix_queue_limit") == live.settings.max_waiting
+    assert value(samples, "sightfix_queue_limit") == localization.settings.max_waiting
     for name in ("sightfix_ready", "sightfix_canary_ok"):
         assert value(samples, name) == 1
     assert time.time() - value(samples, "sightfix_canary_timestamp_seconds") < 300
@@ -117,15 +123,15 @@ def test_what_is_served_is_named(client: TestClient, live: LiveLocalizer) -> Non
     ],
 )
 def test_routes_are_templates(
-    client: TestClient, live: LiveLocalizer, method: str, path: str, route: str, label: str, status: str
+    client: TestClient, localization: LocalizationService, method: str, path: str, route: str, label: str, status: str
 ) -> None:
-    before = samples_of(live)
+    before = samples_of(localization)
     client.request(method, path)
     name = "sightfix_http_requests_total"
-    assert counted(live, before, name, route=route, method=label, status=status) == 1
+    assert counted(localization, before, name, route=route, method=label, status=status) == 1
 
 
-def test_no_client_can_make_series(client: TestClient, live: LiveLocalizer, photo: bytes) -> None:
+def test_no_client_can_make_series(client: TestClient, localization: LocalizationService, photo: bytes) -> None:
     def everything(number: int) -> None:
         client.get(f"/no/such/{number}")
         client.get(f"/references/{number}/image")
@@ -136,42 +142,49 @@ def test_no_client_can_make_series(client: TestClient, live: LiveLocalizer, phot
         client.post("/localize", content=photo[: 500 + number], headers=headers)
 
     everything(1)
-    series = set(samples_of(live))
+    series = set(samples_of(localization))
     for number in range(2, 12):
         everything(number)
-    assert set(samples_of(live)) == series
+    assert set(samples_of(localization)) == series
 
 
-def test_a_failed_decode_is_counted_by_its_code(client: TestClient, live: LiveLocalizer, photo: bytes) -> None:
+def test_a_failed_decode_is_counted_by_its_code(
+    client: TestClient, localization: LocalizationService, photo: bytes
+) -> None:
     for body, code in (
         (photo[:300], "image_undecodable"),
         (b"", "empty_body"),
         (b"GIF89a" * 9, "unsupported_media_type"),
     ):
-        before = samples_of(live)
+        before = samples_of(localization)
         assert client.post("/localize", content=body, headers=JPEG).json()["code"] == code
-        assert counted(live, before, "sightfix_decode_failures_total", code=code) == 1
-        assert counted(live, before, "sightfix_fixes_total", status="LOCATED") == 0
+        assert counted(localization, before, "sightfix_decode_failures_total", code=code) == 1
+        assert counted(localization, before, "sightfix_fixes_total", status="LOCATED") == 0
 
 
 def test_refused_photos_are_counted_once_each_and_by_reason(published: PublishedPlaces, photo: bytes) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, threads=1, max_waiting=2, canary_interval_s=3600))
+    localization = LocalizationService(
+        ServerSettings(indexes=published.indexes, threads=1, max_waiting=2, canary_interval_s=3600)
+    )
     with pytest.raises(RequestError):
-        live.check_room("robot", live.deadline())
-    assert counted(live, {}, "sightfix_refused_total", reason="not_ready") == 1
-    live.start_loading()
-    live.wait_until_loaded(60)
+        localization.check_room(localization.urgency())
+    assert counted(localization, {}, "sightfix_refused_total", reason="not_ready") == 1
+    localization.start()
+    localization.live.wait_until_loaded(60)
     gate = threading.Event()
 
     async def scenario() -> None:
-        await live.localize(photo, LocalizeOptions(), "first")
-        live.batcher.on_owner_thread(lambda: assert_set(gate))
-        waiting = [asyncio.create_task(live.localize(photo, LocalizeOptions(), str(n))) for n in range(2)]
-        await until(lambda: live.batcher.waiting.inside == 2)
-        with pytest.raises(RefusedError):
-            await live.localize(photo, LocalizeOptions(), "third")
-        with pytest.raises(RefusedError):
-            live.check_room("robot", live.deadline())
+        await localization.localize(photo, LocalizeOptions(), "first", localization.urgency())
+        localization._batcher.on_owner_thread(lambda: assert_set(gate))
+        waiting = [
+            asyncio.create_task(localization.localize(photo, LocalizeOptions(), str(n), localization.urgency()))
+            for n in range(2)
+        ]
+        await until(lambda: localization._batcher.queue.admitted == 2)
+        with pytest.raises(RejectedError):
+            await localization.localize(photo, LocalizeOptions(), "third", localization.urgency())
+        with pytest.raises(RejectedError):
+            localization.check_room(localization.urgency())
         waiting[0].cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting[0]
@@ -179,33 +192,33 @@ def test_refused_photos_are_counted_once_each_and_by_reason(published: Published
         await waiting[1]
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
-    assert counted(live, {}, "sightfix_refused_total", reason="queue") == 2
-    assert counted(live, {}, "sightfix_dropped_total", reason="client_left") == 1
-    live.stop()
+    assert counted(localization, {}, "sightfix_refused_total", reason="queue") == 2
+    assert counted(localization, {}, "sightfix_dropped_total", reason="client_left") == 1
+    localization.stop()
     with pytest.raises(RequestError, match="shutting down"):
-        asyncio.run(live.localize(photo, LocalizeOptions(), "late"))
-    assert counted(live, {}, "sightfix_refused_total", reason="draining") == 1
+        asyncio.run(localization.localize(photo, LocalizeOptions(), "late", localization.urgency()))
+    assert counted(localization, {}, "sightfix_refused_total", reason="draining") == 1
 
 
 def test_a_deadline_that_passes_inside_and_one_that_cannot_be_kept(published: PublishedPlaces, photo: bytes) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, threads=1, canary_interval_s=3600))
-    live.start_loading()
-    live.wait_until_loaded(60)
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, threads=1, canary_interval_s=3600))
+    localization.start()
+    localization.live.wait_until_loaded(60)
     gate = threading.Event()
 
     async def scenario() -> None:
-        await live.localize(photo, LocalizeOptions(), "first")
-        live.batcher.on_owner_thread(lambda: assert_set(gate))
+        await localization.localize(photo, LocalizeOptions(), "first", localization.urgency())
+        localization._batcher.on_owner_thread(lambda: assert_set(gate))
         with pytest.raises(RequestError, match="deadline passed"):
-            await live.localize(photo, LocalizeOptions(), "late", deadline=live.deadline(2.0))
-        with pytest.raises(RefusedError, match="the answer would take"):
-            await live.localize(photo, LocalizeOptions(), "never", deadline=live.deadline(1e-9))
+            await localization.localize(photo, LocalizeOptions(), "late", localization.urgency(seconds=2.0))
+        with pytest.raises(RejectedError, match="the answer would take"):
+            await localization.localize(photo, LocalizeOptions(), "never", localization.urgency(seconds=1e-9))
         gate.set()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
-    live.stop()
-    assert counted(live, {}, "sightfix_dropped_total", reason="deadline") == 1
-    assert counted(live, {}, "sightfix_refused_total", reason="deadline") == 1
+    localization.stop()
+    assert counted(localization, {}, "sightfix_dropped_total", reason="deadline") == 1
+    assert counted(localization, {}, "sightfix_refused_total", reason="deadline") == 1
 
 
 def assert_set(gate: threading.Event) -> None:
@@ -220,33 +233,34 @@ async def until(condition: object) -> None:
     raise AssertionError("waited in vain")
 
 
-def test_describe_and_search_are_watched_too(client: TestClient, live: LiveLocalizer, photo: bytes) -> None:
-    before = samples_of(live)
+def test_describe_and_search_are_watched_too(
+    client: TestClient, localization: LocalizationService, photo: bytes
+) -> None:
+    before = samples_of(localization)
     descriptor = client.post("/describe", content=photo, headers=JPEG).json()["descriptor"]
-    assert counted(live, before, "sightfix_stage_duration_seconds_count", stage="decode") == 1
+    assert counted(localization, before, "sightfix_stage_duration_seconds_count", stage="decode") == 1
     assert client.post("/search", json={"descriptor": descriptor}).status_code == 200
-    assert counted(live, before, "sightfix_stage_duration_seconds_count", stage="decode") == 1
-    assert counted(live, before, "sightfix_stage_duration_seconds_count", stage="queue") == 2
-    assert counted(live, before, "sightfix_stage_duration_seconds_count", stage="search") == 1
-    assert counted(live, before, "sightfix_fixes_total", status="LOCATED") == 1
+    assert counted(localization, before, "sightfix_stage_duration_seconds_count", stage="decode") == 1
+    assert counted(localization, before, "sightfix_stage_duration_seconds_count", stage="queue") == 2
+    assert counted(localization, before, "sightfix_stage_duration_seconds_count", stage="search") == 1
+    assert counted(localization, before, "sightfix_fixes_total", status="LOCATED") == 1
 
 
 def test_swaps_are_counted_and_timed(tmp_path: Path, describer: Describer) -> None:
     build_index(make_places(tmp_path, 4), describer, tmp_path / "indexes", "places")
-    live = LiveLocalizer(ServerSettings(indexes=tmp_path / "indexes", watch_interval_s=3600, threads=1))
-    live.start_loading()
-    live.wait_until_loaded(60)
-    assert live.watch is not None
+    localization = LocalizationService(ServerSettings(indexes=tmp_path / "indexes", watch_interval_s=3600, threads=1))
+    localization.start()
+    localization.live.wait_until_loaded(60)
     build_index(make_places(tmp_path, 5), describer, tmp_path / "indexes", "places")
-    live.watch.look()
-    assert counted(live, {}, "sightfix_index_swap_total", result="served") == 1
-    assert value(samples_of(live), "sightfix_index_vectors") == 5
+    localization.live.look_for_new_version()
+    assert counted(localization, {}, "sightfix_index_swap_total", result="served") == 1
+    assert value(samples_of(localization), "sightfix_index_vectors") == 5
     build_index(make_places(tmp_path, 6), describer, tmp_path / "indexes", "places")
     version = current_version(tmp_path / "indexes" / "places")
     (tmp_path / "indexes" / "places" / "versions" / version / "vectors.faiss").write_bytes(b"")
-    live.watch.look()
-    live.stop()
-    samples = samples_of(live)
+    localization.live.look_for_new_version()
+    localization.stop()
+    samples = samples_of(localization)
     assert value(samples, "sightfix_index_swap_total", result="refused") == 1
     assert value(samples, "sightfix_index_swap_duration_seconds_count") == 2
     assert value(samples, "sightfix_index_vectors") == 5
@@ -268,7 +282,7 @@ def test_by_default_the_main_port_shows_no_metrics(http: TestClient) -> None:
 
 
 def test_two_servers_in_one_process_count_apart(published: PublishedPlaces) -> None:
-    first, second = (LiveLocalizer(ServerSettings(indexes=published.indexes)) for _ in range(2))
+    first, second = (LocalizationService(ServerSettings(indexes=published.indexes)) for _ in range(2))
     with TestClient(create_app(first)) as client:
         client.get("/livez")
     labels = {"route": "/livez", "method": "GET", "status": "200"}
@@ -277,34 +291,41 @@ def test_two_servers_in_one_process_count_apart(published: PublishedPlaces) -> N
 
 
 def test_metrics_can_be_off(published: PublishedPlaces, photo: bytes) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, metrics="off", threads=1))
-    with TestClient(create_app(live)) as client:
-        live.wait_until_loaded(60)
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, metrics="off", threads=1))
+    with TestClient(create_app(localization)) as client:
+        localization.live.wait_until_loaded(60)
         assert client.post("/localize", content=photo, headers=JPEG).status_code == 200
         assert client.get("/metrics").status_code == 404
-        assert live.observer.metrics is None
+        assert localization.observer.metrics is None
 
 
-def test_an_unexpected_failure_counts_as_500(client: TestClient, live: LiveLocalizer, photo: bytes) -> None:
+def test_an_unexpected_failure_counts_as_500(
+    client: TestClient, localization: LocalizationService, photo: bytes
+) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    before = samples_of(live)
+    before = samples_of(localization)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(live, "check_room", broken)
+        patch.setattr(localization, "check_room", broken)
         assert client.post("/localize", content=photo, headers=JPEG).status_code == 500
-    assert counted(live, before, "sightfix_http_requests_total", route="/localize", method="POST", status="500") == 1
-    assert value(samples_of(live), "sightfix_inflight_requests") == 0
+    assert (
+        counted(localization, before, "sightfix_http_requests_total", route="/localize", method="POST", status="500")
+        == 1
+    )
+    assert value(samples_of(localization), "sightfix_inflight_requests") == 0
 
 
-def test_a_mounted_app_is_one_route(live: LiveLocalizer) -> None:
-    app: FastAPI = create_app(live)
+def test_a_mounted_app_is_one_route(localization: LocalizationService) -> None:
+    app: FastAPI = create_app(localization)
     app.mount("/assets", Starlette())
-    before = samples_of(live)
+    before = samples_of(localization)
     client = TestClient(app)
     for name in ("a.js", "b.css"):
         client.get(f"/assets/{name}")
-    assert counted(live, before, "sightfix_http_requests_total", route="static", method="GET", status="404") == 2
+    assert (
+        counted(localization, before, "sightfix_http_requests_total", route="static", method="GET", status="404") == 2
+    )
 
 
 def test_the_port_of_its_own(published: PublishedPlaces) -> None:
@@ -363,9 +384,9 @@ def test_a_running_server_is_scraped_beside_its_main_port(
             assert server.stop() == 0
 
 
-def test_every_metric_is_defined_and_every_definition_is_a_metric(live: LiveLocalizer) -> None:
-    assert live.observer.metrics is not None
-    registry, jobs = live.observer.metrics.registry, JobStates(dict)
+def test_every_metric_is_defined_and_every_definition_is_a_metric(localization: LocalizationService) -> None:
+    assert localization.observer.metrics is not None
+    registry, jobs = localization.observer.metrics.registry, JobCollector(dict)
     registry.register(jobs)
     families = {family.name: family for family in registry.collect()}
     registry.unregister(jobs)
@@ -383,15 +404,15 @@ def test_jobs_are_counted_and_may_fail_to_be(published: PublishedPlaces) -> None
     def damaged() -> dict[tuple[str, str], int]:
         raise StorageError("the database of jobs failed")
 
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes))
-    assert live.observer.metrics is not None
-    jobs = JobStates(lambda: {("full", "FAILED"): 2})
-    live.observer.metrics.registry.register(jobs)
-    assert value(samples_of(live), "sightfix_jobs", kind="full", state="FAILED") == 2
-    assert ("sightfix_jobs", frozenset({("kind", "append"), ("state", "PENDING")})) in samples_of(live)
-    live.observer.metrics.registry.unregister(jobs)
-    live.observer.metrics.registry.register(JobStates(damaged))
-    samples = samples_of(live)
+    localization = LocalizationService(ServerSettings(indexes=published.indexes))
+    assert localization.observer.metrics is not None
+    jobs = JobCollector(lambda: {("full", "FAILED"): 2})
+    localization.observer.metrics.registry.register(jobs)
+    assert value(samples_of(localization), "sightfix_jobs", kind="full", state="FAILED") == 2
+    assert ("sightfix_jobs", frozenset({("kind", "append"), ("state", "PENDING")})) in samples_of(localization)
+    localization.observer.metrics.registry.unregister(jobs)
+    localization.observer.metrics.registry.register(JobCollector(damaged))
+    samples = samples_of(localization)
     assert value(samples, "sightfix_queue_limit") == 64, "the other metrics are there all the same"
     assert not [name for name, _ in samples if name == "sightfix_jobs"]
 

@@ -17,7 +17,7 @@ from retrieval.index.stores import FolderStore
 from service.configuration import check_settings
 from service.http.app import create_app
 from service.jobs.settings import JobSettings
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.places import Places, make_places
 
@@ -45,33 +45,35 @@ def settings(places: Places, tmp_path: Path, describer: Describer) -> ServerSett
 
 
 @pytest.fixture
-def live(settings: ServerSettings) -> Iterator[LiveLocalizer]:
-    live = serving(settings)
-    yield live
-    live.stop()
+def localization(settings: ServerSettings) -> Iterator[LocalizationService]:
+    localization = serving(settings)
+    yield localization
+    localization.stop()
 
 
-def serving(settings: ServerSettings) -> LiveLocalizer:
-    live = LiveLocalizer(settings)
-    live.start_loading()
-    live.wait_until_loaded(60)
-    assert live.readiness.state == "ready", live.readiness.reason
-    return live
+def serving(settings: ServerSettings) -> LocalizationService:
+    localization = LocalizationService(settings)
+    localization.start()
+    localization.live.wait_until_loaded(60)
+    assert localization.live.readiness.state == "ready", localization.live.readiness.reason
+    return localization
 
 
-def ask(live: LiveLocalizer, photo: Path, query: str = "") -> dict:
-    answer = TestClient(create_app(live)).post(f"/localize{query}", content=photo.read_bytes(), headers=JPEG)
+def ask(localization: LocalizationService, photo: Path, query: str = "") -> dict:
+    answer = TestClient(create_app(localization)).post(f"/localize{query}", content=photo.read_bytes(), headers=JPEG)
     assert answer.status_code == 200, answer.text
     told: dict = answer.json()
-    assert told["index"].pop("type") == ("milvus:FLAT" if live.settings.store else "exact")
+    assert told["index"].pop("type") == ("milvus:FLAT" if localization.settings.store else "exact")
     return {name: told[name] for name in ("status", "fix", "matches", "index", "model")}
 
 
-def test_answers_are_those_of_the_folder(live: LiveLocalizer, settings: ServerSettings, places: Places) -> None:
+def test_answers_are_those_of_the_folder(
+    localization: LocalizationService, settings: ServerSettings, places: Places
+) -> None:
     folder = serving(settings.model_copy(update={"store": None}))
     try:
         for query in ("", "?top_k=3&geo_prior=48.0,11.0,250", "?geo_prior=10,10,50"):
-            here, there = (ask(one, places.rows[2].path, query) for one in (folder, live))
+            here, there = (ask(one, places.rows[2].path, query) for one in (folder, localization))
             for match_here, match_there in zip(here["matches"], there["matches"], strict=True):
                 # The folder stores halves of the descriptors' numbers; Milvus got those halves.
                 assert match_there.pop("score") == pytest.approx(match_here.pop("score"), abs=2e-3)
@@ -86,19 +88,21 @@ def test_answers_are_those_of_the_folder(live: LiveLocalizer, settings: ServerSe
 
 
 def test_a_version_pushed_while_it_serves_is_taken_over_and_back(
-    live: LiveLocalizer, tmp_path: Path, describer: Describer, settings: ServerSettings
+    localization: LocalizationService, tmp_path: Path, describer: Describer, settings: ServerSettings
 ) -> None:
-    assert live.watch is not None
-    first = live.require().place_index.version
+    first = localization.live.require().place_index.version
     build_index(make_places(tmp_path, 8), describer, tmp_path / "indexes", "places")
     second = current_version(tmp_path / "indexes" / "places")
-    live.watch.look()
-    assert live.require().place_index.version == first  # the folder is not what it reads from
-    assert isinstance(live.store, MilvusStore)
-    push_version(FolderStore(settings.indexes).open("places"), live.store, PushSettings())
-    live.watch.look()
-    assert (live.require().place_index.version, live.require().place_index.count) == (second, 8)
-    client = TestClient(create_app(live))
+    localization.live.look_for_new_version()
+    assert localization.live.require().place_index.version == first  # the folder is not what it reads from
+    assert isinstance(localization.live.store, MilvusStore)
+    push_version(FolderStore(settings.indexes).open("places"), localization.live.store, PushSettings())
+    localization.live.look_for_new_version()
+    assert (localization.live.require().place_index.version, localization.live.require().place_index.count) == (
+        second,
+        8,
+    )
+    client = TestClient(create_app(localization))
     listing = client.get("/indexes/places").json()
     assert (listing["current"], listing["served"]) == (second, second)
     assert [one["version"] for one in listing["versions"]] == [first, second]
@@ -109,18 +113,18 @@ def test_a_version_pushed_while_it_serves_is_taken_over_and_back(
 
 
 def test_a_store_that_goes_away_is_a_503_that_says_so_and_comes_back(
-    live: LiveLocalizer, places: Places, monkeypatch: pytest.MonkeyPatch
+    localization: LocalizationService, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: object, **__: object) -> None:
         raise StoreUnavailableError("Milvus does not answer as it should (deadline)", where="milvus://m")
 
-    client = TestClient(create_app(live), raise_server_exceptions=False)
+    client = TestClient(create_app(localization), raise_server_exceptions=False)
     with monkeypatch.context() as broken:
         broken.setattr("retrieval.index.milvus.collection.MilvusCollection.search", away)
         answer = client.post("/localize", content=places.rows[2].path.read_bytes(), headers=JPEG)
     assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
     assert int(answer.headers["retry-after"]) >= 1
-    assert ask(live, places.rows[2].path)["matches"][0]["reference_id"] == "photos/0002.jpg"
+    assert ask(localization, places.rows[2].path)["matches"][0]["reference_id"] == "photos/0002.jpg"
 
 
 def test_check_config_opens_the_store(settings: ServerSettings) -> None:
@@ -140,22 +144,25 @@ def test_jobs_are_told_of_the_store_and_refused_beside_a_file(settings: ServerSe
 
 
 def test_a_version_is_tried_again_when_the_store_was_away_for_a_moment(
-    live: LiveLocalizer, tmp_path: Path, describer: Describer, settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+    localization: LocalizationService,
+    tmp_path: Path,
+    describer: Describer,
+    settings: ServerSettings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert live.watch is not None
-    assert isinstance(live.store, MilvusStore)
-    first = live.require().place_index.version
+    assert isinstance(localization.live.store, MilvusStore)
+    first = localization.live.require().place_index.version
     build_index(make_places(tmp_path, 8), describer, tmp_path / "indexes", "places")
-    push_version(FolderStore(settings.indexes).open("places"), live.store)
+    push_version(FolderStore(settings.indexes).open("places"), localization.live.store)
 
     def away(*_: object) -> None:
         raise StoreUnavailableError("Milvus does not answer as it should (deadline)", where="milvus://m")
 
     with monkeypatch.context() as broken:
-        broken.setattr(live.store, "open", away)
-        live.watch.look()
-    assert live.require().place_index.version == first
-    assert live.watch.last_swap is not None
-    assert live.watch.last_swap.result == "refused"
-    live.watch.look()
-    assert (live.require().place_index.count, live.watch.last_swap.result) == (8, "served")
+        broken.setattr(localization.live.store, "open", away)
+        localization.live.look_for_new_version()
+    assert localization.live.require().place_index.version == first
+    assert localization.live.last_swap is not None
+    assert localization.live.last_swap.result == "refused"
+    localization.live.look_for_new_version()
+    assert (localization.live.require().place_index.count, localization.live.last_swap.result) == (8, "served")

@@ -12,7 +12,7 @@ from retrieval.engines import choosing
 from retrieval.engines.engine import Engine, EngineRequest
 from retrieval.engines.onnx_runtime import OnnxRuntimeEngine
 from service.http.app import create_app
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 
@@ -23,15 +23,15 @@ without_gpu = pytest.mark.skipif(
 
 
 @contextmanager
-def client_of(live: LiveLocalizer) -> Iterator[TestClient]:
-    with TestClient(create_app(live), raise_server_exceptions=False) as client:
+def client_of(localization: LocalizationService) -> Iterator[TestClient]:
+    with TestClient(create_app(localization), raise_server_exceptions=False) as client:
         yield client
 
 
 def test_info_names_provider_runtime_and_device(published: PublishedPlaces) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, provider="openvino", threads=1))
-    with client_of(live) as client:
-        live.wait_until_loaded(60.0)
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, provider="openvino", threads=1))
+    with client_of(localization) as client:
+        localization.live.wait_until_loaded(60.0)
         info = client.get("/info").json()
     assert (info["model"]["provider"], info["model"]["device"]) == ("openvino", "CPU, 1 thread")
     assert info["model"]["runtime"].startswith("OpenVINO 20")
@@ -40,22 +40,22 @@ def test_info_names_provider_runtime_and_device(published: PublishedPlaces) -> N
 
 @without_gpu
 def test_a_provider_that_cannot_be_had_stops_the_server(published: PublishedPlaces) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, provider="cuda"))
-    with client_of(live) as client:
-        live.wait_until_loaded(60.0)
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, provider="cuda"))
+    with client_of(localization) as client:
+        localization.live.wait_until_loaded(60.0)
         ready = client.get("/readyz")
     assert (ready.status_code, ready.json()["state"]) == (503, "failed")
     assert "was built without the provider cuda" in ready.json()["reason"]
-    assert live.failure is not None
-    assert live.failure.code == "provider_unavailable"
+    assert localization.live.failure is not None
+    assert localization.live.failure.code == "provider_unavailable"
 
 
 @without_gpu
 def test_an_allowed_fallback_is_told_in_info(published: PublishedPlaces) -> None:
     settings = ServerSettings(indexes=published.indexes, provider="cuda", allow_cpu_fallback=True)
-    live = LiveLocalizer(settings)
-    with client_of(live) as client:
-        live.wait_until_loaded(60.0)
+    localization = LocalizationService(settings)
+    with client_of(localization) as client:
+        localization.live.wait_until_loaded(60.0)
         info = client.get("/info").json()
     assert info["model"]["provider"] == "cpu"
     assert len(info["passed_over"]) == 1
@@ -72,8 +72,8 @@ def test_a_build_is_told_while_it_lasts(published: PublishedPlaces, monkeypatch:
         return OnnxRuntimeEngine(request.bundle, request.precision, 1)
 
     monkeypatch.setitem(choosing._OPEN, "tensorrt", build)  # type: ignore[misc]
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, provider="tensorrt"))
-    with client_of(live) as client:
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, provider="tensorrt"))
+    with client_of(localization) as client:
         try:
             assert building.wait(30.0)
             ready = client.get("/readyz")
@@ -81,7 +81,7 @@ def test_a_build_is_told_while_it_lasts(published: PublishedPlaces, monkeypatch:
             assert client.get("/livez").status_code == 200
         finally:
             built.set()
-        live.wait_until_loaded(60.0)
+        localization.live.wait_until_loaded(60.0)
         assert client.get("/readyz").json() == {"state": "ready", "reason": None}
 
 

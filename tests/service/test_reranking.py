@@ -16,9 +16,9 @@ from retrieval.index.folder import current_version
 from retrieval.localize.answer import LocalizeAnswer
 from retrieval.reranking.local_features import LocalFeatures
 from service.configuration import check_settings
-from service.grpc.answers import answer_message
+from service.grpc.messages import answer_message
 from service.http.app import create_app
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from sightfix.client.grpc_answers import localize_answer
 from tests.conftest import PublishedPlaces
@@ -47,10 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, describer: Describer) -> Pa
 
 @pytest.fixture(scope="module")
 def http(folder: Path) -> Iterator[TestClient]:
-    live = LiveLocalizer(settings(folder))
-    with TestClient(create_app(live), raise_server_exceptions=False) as client:
-        live.wait_until_loaded(60.0)
-        assert live.readiness.state == "ready", live.readiness.reason
+    localization = LocalizationService(settings(folder))
+    with TestClient(create_app(localization), raise_server_exceptions=False) as client:
+        localization.live.wait_until_loaded(60.0)
+        assert localization.live.readiness.state == "ready", localization.live.readiness.reason
         yield client
 
 
@@ -97,14 +97,14 @@ def test_a_descriptor_alone_is_searched_for_as_ever(http: TestClient, photo: byt
 
 def test_an_index_without_features_is_refused_at_the_start(published: PublishedPlaces) -> None:
     wanted = ServerSettings(indexes=published.indexes, threads=1, rerank=20)
-    live = LiveLocalizer(wanted)
-    live.start_loading()
-    live.wait_until_loaded(60.0)
-    assert live.readiness.state == "failed"
-    assert live.failure is not None
-    assert live.failure.code == "no_local_features"
-    assert "Index the photos again with --local-features" in live.readiness.reason
-    live.stop()
+    localization = LocalizationService(wanted)
+    localization.start()
+    localization.live.wait_until_loaded(60.0)
+    assert localization.live.readiness.state == "failed"
+    assert localization.live.failure is not None
+    assert localization.live.failure.code == "no_local_features"
+    assert "Index the photos again with --local-features" in localization.live.readiness.reason
+    localization.stop()
     [finding] = [finding for finding in check_settings(wanted) if finding.what == "place index"]
     assert not finding.ok
     assert "holds no local features" in finding.said
@@ -118,15 +118,14 @@ def test_the_configuration_is_checked(folder: Path) -> None:
 
 def test_a_version_without_features_is_not_swapped_in(tmp_path: Path, describer: Describer) -> None:
     first = publish(tmp_path, describer)
-    live = LiveLocalizer(settings(tmp_path))
-    live.start_loading()
-    live.wait_until_loaded(60.0)
-    assert live.readiness.state == "ready", live.readiness.reason
-    assert live.watch is not None
+    localization = LocalizationService(settings(tmp_path))
+    localization.start()
+    localization.live.wait_until_loaded(60.0)
+    assert localization.live.readiness.state == "ready", localization.live.readiness.reason
     publish(tmp_path, describer, local_features=False)
-    live.watch.look()
-    assert live.require().place_index.version == first
+    localization.live.look_for_new_version()
+    assert localization.live.require().place_index.version == first
     second = publish(tmp_path, describer)
-    live.watch.look()
-    assert live.require().place_index.version == second
-    live.stop()
+    localization.live.look_for_new_version()
+    assert localization.live.require().place_index.version == second
+    localization.stop()

@@ -12,7 +12,7 @@ from retrieval.images import read_image
 from retrieval.index.folder import current_version
 from retrieval.localize.answer import FixAnswer, LocalizeAnswer, Problem
 from service.http.routes.localize import geojson
-from service.serving.admission import RefusalPace
+from service.serving.admission import RejectionThrottle
 from tests.conftest import PublishedPlaces
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -196,8 +196,8 @@ def test_urgency_must_make_sense(http: TestClient, headers: dict[str, str], mess
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(
     http: TestClient, published: PublishedPlaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paced: list[RefusalPace] = []
-    monkeypatch.setattr(RefusalPace, "next_delay_s", lambda pace: paced.append(pace) or 0.0)
+    paced: list[RejectionThrottle] = []
+    monkeypatch.setattr(RejectionThrottle, "next_delay_s", lambda pace: paced.append(pace) or 0.0)
     assert http.post("/localize", content=photo(published, 0), headers=JPEG).status_code == 200
     response = http.post("/localize", content=photo(published, 0), headers={**JPEG, "X-Deadline-Ms": "0.001"})
     assert (response.status_code, response.json()["code"]) == (429, "queue_full")

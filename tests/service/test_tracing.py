@@ -20,7 +20,7 @@ from service.http.app import create_app
 from service.observing.metrics import Metrics
 from service.observing.observer import Observer
 from service.observing.tracing import Tracing, configured_tracing
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.running_server import running_server
@@ -42,10 +42,10 @@ def client(published: PublishedPlaces, exporter: InMemorySpanExporter) -> Iterat
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     settings = ServerSettings(indexes=published.indexes, threads=1)
-    live = LiveLocalizer(settings, Observer(Metrics(), Tracing(provider)))
-    with TestClient(create_app(live), raise_server_exceptions=False) as client:
-        live.wait_until_loaded(60)
-        assert live.readiness.state == "ready", live.readiness.reason
+    localization = LocalizationService(settings, Observer(Metrics(), Tracing(provider)))
+    with TestClient(create_app(localization), raise_server_exceptions=False) as client:
+        localization.live.wait_until_loaded(60)
+        assert localization.live.readiness.state == "ready", localization.live.readiness.reason
         yield client
 
 
@@ -137,8 +137,8 @@ def test_a_sampler_that_says_no(published: PublishedPlaces) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=ParentBased(ALWAYS_OFF), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes), Observer(None, Tracing(provider)))
-    client = TestClient(create_app(live))
+    localization = LocalizationService(ServerSettings(indexes=published.indexes), Observer(None, Tracing(provider)))
+    client = TestClient(create_app(localization))
     assert "traceresponse" not in client.get("/info").headers
     assert exporter.get_finished_spans() == ()
     assert "traceresponse" in client.get("/info", headers=TRACEPARENT).headers
@@ -258,10 +258,10 @@ def test_nothing_of_opentelemetry_is_imported_while_it_is_off() -> None:
     # But its interface, which does nothing: FastAPI imports that.
     program = (
         "import sys\n"
-        "from service.serving.live_localizer import LiveLocalizer\n"
+        "from service.serving.localization import LocalizationService\n"
         "from service.server import serve\n"
         "from service.settings import ServerSettings\n"
-        "LiveLocalizer(ServerSettings())\n"
+        "LocalizationService(ServerSettings())\n"
         "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

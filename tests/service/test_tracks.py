@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from retrieval.geo import haversine_m
 from service.api_keys import make_key
 from service.http.app import create_app
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 
@@ -29,15 +29,15 @@ def client(published: PublishedPlaces) -> Iterator[TestClient]:
 
 
 def served(settings: ServerSettings) -> "ServedApp":
-    return ServedApp(LiveLocalizer(settings))
+    return ServedApp(LocalizationService(settings))
 
 
 class ServedApp:
     """A client of a ready app; `client.live` is what it serves."""
 
-    def __init__(self, live: LiveLocalizer) -> None:
-        self.live = live
-        self._client = TestClient(create_app(live), raise_server_exceptions=False)
+    def __init__(self, localization: LocalizationService) -> None:
+        self.live = localization
+        self._client = TestClient(create_app(localization), raise_server_exceptions=False)
 
     def __enter__(self) -> TestClient:
         self._client.__enter__()
@@ -214,15 +214,15 @@ def test_frames_of_one_track_wait_for_one_another_and_not_too_many(
 ) -> None:
     """The model stands still: four are inside, a fifth is refused; all are answered, in some order of one time."""
     track = opened(client)
-    live: LiveLocalizer = client.live  # type: ignore[attr-defined]
+    localization: LocalizationService = client.live  # type: ignore[attr-defined]
     go = threading.Event()
-    live.batcher.on_owner_thread(lambda: go.wait(30) and None)
+    localization._batcher.on_owner_thread(lambda: go.wait(30) and None)
     with ThreadPoolExecutor(5) as pool:
         try:
             sent = [pool.submit(send, client, track, image(published, 1), captured_at_s=5) for _ in range(5)]
             refused = next(answer for answer in _as_done(sent) if answer.status_code != 200)
             assert problem(refused) == (429, "track_busy")
-            assert live.batcher.waiting.inside <= 1
+            assert localization._batcher.queue.admitted <= 1
         finally:
             go.set()
         answers = [one.result(30) for one in sent]

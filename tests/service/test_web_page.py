@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from service.http.app import create_app
 from service.http.web_page import FOLDER, content_security_policy
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 
@@ -97,7 +97,7 @@ def test_map_tiles_and_jobs_are_told_to_the_page(http: TestClient, published: Pu
     settings = ServerSettings(
         indexes=published.indexes, tile_url="https://{s}.tiles.org/{z}/{x}/{y}.png", tile_attribution="<i>me</i>"
     )
-    client = TestClient(create_app(LiveLocalizer(settings)))
+    client = TestClient(create_app(LocalizationService(settings)))
     url = "https://{s}.tiles.org/{z}/{x}/{y}.png"
     told = {"url": url, "attribution": "<i>me</i>", "max_zoom": 19}
     assert client.get("/static/page.json").json() == {"tiles": told, "jobs": False}

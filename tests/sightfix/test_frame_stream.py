@@ -17,7 +17,7 @@ from retrieval.geo import GeoPrior
 from retrieval.tracking import Displacement, Distance, Odometry, Speed
 from service.api_keys import make_key
 from service.grpc.generated import localization_pb2 as pb
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from service.tracking.model import TrackParameters
 from service.tracking.tracks import MotionParameters
@@ -35,7 +35,7 @@ LIMIT_S = 60.0
 @pytest.fixture(scope="module")
 def inside(published: PublishedPlaces) -> Iterator[Served]:
     settings = ServerSettings(indexes=published.indexes, threads=1, metrics="off", max_image_bytes=1 << 20)
-    with served(LiveLocalizer(settings)) as running:
+    with served(LocalizationService(settings)) as running:
         yield running
 
 
@@ -108,9 +108,9 @@ def test_a_frame_that_fails_does_not_end_the_stream(inside: Served, photos: list
 
 
 def test_the_newest_frame_wins(inside: Served, photos: list[bytes]) -> None:
-    waiting = inside.live.batcher.waiting
+    waiting = inside.localization._batcher.queue
     with FrameStream(inside.address, drop_stale=True) as stream:
-        with held(inside.live) as go:
+        with held(inside.localization) as go:
             stream.send(photos[0])
             until(lambda: waiting.inside == 1)
             for photo in photos[1:6]:
@@ -136,10 +136,10 @@ def test_a_camera_that_is_too_fast_waits(inside: Served, photos: list[bytes]) ->
                 sent += 1
             stream.finish()
 
-        with held(inside.live) as go:
+        with held(inside.localization) as go:
             camera = threading.Thread(target=film)
             camera.start()
-            until(lambda: inside.live.batcher.waiting.inside == 4)
+            until(lambda: inside.localization._batcher.queue.inside == 4)
             time.sleep(0.5)
             assert sent < 24
             go()
@@ -160,15 +160,15 @@ def test_closing_while_the_camera_films(inside: Served, photos: list[bytes]) -> 
             refusals.append(error)
 
     camera = threading.Thread(target=film)
-    with held(inside.live):
+    with held(inside.localization):
         camera.start()
-        until(lambda: inside.live.batcher.waiting.inside == 4)
+        until(lambda: inside.localization._batcher.queue.inside == 4)
         stream.close()
         assert list(stream) == []  # closing is no failure
         camera.join(LIMIT_S)
     assert not camera.is_alive()
     assert "the stream has ended" in str(refusals[0])
-    until(lambda: inside.live.batcher.waiting.inside == 0)
+    until(lambda: inside.localization._batcher.queue.inside == 0)
 
 
 def test_a_finished_stream_takes_no_frame(inside: Served, photos: list[bytes]) -> None:
@@ -202,8 +202,8 @@ def test_nobody_listens(photos: list[bytes], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_server_that_stops_says_so(published: PublishedPlaces, photos: list[bytes]) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, threads=1, metrics="off"))
-    with contextlib.ExitStack() as server, FrameStream(server.enter_context(served(live)).address) as stream:
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, threads=1, metrics="off"))
+    with contextlib.ExitStack() as server, FrameStream(server.enter_context(served(localization)).address) as stream:
         stream.send(photos[4])
         outcomes = iter(stream)
         assert best(next(outcomes)) == "photos/0004.jpg"

@@ -1,4 +1,4 @@
-"""POST /describe and POST /search: the two halves of /localize, for who keeps descriptors."""
+"""POST /describe and POST /search: the two halves of /localize, for clients that keep descriptors."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from retrieval.localize.answer import LocalizeAnswer, ModelAnswer
+from retrieval.localize.localizer import Localizer
 from service.http.requests import (
     IMAGE_MEDIA_TYPES,
     URGENCY_PARAMETERS,
@@ -20,11 +21,11 @@ from service.http.requests import (
 )
 from service.http.routes.localize import answer_response, problem_responses
 from service.problems import RequestError, request_id_of
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 
 OCTETS: Final = "application/octet-stream"
 
-# Descriptors in JSON are rounded by whoever wrote them.
+# Descriptors in JSON are rounded by their writers.
 _UNIT_TOLERANCE: Final = 1e-2
 
 
@@ -43,20 +44,19 @@ class SearchBody(LocalizeParameters):
     descriptor: list[float] = Field(description="Of the model that /info names, unit length", fail_fast=True)
 
 
-def add_descriptor_routes(app: FastAPI, live: LiveLocalizer) -> None:
+def add_descriptor_routes(app: FastAPI, localization: LocalizationService) -> None:
     """Add POST /describe and POST /search, also under /v1."""
 
     async def describe(request: Request) -> Response:
-        urgency = urgency_of(request, live)
-        live.check_room(urgency.lane, urgency.deadline)
-        parsed = await read_localize_request(request, live.limits, live.in_decoder)
-        work = live.describe(parsed.image, lane=urgency.lane, deadline=urgency.deadline)
-        described = await while_present(request, work)
+        urgency = urgency_of(request, localization)
+        localization.check_room(urgency)
+        parsed = await read_localize_request(request, localization.limits, localization.in_decoder)
+        described = await while_present(request, localization.describe(parsed.image, urgency))
         headers = {
             "X-Request-Id": request_id_of(request),
             "Server-Timing": f"decode;dur={described.decode_ms:.1f}, queue;dur={described.queue_ms:.1f}",
         }
-        model = live.require().model_answer
+        model = localization.live.require().model_answer
         if OCTETS in request.headers.get("accept", ""):
             data = described.descriptor.astype("<f4").tobytes()
             return Response(data, media_type=OCTETS, headers={**headers, "X-Model-Fingerprint": model.fingerprint})
@@ -66,14 +66,12 @@ def add_descriptor_routes(app: FastAPI, live: LiveLocalizer) -> None:
         return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
 
     async def search(request: Request) -> Response:
-        urgency = urgency_of(request, live)
-        live.check_room(urgency.lane, urgency.deadline)
+        urgency = urgency_of(request, localization)
+        localization.check_room(urgency)
         raw = await request.body()
-        body = await live.in_decoder(lambda: parse_json(SearchBody, raw))
-        descriptor = checked_descriptor(body.descriptor, live.require().describer.bundle.descriptor_dim)
-        work = live.search(
-            descriptor, body.options(), request_id_of(request), lane=urgency.lane, deadline=urgency.deadline
-        )
+        body = await localization.in_decoder(lambda: parse_json(SearchBody, raw))
+        descriptor = checked_descriptor(body.descriptor, localization.live.require())
+        work = localization.search(descriptor, body.options(), request_id_of(request), urgency)
         return answer_response(request, await while_present(request, work))
 
     for prefix in ("", "/v1"):
@@ -112,13 +110,15 @@ def _photo_body() -> dict[str, Any]:
     return {"required": True, "content": dict.fromkeys(IMAGE_MEDIA_TYPES, binary)}
 
 
-def checked_descriptor(numbers: Sequence[float] | np.ndarray, dim: int, where: str = "/descriptor") -> np.ndarray:
+def checked_descriptor(
+    numbers: Sequence[float] | np.ndarray, localizer: Localizer, where: str = "/descriptor"
+) -> np.ndarray:
     """A descriptor that came from outside.
 
     Args:
         numbers: as they were sent.
-        dim: of the model's descriptors.
-        where: they stand in the request.
+        localizer: whose model the descriptor must be of.
+        where: the descriptor stands in the request.
 
     Returns:
         (dim,) float32, unit length.
@@ -126,6 +126,7 @@ def checked_descriptor(numbers: Sequence[float] | np.ndarray, dim: int, where: s
     Raises:
         RequestError: another length, in numbers or as a vector (``validation_error``).
     """
+    dim = localizer.describer.bundle.descriptor_dim
     if len(numbers) != dim:
         raise RequestError(
             f"{where} has {len(numbers)} numbers, the model's descriptors have {dim}",

@@ -7,15 +7,17 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from retrieval.errors import SightfixError
+from retrieval.images import ImageLimits
 from retrieval.localize.answer import LocalizeAnswer
 from retrieval.localize.fix import FixStatus
 from retrieval.localize.localizer import LocalizeOptions
 from service.geopose.localization import photo_of, pose_of
 from service.geopose.protocol import MEDIA_TYPE, REQUEST_SCHEMA, GeoPoseRequest, GeoPoseResponse, version_of
-from service.http.requests import URGENCY_PARAMETERS, Urgency, parse_json, urgency_of, while_present
+from service.http.requests import URGENCY_PARAMETERS, parse_json, urgency_of, while_present
 from service.http.routes.localize import problem_responses, server_timing
 from service.problems import RequestError, problem_response, request_id_of
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.admission import Urgency
+from service.serving.localization import LocalizationService
 
 # Where the protocol's clients look for it: as it says itself, and where its JavaScript client goes by default.
 PATHS: Final = ("/geopose", "/v1/geopose", "/scrs/geopose")
@@ -23,31 +25,31 @@ PATHS: Final = ("/geopose", "/v1/geopose", "/scrs/geopose")
 _PRIORS: Final = ("geolocation", "off")
 
 
-def add_geopose_routes(app: FastAPI, live: LiveLocalizer) -> None:
+def add_geopose_routes(app: FastAPI, localization: LocalizationService) -> None:
     """Add POST /geopose, and GET /geopose, which says that there is one."""
 
     async def geopose(request: Request) -> Response:
         version = version_of(request.headers.get("accept", ""))
         use_prior = _uses_prior(request)
-        urgency = urgency_of(request, live)
-        live.check_room(urgency.lane, urgency.deadline)
+        urgency = urgency_of(request, localization)
+        localization.check_room(urgency)
         _check_content_type(request)
         body = await request.body()
-        asked, photos = await live.in_decoder(lambda: _read(body, live))
+        asked, photos = await localization.in_decoder(lambda: _read(body, localization.limits))
         options = LocalizeOptions(geo_prior=asked.prior() if use_prior else None)
-        before = live.require()
-        answer = await while_present(request, _best_of(live, photos, options, request_id_of(request), urgency))
+        before = localization.live.require()
+        answer = await while_present(request, _best_of(localization, photos, options, request_id_of(request), urgency))
         if answer.status is not FixStatus.LOCATED or answer.fix is None:
             return _not_localized(request, answer, options)
         # Published meanwhile, perhaps: heights come from the version that answered, or not at all.
-        indexes = (before.place_index, live.require().place_index)
+        indexes = (before.place_index, localization.live.require().place_index)
         index = next((index for index in indexes if index.version == answer.index.version), None)
-        pose, accuracy = await live.in_decoder(lambda: pose_of(answer, index, before.fix_settings))
+        pose, accuracy = await localization.in_decoder(lambda: pose_of(answer, index, before.fix_settings))
         response = GeoPoseResponse(id=asked.id, timestamp=asked.timestamp_ms(), accuracy=accuracy, geopose=pose)
-        theirs = MEDIA_TYPE in request.headers.get("accept", "").lower()
+        wants_oscp = MEDIA_TYPE in request.headers.get("accept", "").lower()
         return Response(
             response.model_dump_json(),
-            media_type=f"{MEDIA_TYPE}; version={version}" if theirs else "application/json",
+            media_type=f"{MEDIA_TYPE}; version={version}" if wants_oscp else "application/json",
             headers={"X-Request-Id": answer.request_id, "Server-Timing": server_timing(answer.timings_ms)},
         )
 
@@ -89,13 +91,13 @@ def _check_content_type(request: Request) -> None:
         )
 
 
-def _read(body: bytes, live: LiveLocalizer) -> "tuple[GeoPoseRequest, list[bytes | SightfixError]]":
+def _read(body: bytes, limits: ImageLimits) -> "tuple[GeoPoseRequest, list[bytes | SightfixError]]":
     asked = parse_json(GeoPoseRequest, body)
-    return asked, [photo_of(camera, number, live.limits) for number, camera in asked.cameras()]
+    return asked, [photo_of(camera, number, limits) for number, camera in asked.cameras()]
 
 
 async def _best_of(
-    live: LiveLocalizer,
+    localization: LocalizationService,
     photos: "list[bytes | SightfixError]",
     options: LocalizeOptions,
     request_id: str,
@@ -111,7 +113,7 @@ async def _best_of(
         if isinstance(photo, SightfixError):
             return photo
         try:
-            return await live.localize(photo, options, request_id, lane=urgency.lane, deadline=urgency.deadline)
+            return (await localization.localize(photo, options, request_id, urgency)).answer
         except SightfixError as error:
             return error
 
@@ -119,17 +121,17 @@ async def _best_of(
     answers = [outcome for outcome in outcomes if isinstance(outcome, LocalizeAnswer)]
     if not answers:
         raise next(outcome for outcome in outcomes if isinstance(outcome, SightfixError))
-    return max(answers, key=_trust)
+    return max(answers, key=_confidence)
 
 
-def _trust(answer: LocalizeAnswer) -> tuple[bool, float]:
+def _confidence(answer: LocalizeAnswer) -> tuple[bool, float]:
     return answer.status is FixStatus.LOCATED, answer.fix.confidence if answer.fix else -1.0
 
 
 def _not_localized(request: Request, answer: LocalizeAnswer, options: LocalizeOptions) -> Response:
-    """The protocol has no word for a pose that is a guess, so a guess is not sent as one."""
+    """The protocol cannot mark a pose as uncertain, so an uncertain one is an error."""
     if answer.status is FixStatus.AMBIGUOUS:
-        what, remedy = "the matches speak for several places", "Send another photo, or look at it with POST /localize"
+        what, remedy = "the matches support several places", "Send another photo, or look at it with POST /localize"
     elif options.geo_prior is not None:
         what = f"no reference lies within {options.geo_prior.radius_m:.0f} m of the geolocation reading"
         remedy = "Leave the reading's accuracy at 0 if it is not known, or call with ?prior=off"

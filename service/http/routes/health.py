@@ -1,4 +1,4 @@
-"""Is the process alive, can photos be localized, and what is being served?"""
+"""Whether the process is alive, whether photos can be localized, what is being served, and the metrics."""
 
 import asyncio
 from itertools import product
@@ -14,7 +14,7 @@ from retrieval.index.manifest import Bounds
 from retrieval.localize.answer import IndexAnswer, ModelAnswer, Problem
 from service.observing.metrics import Metrics
 from service.serving.health import State
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 
 # Probes of both kinds; one route each, or they would share an id in the description.
 _METHODS: Final = ("GET", "HEAD")
@@ -49,14 +49,14 @@ class InfoAnswer(BaseModel):
     limits: dict[str, float]
 
 
-def info_answer(live: LiveLocalizer) -> InfoAnswer:
+def info_answer(localization: LocalizationService) -> InfoAnswer:
     """What is being served.
 
     Raises:
         RequestError: nothing yet (``not_ready``).
     """
-    localizer, settings = live.require(), live.settings
-    swap = live.watch.last_swap if live.watch else None
+    live, settings = localization.live, localization.settings
+    localizer, swap = live.require(), live.last_swap
     return InfoAnswer(
         sightfix_version=__version__,
         model=localizer.model_answer,
@@ -69,18 +69,20 @@ def info_answer(live: LiveLocalizer) -> InfoAnswer:
             "max_image_bytes": settings.max_image_bytes,
             "max_pixels": settings.max_pixels,
             "max_waiting": settings.max_waiting,
-            "max_batch": live.batcher.max_batch,
+            "max_batch": localization.max_batch,
             "deadline_ms": settings.deadline_ms,
             "max_tracks": settings.max_tracks,
         },
     )
 
 
-def add_health_routes(app: FastAPI, live: LiveLocalizer) -> None:
+def add_health_routes(app: FastAPI, localization: LocalizationService) -> None:
     """Add liveness, readiness and info, with the names that Kubernetes and KServe (v2) clients ask for."""
 
+    live = localization.live
+
     async def alive(response: Response) -> LivenessAnswer:
-        hung = live.canary_watch.hung
+        hung = live.hung
         if hung is None:
             return LivenessAnswer()
         response.status_code = 503
@@ -95,7 +97,7 @@ def add_health_routes(app: FastAPI, live: LiveLocalizer) -> None:
         return ReadinessAnswer(state=readiness.state, reason=readiness.reason)
 
     async def info() -> InfoAnswer:
-        return info_answer(live)
+        return info_answer(localization)
 
     for path, method in product(("/livez", "/healthz", "/v2/health/live"), _METHODS):
         app.add_api_route(
@@ -127,15 +129,12 @@ def add_health_routes(app: FastAPI, live: LiveLocalizer) -> None:
         )
 
 
-# GET /metrics on the main port, for who has only that one.
-
-
 def add_metrics_route(app: FastAPI, metrics: Metrics) -> None:
-    """Add GET /metrics: Prometheus's text, or OpenMetrics for who asks for it."""
+    """Add GET /metrics on the main port: Prometheus's text format, or OpenMetrics if the client accepts it."""
 
     @app.get("/metrics", include_in_schema=False)
     async def scrape(request: Request) -> Response:
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
-        # Some milliseconds of text that no photo should wait for.
+        # Some milliseconds of text, which would delay photos on the event loop.
         text = await asyncio.to_thread(encode, metrics.registry)
         return Response(text, headers={"Content-Type": media_type})

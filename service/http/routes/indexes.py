@@ -1,4 +1,4 @@
-"""Which indexes and versions there are, and which one is current: upgrades and rollbacks."""
+"""The place indexes, their versions and which one is current, and thumbnails of their references."""
 
 import asyncio
 import io
@@ -18,6 +18,8 @@ from retrieval.localize.answer import Problem
 from service.http.requests import parse_json
 from service.problems import RequestError
 from service.serving.live_localizer import LiveLocalizer
+
+THUMBNAIL_SIDE: Final = 320
 
 
 class VersionAnswer(BaseModel):
@@ -39,7 +41,7 @@ class IndexListing(BaseModel):
 
 
 class ActivateBody(BaseModel):
-    """Which version shall be current."""
+    """Which version to make current."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,9 +79,9 @@ def add_index_routes(app: FastAPI, live: LiveLocalizer) -> None:
     async def activate(name: str, request: Request) -> IndexListing:
         live.require()
         raw = await request.body()
-        body = await live.in_decoder(lambda: parse_json(ActivateBody, raw))
+        body = await asyncio.to_thread(parse_json, ActivateBody, raw)
         index = await asyncio.to_thread(live.store.find, name)
-        # One at a time: of two at once, the one that fails would take the other's version back.
+        # One at a time: of two at once, the one that fails would roll the other's version back.
         async with activating:
             await asyncio.to_thread(_activate, live, index, body.version, request.headers.get("if-match"))
         return await asyncio.to_thread(_listing, live, index)
@@ -94,12 +96,12 @@ def _activate(live: LiveLocalizer, name: str, version: str, expected: str | None
             remedy="Look at the index again, then decide",
         )
     live.store.activate(name, version)
-    if live.require().place_index.name != name or live.watch is None:
+    if live.require().place_index.name != name:
         return
-    live.watch.look(again=True)
+    live.look_for_new_version(again=True)
     if live.require().place_index.version != version:
-        refused = live.watch.last_swap
-        if _current(live, name) != version:  # a job has published its own meanwhile, which is none of ours to take back
+        refused = live.last_swap
+        if _current(live, name) != version:  # a job has published a version meanwhile, which must not be rolled back
             raise RequestError(
                 f"version {version!r} was current for a moment only: {_current(live, name)!r} was published meanwhile",
                 code="version_conflict",
@@ -107,7 +109,7 @@ def _activate(live: LiveLocalizer, name: str, version: str, expected: str | None
             )
         if before is not None:
             live.store.activate(name, before)
-            live.watch.look()
+            live.look_for_new_version()
         raise RequestError(
             f"version {version!r} cannot be served: {refused.reason if refused else 'the log says why'}",
             code="version_conflict",
@@ -147,11 +149,6 @@ def _listing(live: LiveLocalizer, name: str) -> IndexListing:
     )
 
 
-# Small versions of reference photos, without their metadata.
-
-THUMBNAIL_SIDE: Final = 320
-
-
 def make_thumbnail(path: Path, side: int = THUMBNAIL_SIDE) -> bytes:
     """A JPEG of at most `side` × `side` pixels, upright, with the photo's aspect ratio and none of its metadata.
 
@@ -164,11 +161,13 @@ def make_thumbnail(path: Path, side: int = THUMBNAIL_SIDE) -> bytes:
     return buffer.getvalue()
 
 
-# Thumbnails of indexed references; nothing else on the disk can be asked for.
-
-
 def add_reference_routes(app: FastAPI, live: LiveLocalizer) -> None:
-    """Add GET /references/{id}/image, and /references/image?id=… for ids that no path can hold, as ``../a.jpg``."""
+    """Add GET /references/{id}/image, and /references/image?id=… for ids that no path can hold, as ``../a.jpg``.
+
+    Only photos of indexed references can be asked for.
+    """
+    # One at a time: a page full of thumbnails must not delay a robot.
+    making = asyncio.Lock()
     described: dict[str, Any] = {
         "response_class": Response,
         "responses": {200: {"content": {"image/jpeg": {}}}, 404: {"model": Problem}, 503: {"model": Problem}},
@@ -192,4 +191,6 @@ def add_reference_routes(app: FastAPI, live: LiveLocalizer) -> None:
                 code="reference_not_found",
                 remedy="Put the photos back, or index them again from where they are now",
             )
-        return Response(await live.in_thumbnailer(make_thumbnail, path), media_type="image/jpeg", headers=headers)
+        async with making:
+            thumbnail = await asyncio.to_thread(make_thumbnail, path)
+        return Response(thumbnail, media_type="image/jpeg", headers=headers)

@@ -1,4 +1,4 @@
-"""Jobs over HTTP."""
+"""Jobs over HTTP, below /jobs and /v1/jobs."""
 
 import asyncio
 from collections import Counter
@@ -54,7 +54,7 @@ _ParametersT = TypeVar("_ParametersT", bound=_PageParameters)
 
 
 def add_job_routes(app: FastAPI, jobs: JobService) -> None:
-    """Offer jobs below ``/jobs`` and ``/v1/jobs``."""
+    """Add the routes of jobs."""
     for prefix in ("", "/v1"):
         app.include_router(_JobRoutes(jobs).router(), prefix=prefix, tags=["jobs"])
 
@@ -88,7 +88,7 @@ class _JobRoutes:
             response_model=JobPage,
             summary="List jobs, newest first",
             responses=_problems(422),
-            openapi_extra={"parameters": [_query("state", "One or more states, divided by commas"), *_PAGE_PARAMETERS]},
+            openapi_extra={"parameters": [_query("state", "States, separated by commas"), *_PAGE_PARAMETERS]},
         )
         router.add_api_route(
             "/jobs/{job_id}", self.get, response_model=Job, summary="How far a job is", responses=_problems(404)
@@ -196,13 +196,10 @@ def _submit_openapi() -> dict[str, Any]:
     }
 
 
-# What a server without source roots says about jobs.
-
-
 def add_no_job_routes(app: FastAPI) -> None:
-    """Refuse everything about jobs, and say how to have them."""
+    """Answer every request about jobs with ``jobs_disabled``, and how to enable them."""
 
-    async def refuse(request: Request) -> None:
+    async def reject(request: Request) -> None:
         raise RequestError(
             "this server accepts no jobs",
             code="jobs_disabled",
@@ -210,4 +207,4 @@ def add_no_job_routes(app: FastAPI) -> None:
         )
 
     for path in ("/jobs", "/v1/jobs", "/jobs/{rest:path}", "/v1/jobs/{rest:path}"):
-        app.add_api_route(path, refuse, methods=["GET", "POST"], include_in_schema=False)
+        app.add_api_route(path, reject, methods=["GET", "POST"], include_in_schema=False)

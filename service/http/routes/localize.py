@@ -1,4 +1,4 @@
-"""An answer as GeoJSON (RFC 7946): positions are [longitude, latitude]."""
+"""POST /localize and POST /localize/batch: photos in, matches and fixes out, as JSON or GeoJSON (RFC 7946)."""
 
 import asyncio
 import base64
@@ -23,7 +23,6 @@ from service.http.requests import (
     ImageBody,
     LocalizeBody,
     LocalizeParameters,
-    Urgency,
     open_form,
     options_of,
     parse_json,
@@ -33,56 +32,14 @@ from service.http.requests import (
     while_present,
 )
 from service.problems import MEDIA_TYPE, RequestError, problem_of, request_id_of
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.admission import Urgency
+from service.serving.localization import LocalizationService
 
 GEOJSON_TYPE: Final = "application/geo+json"
 
 _CORNERS: Final = 64
 
-
-def geojson(answer: LocalizeAnswer) -> dict[str, Any]:
-    """A FeatureCollection: the fix as a point, its radius as a polygon, and every match as a point.
-
-    What else the answer says (status, model, index, timings) is a foreign member of the collection, `sightfix`.
-    """
-    said = answer.model_dump(mode="json", exclude={"fix", "matches"})
-    features = [] if answer.fix is None else [_fix_point(answer.fix), *_circle(answer.fix)]
-    for match in answer.matches:
-        properties = match.model_dump(mode="json", exclude={"lat", "lon"})
-        features.append(_feature("match", {"type": "Point", "coordinates": [match.lon, match.lat]}, properties))
-    return {"type": "FeatureCollection", "features": features, "sightfix": said}
-
-
-def geojson_text(answer: LocalizeAnswer) -> str:
-    """`geojson` as JSON text."""
-    return json.dumps(geojson(answer), allow_nan=False)
-
-
-def _fix_point(fix: FixAnswer) -> dict[str, Any]:
-    properties = fix.model_dump(mode="json", exclude={"lat", "lon"})
-    return _feature("fix", {"type": "Point", "coordinates": [fix.lon, fix.lat]}, properties)
-
-
-def _circle(fix: FixAnswer) -> list[dict[str, Any]]:
-    """The circle that holds the truth 68 % of the time; none around a pole, nor larger than a hemisphere."""
-    centre = Position(fix.lat, fix.lon)
-    if not 0 < fix.radius_m < 1e6 or abs(fix.lat) + fix.radius_m / 110_000 > 89.9:
-        return []
-    # Counter-clockwise, as RFC 7946 wants outer rings, and closed.
-    angles = [math.tau * corner / _CORNERS for corner in range(_CORNERS)]
-    corners = [
-        from_local_metres(centre, fix.radius_m * math.cos(angle), fix.radius_m * math.sin(angle)) for angle in angles
-    ]
-    # Longitudes beyond 180 rather than a ring that runs around the world.
-    ring = [[fix.lon + math.remainder(corner.lon - fix.lon, 360.0), corner.lat] for corner in corners]
-    return [_feature("radius", {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}, {"radius_m": fix.radius_m})]
-
-
-def _feature(kind: str, geometry: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "Feature", "geometry": geometry, "properties": {"kind": kind, **properties}}
-
-
-# POST /localize: one photo in, matches and a fix out.
+MAX_PHOTOS: Final = 32
 
 PROBLEMS: Final[dict[int | str, str]] = {
     400: "Malformed JSON, multipart or base64",
@@ -106,17 +63,15 @@ GEO_PRIOR_PARAMETER: Final[dict[str, Any]] = {
 _PRIOR_EXAMPLE: Final = {"lat": 55.6983, "lon": 13.1951, "radius_m": 500}
 
 
-def add_localize_routes(app: FastAPI, live: LiveLocalizer) -> None:
+def add_localize_routes(app: FastAPI, localization: LocalizationService) -> None:
     """Add POST /localize, also as /v1/localize."""
 
     async def localize(request: Request) -> Response:
-        urgency = urgency_of(request, live)
-        live.check_room(urgency.lane, urgency.deadline)
-        parsed = await read_localize_request(request, live.limits, live.in_decoder)
-        work = live.localize(
-            parsed.image, parsed.options, request_id_of(request), lane=urgency.lane, deadline=urgency.deadline
-        )
-        return answer_response(request, await while_present(request, work))
+        urgency = urgency_of(request, localization)
+        localization.check_room(urgency)
+        parsed = await read_localize_request(request, localization.limits, localization.in_decoder)
+        work = localization.localize(parsed.image, parsed.options, request_id_of(request), urgency)
+        return answer_response(request, (await while_present(request, work)).answer)
 
     for path in ("/localize", "/v1/localize"):
         app.add_api_route(
@@ -134,7 +89,7 @@ def add_localize_routes(app: FastAPI, live: LiveLocalizer) -> None:
 
 
 def answer_response(request: Request, answer: LocalizeAnswer) -> Response:
-    """An answer as JSON, or as GeoJSON for who asks for it."""
+    """An answer as JSON, or as GeoJSON if the client accepts that."""
     headers = {"X-Request-Id": answer.request_id, "Server-Timing": server_timing(answer.timings_ms)}
     if GEOJSON_TYPE in request.headers.get("accept", ""):
         return Response(geojson_text(answer), media_type=GEOJSON_TYPE, headers=headers)
@@ -147,7 +102,7 @@ def server_timing(timings: TimingsAnswer) -> str:
 
 
 def problem_responses() -> dict[int | str, dict[str, Any]]:
-    """What the API's description says about errors."""
+    """The errors in the API's description."""
     return {
         status: {"model": Problem, "description": text, "content": {MEDIA_TYPE: {}}}
         for status, text in PROBLEMS.items()
@@ -201,11 +156,6 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     return {key: _inlined(value, definitions) for key, value in schema.items()}
 
 
-# POST /localize/batch: many photos in one request, each with its own status.
-
-MAX_PHOTOS: Final = 32
-
-
 class BatchBody(LocalizeParameters):
     """Several photos as JSON, with the same parameters for all."""
 
@@ -213,7 +163,7 @@ class BatchBody(LocalizeParameters):
 
 
 class BatchItem(BaseModel):
-    """What became of one photo: an answer, or a problem."""
+    """The outcome of one photo: an answer, or a problem."""
 
     status: int = Field(description="The HTTP status that the photo alone would have got", examples=[200])
     answer: LocalizeAnswer | None = None
@@ -227,18 +177,21 @@ class BatchAnswer(BaseModel):
     items: list[BatchItem]
 
 
-def add_batch_routes(app: FastAPI, live: LiveLocalizer) -> None:
+def add_batch_routes(app: FastAPI, localization: LocalizationService) -> None:
     """Add POST /localize/batch, also as /v1/localize/batch."""
 
     async def localize_batch(request: Request) -> BatchAnswer:
-        urgency = urgency_of(request, live, default_lane="bulk")
-        live.check_room(urgency.lane, urgency.deadline)
-        photos, options = await _read(request, live)
+        urgency = urgency_of(request, localization, default_lane="bulk")
+        localization.check_room(urgency)
+        photos, options = await _read(request, localization)
         request_id = request_id_of(request)
 
         async def all_of_them() -> list[BatchItem]:
             return await asyncio.gather(
-                *(_one(live, photo, options, f"{request_id}-{number}", urgency) for number, photo in enumerate(photos))
+                *(
+                    _one(localization, photo, options, f"{request_id}-{number}", urgency)
+                    for number, photo in enumerate(photos)
+                )
             )
 
         return BatchAnswer(request_id=request_id, items=await while_present(request, all_of_them()))
@@ -275,24 +228,30 @@ def add_batch_routes(app: FastAPI, live: LiveLocalizer) -> None:
 
 
 async def _one(
-    live: LiveLocalizer, photo: "bytes | SightfixError", options: LocalizeOptions, request_id: str, urgency: Urgency
+    localization: LocalizationService,
+    photo: "bytes | SightfixError",
+    options: LocalizeOptions,
+    request_id: str,
+    urgency: Urgency,
 ) -> BatchItem:
     try:
         if isinstance(photo, SightfixError):
             raise photo
-        check_byte_count(len(photo), live.limits)
-        answer = await live.localize(photo, options, request_id, lane=urgency.lane, deadline=urgency.deadline)
+        check_byte_count(len(photo), localization.limits)
+        answer = (await localization.localize(photo, options, request_id, urgency)).answer
     except SightfixError as error:
         problem = problem_of(error, request_id)
         return BatchItem(status=problem.status, problem=problem)
     return BatchItem(status=200, answer=answer)
 
 
-async def _read(request: Request, live: LiveLocalizer) -> "tuple[list[bytes | SightfixError], LocalizeOptions]":
+async def _read(
+    request: Request, localization: LocalizationService
+) -> "tuple[list[bytes | SightfixError], LocalizeOptions]":
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json":
         body = await request.body()
-        return await live.in_decoder(lambda: _read_json(body))
+        return await localization.in_decoder(lambda: _read_json(body))
     if media_type != "multipart/form-data":
         raise RequestError(
             f"content type {media_type!r} is not accepted here",
@@ -324,3 +283,45 @@ def _decoded(number: int, image: ImageBody) -> "bytes | SightfixError":
             f"/images/{number}/content is not base64 ({error})",
             remedy="Send the photo's bytes as standard base64, without line breaks",
         )
+
+
+def geojson(answer: LocalizeAnswer) -> dict[str, Any]:
+    """A FeatureCollection: the fix as a point, its radius as a polygon, and every match as a point.
+
+    The rest of the answer (status, model, index, timings) is a foreign member of the collection, `sightfix`.
+    """
+    rest = answer.model_dump(mode="json", exclude={"fix", "matches"})
+    features = [] if answer.fix is None else [_fix_point(answer.fix), *_circle(answer.fix)]
+    for match in answer.matches:
+        properties = match.model_dump(mode="json", exclude={"lat", "lon"})
+        features.append(_feature("match", {"type": "Point", "coordinates": [match.lon, match.lat]}, properties))
+    return {"type": "FeatureCollection", "features": features, "sightfix": rest}
+
+
+def geojson_text(answer: LocalizeAnswer) -> str:
+    """`geojson` as JSON text."""
+    return json.dumps(geojson(answer), allow_nan=False)
+
+
+def _fix_point(fix: FixAnswer) -> dict[str, Any]:
+    properties = fix.model_dump(mode="json", exclude={"lat", "lon"})
+    return _feature("fix", {"type": "Point", "coordinates": [fix.lon, fix.lat]}, properties)
+
+
+def _circle(fix: FixAnswer) -> list[dict[str, Any]]:
+    """The circle that holds the truth 68 % of the time; none around a pole, nor above 1000 km."""
+    centre = Position(fix.lat, fix.lon)
+    if not 0 < fix.radius_m < 1e6 or abs(fix.lat) + fix.radius_m / 110_000 > 89.9:
+        return []
+    # Counter-clockwise, as RFC 7946 wants outer rings, and closed.
+    angles = [math.tau * corner / _CORNERS for corner in range(_CORNERS)]
+    corners = [
+        from_local_metres(centre, fix.radius_m * math.cos(angle), fix.radius_m * math.sin(angle)) for angle in angles
+    ]
+    # Longitudes beyond 180 rather than a ring that runs around the world.
+    ring = [[fix.lon + math.remainder(corner.lon - fix.lon, 360.0), corner.lat] for corner in corners]
+    return [_feature("radius", {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}, {"radius_m": fix.radius_m})]
+
+
+def _feature(kind: str, geometry: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Feature", "geometry": geometry, "properties": {"kind": kind, **properties}}

@@ -1,4 +1,4 @@
-"""Tracks that are opened over HTTP: found by id, by whoever opened them, and closed when no frame comes any more."""
+"""Tracks over HTTP: open one, localize its frames, close it; it is also closed when no frame has come for long."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,6 @@ from service.http.requests import (
     IMAGE_MEDIA_TYPES,
     URGENCY_PARAMETERS,
     LocalizeParameters,
-    Urgency,
     options_of,
     parse_json,
     urgency_of,
@@ -28,24 +27,25 @@ from service.http.requests import (
 )
 from service.http.routes.localize import GEO_PRIOR_PARAMETER, problem_responses, server_timing
 from service.problems import MEDIA_TYPE, RequestError, request_id_of, validation_problem
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.admission import Urgency
+from service.serving.localization import LocalizationService
 from service.tracking.model import TrackedAnswer, TrackParameters
 from service.tracking.tracks import FrameMotion, LiveTrack, MotionParameters, OpenTracks
 
-# Frames of one track that may be inside at once: one is localized, the others wait for their turn with their photos.
-MAX_IN_HAND: Final = 4
+# Frames of one track that are accepted at once: one is localized, the others wait for their turn with their photos.
+MAX_PENDING: Final = 4
 
 
 @dataclass(eq=False, slots=True)
 class HttpTrack:
-    """One of them.
+    """A track that was opened over HTTP.
 
     Attributes:
         id: a secret of 128 bits.
         owner: name of the API key that opened it; None where there are no keys.
         track: that is open.
         used_at: on `time.monotonic`.
-        in_hand: frames that are inside.
+        pending: frames that are accepted and not answered.
         turn: held by the frame that is localized.
     """
 
@@ -53,27 +53,27 @@ class HttpTrack:
     owner: str | None
     track: LiveTrack
     used_at: float
-    in_hand: int = 0
+    pending: int = 0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @contextlib.asynccontextmanager
     async def frame(self) -> AsyncIterator[None]:
-        """A context in which one frame is inside.
+        """A context in which one frame is pending.
 
         Raises:
             RequestError: too many are (``track_busy``).
         """
-        if self.in_hand >= MAX_IN_HAND:
+        if self.pending >= MAX_PENDING:
             raise RequestError(
-                f"{self.in_hand} frames of this track are being answered",
+                f"{self.pending} frames of this track are being answered",
                 code="track_busy",
                 remedy="Send the next frame when one of them is answered",
             )
-        self.in_hand += 1
+        self.pending += 1
         try:
             yield
         finally:
-            self.in_hand -= 1
+            self.pending -= 1
             self.used_at = time.monotonic()
 
     @contextlib.asynccontextmanager
@@ -102,7 +102,7 @@ class HttpTrack:
 
 
 class HttpTracks:
-    """Opens, finds and closes them. Used on the event loop only.
+    """Opens, finds and closes tracks. Used on the event loop only.
 
     Args:
         tracks: all tracks of the server.
@@ -130,14 +130,14 @@ class HttpTracks:
         track = await self._tracks.open(parameters, index)
         opened = HttpTrack(secrets.token_urlsafe(16), owner, track, time.monotonic())
         self._by_id[opened.id] = opened
-        self._look_again(opened, self.idle_s)
+        self._schedule_check(opened, self.idle_s)
         return opened
 
     def find(self, track_id: str, owner: str | None) -> HttpTrack:
         """The track of an id.
 
         Raises:
-            RequestError: there is none, or it is somebody else's, which is not told apart (``track_not_found``).
+            RequestError: there is none, or another key's; the error does not tell which (``track_not_found``).
         """
         found = self._by_id.get(track_id)
         if found is None or found.owner != owner:
@@ -149,26 +149,21 @@ class HttpTracks:
         return found
 
     def close(self, track: HttpTrack) -> None:
-        """Forget a track."""
+        """Close a track."""
         self._by_id.pop(track.id, None)
         self._tracks.close(track.track)
 
-    def _look_again(self, track: HttpTrack, seconds: float) -> None:
+    def _schedule_check(self, track: HttpTrack, seconds: float) -> None:
         asyncio.get_running_loop().call_later(seconds, self._close_if_idle, track)
 
     def _close_if_idle(self, track: HttpTrack) -> None:
         if track.id not in self._by_id:
             return
-        left_s = self.idle_s if track.in_hand else track.used_at + self.idle_s - time.monotonic()
+        left_s = self.idle_s if track.pending else track.used_at + self.idle_s - time.monotonic()
         if left_s <= 0.0:
             self.close(track)
         else:
-            self._look_again(track, left_s)
-
-
-# Tracks over HTTP: open one, localize its frames, close it.
-
-_PREFIXES: Final = ("", "/v1")
+            self._schedule_check(track, left_s)
 
 
 class OpenedTrack(BaseModel):
@@ -178,28 +173,28 @@ class OpenedTrack(BaseModel):
     idle_s: float = Field(description="It is closed when no frame has come for so long, seconds")
 
 
-def add_track_routes(app: FastAPI, live: LiveLocalizer) -> None:
+def add_track_routes(app: FastAPI, localization: LocalizationService) -> None:
     """Add POST /tracks, POST /tracks/{track_id}/localize and DELETE /tracks/{track_id}."""
-    tracks = HttpTracks(live.tracks, live.settings.track_idle_s)
+    tracks = HttpTracks(localization.tracks, localization.settings.track_idle_s)
 
     async def open_track(request: Request) -> Response:
         raw = await request.body() or b"{}"
-        parameters = await live.in_decoder(lambda: parse_json(TrackParameters, raw))
-        opened = await tracks.open(parameters, lambda: live.require().place_index, _owner(request))
+        parameters = await localization.in_decoder(lambda: parse_json(TrackParameters, raw))
+        opened = await tracks.open(parameters, lambda: localization.live.require().place_index, _owner(request))
         body = OpenedTrack(id=opened.id, idle_s=tracks.idle_s)
         headers = {"X-Request-Id": request_id_of(request), "Location": f"{request.url.path}/{opened.id}"}
         return Response(body.model_dump_json(), 201, headers, "application/json")
 
     async def localize(request: Request, track_id: str) -> Response:
-        urgency = urgency_of(request, live)
+        urgency = urgency_of(request, localization)
         track = tracks.find(track_id, _owner(request))
         _check_content_type(request)
         motion, options = _read_query(request)
         async with track.frame():
-            live.check_room(urgency.lane, urgency.deadline)
+            localization.check_room(urgency)
             image = await request.body()
-            check_byte_count(len(image), live.limits)
-            work = _localize(live, track, motion, image, options, request_id_of(request), urgency)
+            check_byte_count(len(image), localization.limits)
+            work = _localize(localization, track, motion, image, options, request_id_of(request), urgency)
             answer = await while_present(request, work)
         headers = {"X-Request-Id": answer.request_id, "Server-Timing": server_timing(answer.timings_ms)}
         return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
@@ -208,7 +203,7 @@ def add_track_routes(app: FastAPI, live: LiveLocalizer) -> None:
         tracks.close(tracks.find(track_id, _owner(request)))
         return Response(status_code=204, headers={"X-Request-Id": request_id_of(request)})
 
-    for prefix in _PREFIXES:
+    for prefix in ("", "/v1"):
         shown = prefix == ""
         app.add_api_route(
             f"{prefix}/tracks",
@@ -247,7 +242,7 @@ def add_track_routes(app: FastAPI, live: LiveLocalizer) -> None:
 
 
 async def _localize(
-    live: LiveLocalizer,
+    localization: LocalizationService,
     track: HttpTrack,
     motion: FrameMotion,
     image: bytes,
@@ -256,17 +251,10 @@ async def _localize(
     urgency: Urgency,
 ) -> TrackedAnswer:
     async with track.in_turn(urgency.deadline):
-        # Before the model has worked for nothing.
+        # Before the model runs, not after.
         track.track.check_order(motion)
-        located = await live.localize_frame(
-            image,
-            options,
-            request_id,
-            at_least=track.track.matches,
-            lane=urgency.lane,
-            deadline=urgency.deadline,
-        )
-        after = await live.tracks.step(track.track, motion, located)
+        located = await localization.localize(image, options, request_id, urgency, at_least=track.track.matches)
+        after = await localization.tracks.step(track.track, motion, located)
     return TrackedAnswer(**dict(located.answer), track=after)
 
 

@@ -1,4 +1,4 @@
-"""The batcher with a model whose pace the tests hold in hand."""
+"""The batcher with a model whose throttle the tests hold in hand."""
 
 import asyncio
 import threading
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 import pytest
 
 from service.problems import RequestError
-from service.serving.admission import Lane, RefusedError
+from service.serving.admission import Lane, RejectedError, Urgency
 from service.serving.batcher import FinishedBatch, MicroBatcher
 
 
@@ -49,7 +49,7 @@ def batcher(model: Model) -> Iterator[MicroBatcher[int, int]]:
 
 
 async def ask(batcher: MicroBatcher[int, int], item: int, lane: Lane = "robot", seconds: float = 5.0) -> int:
-    async with batcher.admitted(lane, time.monotonic() + seconds) as ticket:
+    async with batcher.admitted(Urgency(lane, time.monotonic() + seconds)) as ticket:
         result, waited = await ticket.run(item)
         assert 0 <= waited < 10
         return result
@@ -82,7 +82,7 @@ def test_while_the_model_is_busy_the_next_batch_grows(batcher: MicroBatcher[int,
         first = asyncio.create_task(ask(batcher, 0))
         await until(lambda: model.batches == [[0]])
         others = [asyncio.create_task(ask(batcher, item, "bulk" if item < 3 else "robot")) for item in range(1, 7)]
-        await until(lambda: batcher.waiting.queued == 6)
+        await until(lambda: batcher.queue.queued == 6)
         model.gate.set()
         return await asyncio.gather(first, *others)
 
@@ -90,7 +90,7 @@ def test_while_the_model_is_busy_the_next_batch_grows(batcher: MicroBatcher[int,
     assert model.batches == [[0], [3, 4, 5, 6], [1, 2]]
     assert [batch.reason for batch in batcher.finished] == ["idle", "full", "busy"]  # type: ignore[attr-defined]
     assert len(model.threads) == 1
-    assert batcher.waiting.inside == 0
+    assert batcher.queue.admitted == 0
 
 
 def test_one_failing_batch_fails_alone(batcher: MicroBatcher[int, int], model: Model) -> None:
@@ -100,15 +100,15 @@ def test_one_failing_batch_fails_alone(batcher: MicroBatcher[int, int], model: M
         assert await ask(batcher, 5) == 10
 
     run(scenario())
-    assert batcher.waiting.inside == 0
+    assert batcher.queue.admitted == 0
 
 
 def test_a_full_house_refuses_and_recovers(batcher: MicroBatcher[int, int], model: Model) -> None:
     async def scenario() -> None:
         model.gate.clear()
         tasks = [asyncio.create_task(ask(batcher, item)) for item in range(8)]
-        await until(lambda: batcher.waiting.inside == 8 and len(model.batches) == 1)
-        with pytest.raises(RefusedError, match="8 photos are waiting"):
+        await until(lambda: batcher.queue.admitted == 8 and len(model.batches) == 1)
+        with pytest.raises(RejectedError, match="8 photos are waiting"):
             await ask(batcher, 99)
         model.gate.set()
         assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8, 10, 12, 14]
@@ -134,11 +134,11 @@ def test_whoever_has_an_answer_finds_its_batch_counted(model: Model) -> None:
 def test_a_photo_that_cannot_be_decoded_gives_its_place_back(batcher: MicroBatcher[int, int]) -> None:
     async def scenario() -> None:
         with pytest.raises(OSError, match="damaged"):
-            async with batcher.admitted("robot", time.monotonic() + 5):
+            async with batcher.admitted(Urgency("robot", time.monotonic() + 5)):
                 raise OSError("damaged")
 
     run(scenario())
-    assert batcher.waiting.inside == 0
+    assert batcher.queue.admitted == 0
 
 
 def test_whoever_left_is_not_run(batcher: MicroBatcher[int, int], model: Model) -> None:
@@ -147,7 +147,7 @@ def test_whoever_left_is_not_run(batcher: MicroBatcher[int, int], model: Model) 
         first = asyncio.create_task(ask(batcher, 1))
         await until(lambda: len(model.batches) == 1)
         leaving, staying = asyncio.create_task(ask(batcher, 2)), asyncio.create_task(ask(batcher, 3))
-        await until(lambda: batcher.waiting.queued == 2)
+        await until(lambda: batcher.queue.queued == 2)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
@@ -203,16 +203,16 @@ def test_stopping_answers_whoever_is_inside_and_lets_nobody_in(batcher: MicroBat
     async def scenario() -> None:
         model.gate.clear()
         running = [asyncio.create_task(ask(batcher, item)) for item in range(3)]
-        await until(lambda: len(model.batches) >= 1 and batcher.waiting.inside == 3)
+        await until(lambda: len(model.batches) >= 1 and batcher.queue.admitted == 3)
         decoding = asyncio.Event()
 
         async def slow() -> int:
-            async with batcher.admitted("robot", time.monotonic() + 5) as ticket:
+            async with batcher.admitted(Urgency("robot", time.monotonic() + 5)) as ticket:
                 await decoding.wait()
                 return (await ticket.run(50))[0]
 
         late = asyncio.create_task(slow())
-        await until(lambda: batcher.waiting.inside == 4)
+        await until(lambda: batcher.queue.admitted == 4)
         stopping = asyncio.create_task(asyncio.to_thread(batcher.stop, 5))
         await until(lambda: batcher._stopping)
         with pytest.raises(RequestError, match="shutting down"):
@@ -233,7 +233,7 @@ def test_with_a_delay_an_idle_model_waits_for_company(model: Model) -> None:
 
     async def scenario() -> list[int]:
         first = asyncio.create_task(ask(batcher, 1))
-        await until(lambda: batcher.waiting.queued == 1)
+        await until(lambda: batcher.queue.queued == 1)
         await asyncio.sleep(0.05)
         assert model.batches == []
         return [await ask(batcher, 2), await first]
@@ -247,7 +247,7 @@ def test_with_a_delay_an_idle_model_waits_for_company(model: Model) -> None:
 
 def test_a_batch_is_as_large_as_was_said_last(model: Model) -> None:
     batcher: MicroBatcher[int, int] = MicroBatcher(model, max_batch=4, limit=8, max_delay_s=5.0)
-    batcher.take_at_most(2)
+    batcher.limit_batch(2)
     batcher.start()
 
     async def scenario() -> None:

@@ -1,15 +1,15 @@
 import pytest
 
-from service.serving.admission import Stay
+from service.serving.admission import LatencyEstimator
 
 
 def test_nothing_is_promised_before_anything_was_seen() -> None:
-    stay = Stay()
+    stay = LatencyEstimator()
     assert (stay.predict(0), stay.predict(50), stay.shortest_s) == (0.0, 0.0, 0.0)
 
 
 def test_steady_stays_are_predicted_as_they_are_with_some_headroom() -> None:
-    stay = Stay()
+    stay = LatencyEstimator()
     for ahead in (0, 5, 2, 30, 11) * 60:
         stay.observe(ahead, 0.02 * (ahead + 1) + 0.01)
     assert stay.predict(30) == pytest.approx(1.3 * 0.63, rel=0.05)
@@ -17,7 +17,7 @@ def test_steady_stays_are_predicted_as_they_are_with_some_headroom() -> None:
 
 
 def test_uneven_stays_are_predicted_with_the_longest() -> None:
-    stay = Stay()
+    stay = LatencyEstimator()
     for turn in range(300):
         ahead = turn % 20
         stay.observe(ahead, 0.02 * (ahead + 1) + (0.3 if turn % 10 == 0 else 0.0))
@@ -28,14 +28,14 @@ def test_uneven_stays_are_predicted_with_the_longest() -> None:
 
 
 def test_a_single_odd_one_is_no_rule() -> None:
-    stay = Stay()
+    stay = LatencyEstimator()
     for turn in range(256):
         stay.observe(4, 2.0 if turn == 100 else 0.1)
     assert stay.predict(4) < 0.4
 
 
 def test_what_came_too_late_would_have_stayed_longer_and_is_forgotten_soon() -> None:
-    stay = Stay()
+    stay = LatencyEstimator()
     for _ in range(100):
         stay.observe(4, 0.1)
     calm = stay.predict(4)
@@ -48,7 +48,7 @@ def test_what_came_too_late_would_have_stayed_longer_and_is_forgotten_soon() -> 
 
 
 def test_a_longer_queue_than_was_seen_lately_is_not_trusted_to_go_on_as_quickly() -> None:
-    stay = Stay()
+    stay = LatencyEstimator()
     for ahead in (0, 5, 10) * 20:
         stay.observe(ahead, 0.02 * (ahead + 1))
     assert stay.predict(10) == pytest.approx(1.3 * 0.22, rel=0.01)

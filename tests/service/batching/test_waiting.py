@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.serving.admission import BatchDuration, Lane, RefusedError, Waiter, Waiting
+from service.serving.admission import AdmissionQueue, AdmittedPhoto, BatchDuration, Lane, RejectedError
 
 
 class Clock:
@@ -13,22 +13,22 @@ class Clock:
         return self.now
 
 
-def make(limit: int = 8, max_batch: int = 4) -> tuple[Waiting[str], Clock]:
+def make(limit: int = 8, max_batch: int = 4) -> tuple[AdmissionQueue[str], Clock]:
     """A model that takes 1 s a batch and 0.1 s an image."""
     clock = Clock()
     duration = BatchDuration()
     for count in (1, 2, 4):
         duration.observe(count, 1.0 + 0.1 * count)
-    return Waiting(limit, max_batch, duration, clock=clock), clock
+    return AdmissionQueue(limit, max_batch, duration, clock=clock), clock
 
 
-def let_in(waiting: Waiting[str], name: str, lane: Lane = "robot", deadline: float = 1e9) -> Waiter[str]:
+def let_in(waiting: AdmissionQueue[str], name: str, lane: Lane = "robot", deadline: float = 1e9) -> AdmittedPhoto[str]:
     waiter = waiting.admit(lane, deadline)
     waiting.enqueue(waiter, name)
     return waiter
 
 
-def names(waiters: list[Waiter[str]]) -> list[str | None]:
+def names(waiters: list[AdmittedPhoto[str]]) -> list[str | None]:
     return [waiter.item for waiter in waiters]
 
 
@@ -47,16 +47,16 @@ def test_everyone_inside_is_counted() -> None:
     let_in(waiting, "a")
     let_in(waiting, "b")
     waiting.take()
-    assert (waiting.inside, waiting.queued, waiting.depth("robot")) == (3, 0, 1)
+    assert (waiting.admitted, waiting.queued, waiting.depth("robot")) == (3, 0, 1)
     waiting.admit("robot", 1e9)
-    with pytest.raises(RefusedError, match="4 photos are waiting already") as caught:
+    with pytest.raises(RejectedError, match="4 photos are waiting already") as caught:
         waiting.admit("robot", 1e9)
     assert (caught.value.code, caught.value.reason) == ("queue_full", "queue")
     assert caught.value.retry_after_s is not None
-    waiting.abandon(decoding)
+    waiting.release(decoding)
     waiting.admit("robot", 1e9)
     waiting.finish(1.0)
-    assert waiting.inside == 2
+    assert waiting.admitted == 2
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_batch_under_way_is_waited_for() -> None:
 def test_what_would_come_too_late_is_refused_at_the_door() -> None:
     waiting, clock = make()
     waiting.admit("robot", clock.now + 0.1)
-    with pytest.raises(RefusedError, match=r"would take 1\.20 s, and the deadline is in 0\.50 s") as caught:
+    with pytest.raises(RejectedError, match=r"would take 1\.20 s, and the deadline is in 0\.50 s") as caught:
         waiting.admit("robot", clock.now + 0.5)
     assert caught.value.reason == "deadline"
     assert caught.value.retry_after_s == pytest.approx(0.7)
@@ -100,12 +100,12 @@ def test_those_who_left_or_are_too_late_are_dropped_before_they_cost_anything() 
     let_in(waiting, "late", deadline=clock.now + 2)
     gone = let_in(waiting, "gone")
     let_in(waiting, "here")
-    gone.gone = True
+    gone.abandoned = True
     clock.now += 3
     batch, dropped = waiting.take()
     assert names(batch) == ["here"]
     assert names(dropped) == ["late", "gone"]
-    assert waiting.inside == 1
+    assert waiting.admitted == 1
 
 
 def test_the_oldest_of_all_lanes() -> None:
@@ -121,7 +121,7 @@ def test_bulk_leaves_room_for_robots() -> None:
     waiting, _ = make(limit=4)
     for name in ("b1", "b2"):
         let_in(waiting, name, "bulk")
-    with pytest.raises(RefusedError, match="2 photos are waiting already"):
+    with pytest.raises(RejectedError, match="2 photos are waiting already"):
         waiting.admit("bulk", 1e9)
     for name in ("r1", "r2"):
         let_in(waiting, name)

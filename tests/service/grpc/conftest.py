@@ -13,7 +13,7 @@ import pytest
 
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
 from service.grpc.server import GrpcServer
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.running_server import RunningServer, running_server
@@ -28,16 +28,16 @@ def grpc_address(running: RunningServer) -> str:
 
 @dataclass(frozen=True)
 class Served:
-    """A live localizer in this process and where it answers."""
+    """A localization service in this process and where it answers."""
 
-    live: LiveLocalizer
+    localization: LocalizationService
     address: str
     server: GrpcServer
     loop: asyncio.AbstractEventLoop
 
 
 @contextlib.contextmanager
-def served(live: LiveLocalizer, *, load: bool = True, **kwargs: object) -> Iterator[Served]:
+def served(localization: LocalizationService, *, load: bool = True, **kwargs: object) -> Iterator[Served]:
     """Serve gRPC from a thread with an event loop of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="grpc-test", daemon=True)
@@ -47,19 +47,19 @@ def served(live: LiveLocalizer, *, load: bool = True, **kwargs: object) -> Itera
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout)  # type: ignore[arg-type]
 
     async def make() -> tuple[GrpcServer, int]:
-        server = GrpcServer(live, 0, **kwargs)  # type: ignore[arg-type]
+        server = GrpcServer(localization, 0, **kwargs)  # type: ignore[arg-type]
         return server, await server.start()
 
     if load:
-        live.start_loading()
-        live.wait_until_loaded(60)
-        assert live.readiness.state == "ready", live.readiness.reason
+        localization.start()
+        localization.live.wait_until_loaded(60)
+        assert localization.live.readiness.state == "ready", localization.live.readiness.reason
     server, port = run(make())  # type: ignore[misc]
     try:
-        yield Served(live, f"127.0.0.1:{port}", server, loop)
+        yield Served(localization, f"127.0.0.1:{port}", server, loop)
     finally:
         run(server.stop(5))
-        live.stop()
+        localization.stop()
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
@@ -92,5 +92,5 @@ def stub(channel: grpc.Channel) -> LocalizationServiceStub:
 def inside(published: PublishedPlaces, tmp_path: Path) -> Iterator[Served]:
     """A server in this process, whose batcher takes at most 8 photos."""
     settings = ServerSettings(indexes=published.indexes, threads=1, max_waiting=8, metrics="main")
-    with served(LiveLocalizer(settings)) as running:
+    with served(LocalizationService(settings)) as running:
         yield running

@@ -16,8 +16,8 @@ from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.jobs_pb2_grpc import JobServiceStub
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
 from service.jobs.service import JobService
-from service.serving.admission import RefusalPace
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.admission import RejectionThrottle
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.service.grpc.conftest import Served, served
@@ -34,7 +34,7 @@ def guarded(published: PublishedPlaces, tmp_path: Path) -> Iterator[tuple[Served
     key = make_key(tmp_path / "keys.toml", "robot", ("localize",))
     settings = ServerSettings(indexes=published.indexes, threads=1, api_keys=tmp_path / "keys.toml")
     jobs = JobService(Town(tmp_path).settings())
-    with served(LiveLocalizer(settings), jobs=jobs) as running:
+    with served(LocalizationService(settings), jobs=jobs) as running:
         yield running, key
 
 
@@ -86,7 +86,7 @@ def test_a_message_that_never_comes_is_given_up(published: PublishedPlaces) -> N
         time.sleep(5)
         yield b""
 
-    with served(LiveLocalizer(settings)) as running, grpc.insecure_channel(running.address) as channel:
+    with served(LocalizationService(settings)) as running, grpc.insecure_channel(running.address) as channel:
         method = channel.stream_unary("/sightfix.v1.LocalizationService/Localize")
         begun = time.monotonic()
         with pytest.raises(grpc.RpcError) as late:
@@ -114,7 +114,7 @@ def test_tls_and_client_certificates(published: PublishedPlaces, tmp_path: Path)
     ours = grpc.ssl_channel_credentials(
         root, client.private_key_pem.bytes(), b"".join(part.bytes() for part in client.cert_chain_pems)
     )
-    with served(LiveLocalizer(settings)) as running:
+    with served(LocalizationService(settings)) as running:
         with grpc.secure_channel(running.address, ours) as channel:
             answer = LocalizationServiceStub(channel).Localize(pb.LocalizeRequest(image=photo(published, 1))).answer
             assert answer.status == pb.FIX_STATUS_LOCATED
@@ -125,7 +125,7 @@ def test_tls_and_client_certificates(published: PublishedPlaces, tmp_path: Path)
 
 
 def test_calls_are_counted_by_method_and_code(inside: Served, published: PublishedPlaces) -> None:
-    metrics = inside.live.observer.metrics
+    metrics = inside.localization.observer.metrics
     assert metrics is not None
 
     def count(method: str, code: str) -> float:
@@ -151,7 +151,7 @@ def test_a_bug_is_internal_and_says_nothing(
     def broken(*_: object) -> None:
         raise RuntimeError("the secret")
 
-    monkeypatch.setattr("service.serving.live_localizer.do_works", broken)
+    monkeypatch.setattr("service.serving.localization.run_works", broken)
     with grpc.insecure_channel(inside.address) as channel:
         stub = LocalizationServiceStub(channel)
         with pytest.raises(grpc.RpcError) as failed:
@@ -167,8 +167,8 @@ def test_a_bug_is_internal_and_says_nothing(
 def test_refusals_that_come_too_fast_are_held_back(
     inside: Served, published: PublishedPlaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inside.live.batcher.waiting, "limit", 0)
-    monkeypatch.setattr(RefusalPace, "next_delay_s", lambda pace: 0.3)
+    monkeypatch.setattr(inside.localization._batcher.queue, "limit", 0)
+    monkeypatch.setattr(RejectionThrottle, "next_delay_s", lambda pace: 0.3)
     begun = time.monotonic()
     with grpc.insecure_channel(inside.address) as channel, pytest.raises(grpc.RpcError) as refused:
         LocalizationServiceStub(channel).Localize(pb.LocalizeRequest(image=photo(published, 1)))

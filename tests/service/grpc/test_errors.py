@@ -11,7 +11,7 @@ from retrieval.localize.answer import FieldProblem
 from service.grpc.calls import grpc_code, server_fault, status_of, status_of_problem
 from service.jobs.model import job_problem
 from service.problems import STATUS_OF_CODE, RequestError, problem_of
-from service.serving.admission import RefusedError
+from service.serving.admission import RejectedError
 
 CODE = grpc.StatusCode
 
@@ -60,7 +60,7 @@ def test_every_code_of_http_has_one_of_grpc(code: str) -> None:
 
 
 def test_what_http_rounds_up_to_seconds_is_exact() -> None:
-    retry = unpacked(status_of(RefusedError("8 photos are waiting already", 0.1204, reason="queue"), "r"), RetryInfo)
+    retry = unpacked(status_of(RejectedError("8 photos are waiting already", 0.1204, reason="queue"), "r"), RetryInfo)
     assert isinstance(retry, RetryInfo)
     assert retry.retry_delay.ToMilliseconds() == 121
 

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.service.grpc.conftest import served
@@ -35,8 +35,8 @@ def test_a_ready_server_serves(channel: grpc.Channel) -> None:
 
 
 def test_health_from_loading_to_stopping(published: PublishedPlaces) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, threads=1))
-    with served(live, load=False) as running, grpc.insecure_channel(running.address) as channel:
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, threads=1))
+    with served(localization, load=False) as running, grpc.insecure_channel(running.address) as channel:
         health, stub = HealthStub(channel), LocalizationServiceStub(channel)
         for service in ("", SERVICE):
             assert health.Check(HealthCheckRequest(service=service)).status == NOT_SERVING
@@ -58,14 +58,14 @@ def test_health_from_loading_to_stopping(published: PublishedPlaces) -> None:
 
         watching = threading.Thread(target=watch)
         watching.start()
-        live.start_loading()
-        live.wait_until_loaded(60)
+        localization.start()
+        localization.live.wait_until_loaded(60)
         for _ in range(100):
             if health.Check(HealthCheckRequest()).status == SERVING:
                 break
             threading.Event().wait(0.05)
         assert stub.Localize(pb.LocalizeRequest(image=photo(published, 1))).answer.status == pb.FIX_STATUS_LOCATED
-        live.drain()
+        localization.live.begin_shutdown()
         watching.join(10)
         assert seen == [NOT_SERVING, SERVING, NOT_SERVING]
         # Whoever comes while it drains is still answered.
@@ -73,11 +73,11 @@ def test_health_from_loading_to_stopping(published: PublishedPlaces) -> None:
 
 
 def test_a_server_that_cannot_load_never_serves(tmp_path: Path) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=tmp_path))
-    with served(live, load=False) as running, grpc.insecure_channel(running.address) as channel:
-        live.start_loading()
-        live.wait_until_loaded(60)
-        assert live.readiness.state == "failed"
+    localization = LocalizationService(ServerSettings(indexes=tmp_path))
+    with served(localization, load=False) as running, grpc.insecure_channel(running.address) as channel:
+        localization.start()
+        localization.live.wait_until_loaded(60)
+        assert localization.live.readiness.state == "failed"
         assert HealthStub(channel).Check(HealthCheckRequest()).status == NOT_SERVING
 
 

@@ -14,7 +14,7 @@ from retrieval.references import open_references
 from service.grpc.generated import jobs_pb2 as pb
 from service.grpc.generated.jobs_pb2_grpc import JobServiceStub
 from service.jobs.service import JobService
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.running_server import running_server
@@ -42,8 +42,8 @@ def jobs(town: Town) -> JobService:
 
 @pytest.fixture
 def stub(published: PublishedPlaces, jobs: JobService) -> Iterator[JobServiceStub]:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, threads=1))
-    with served(live, load=False, jobs=jobs) as running, grpc.insecure_channel(running.address) as channel:
+    localization = LocalizationService(ServerSettings(indexes=published.indexes, threads=1))
+    with served(localization, load=False, jobs=jobs) as running, grpc.insecure_channel(running.address) as channel:
         yield JobServiceStub(channel)
 
 

@@ -14,7 +14,7 @@ from retrieval.describer import Describer
 from retrieval.index.folder import activate_version, current_version
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.places import make_places
@@ -26,7 +26,7 @@ CODE = grpc.StatusCode
 
 
 @contextmanager
-def held(live: LiveLocalizer) -> Iterator[Callable[[], None]]:
+def held(localization: LocalizationService) -> Iterator[Callable[[], None]]:
     """The model stands still until the returned call, or the end of the block."""
     go = threading.Event()
     arrived = threading.Event()
@@ -35,7 +35,7 @@ def held(live: LiveLocalizer) -> Iterator[Callable[[], None]]:
         arrived.set()
         go.wait(30)
 
-    live.batcher.on_owner_thread(wait)
+    localization._batcher.on_owner_thread(wait)
     assert arrived.wait(10)
     try:
         yield go.set
@@ -120,16 +120,16 @@ def test_frames_before_wrong_settings_are_answered(stub: LocalizationServiceStub
 
 def test_no_more_frames_are_in_flight_than_allowed(inside: Served, published: PublishedPlaces) -> None:
     """The model stands still: of many frames four are inside, or two; all are answered when it goes on."""
-    waiting = inside.live.batcher.waiting
+    waiting = inside.localization._batcher.queue
     with grpc.insecure_channel(inside.address) as channel:
         stub = LocalizationServiceStub(channel)
         for rules, allowed in ((settings(), 4), (settings(max_in_flight=2), 2)):
-            with held(inside.live) as go:
+            with held(inside.localization) as go:
                 frames = [frame(n, photo(published, n % 12)) for n in range(30)]
                 responses = stub.LocalizeStream(iter([rules, *frames]))
-                until(lambda allowed=allowed: waiting.inside == allowed, "the frames never came in")
+                until(lambda allowed=allowed: waiting.admitted == allowed, "the frames never came in")
                 time.sleep(0.3)
-                assert waiting.inside == allowed
+                assert waiting.admitted == allowed
                 go()
                 got = list(responses)
             assert ids(got) == list(range(30))
@@ -159,15 +159,15 @@ def test_a_client_that_does_not_read_is_made_to_wait(inside: Served, published: 
 
 def test_the_latest_frame_wins(inside: Served, published: PublishedPlaces) -> None:
     sending = Sending(settings(drop_stale=True, request_id="s"))
-    waiting = inside.live.batcher.waiting
-    with grpc.insecure_channel(inside.address) as channel, held(inside.live) as go:
+    waiting = inside.localization._batcher.queue
+    with grpc.insecure_channel(inside.address) as channel, held(inside.localization) as go:
         responses = LocalizationServiceStub(channel).LocalizeStream(iter(sending))
         sending.frame(0, photo(published, 0))
-        until(lambda: waiting.inside == 1, "the first frame never came in")
+        until(lambda: waiting.admitted == 1, "the first frame never came in")
         for number in range(1, 9):
             sending.frame(number, photo(published, number))
         time.sleep(0.5)
-        assert waiting.inside == 1
+        assert waiting.admitted == 1
         go()
         first = [next(responses) for _ in range(9)]
         # Nothing is lost when there is no hurry.
@@ -184,7 +184,7 @@ def test_the_latest_frame_wins(inside: Served, published: PublishedPlaces) -> No
 
 def test_superseded_frames_do_not_pile_up(inside: Served, published: PublishedPlaces) -> None:
     sending = Sending(settings(drop_stale=True))
-    with grpc.insecure_channel(inside.address) as channel, held(inside.live) as go:
+    with grpc.insecure_channel(inside.address) as channel, held(inside.localization) as go:
         responses = LocalizationServiceStub(channel).LocalizeStream(iter(sending))
         padded = photo(published, 0) + b"\0" * 100_000
         for number in range(300):
@@ -201,14 +201,14 @@ def test_superseded_frames_do_not_pile_up(inside: Served, published: PublishedPl
 
 
 def test_a_client_that_leaves_takes_its_work_along(inside: Served, published: PublishedPlaces) -> None:
-    waiting = inside.live.batcher.waiting
-    metrics = inside.live.observer.metrics
+    waiting = inside.localization._batcher.queue
+    metrics = inside.localization.observer.metrics
     assert metrics is not None
 
     def dropped() -> float:
         return metrics.registry.get_sample_value("sightfix_dropped_total", {"reason": "client_left"}) or 0.0
 
-    with grpc.insecure_channel(inside.address) as channel, held(inside.live):
+    with grpc.insecure_channel(inside.address) as channel, held(inside.localization):
         stub = LocalizationServiceStub(channel)
         before = dropped()
         one = stub.Localize.future(pb.LocalizeRequest(image=photo(published, 1)))
@@ -219,24 +219,24 @@ def test_a_client_that_leaves_takes_its_work_along(inside: Served, published: Pu
         many.cancel()
         until(lambda: dropped() == before + 4, "the work was not dropped")
         sending.end()
-        assert all(waiter.gone for lane in waiting._lanes.values() for waiter in lane)
-    until(lambda: waiting.inside == 0, "what was dropped still counts")
+        assert all(waiter.abandoned for lane in waiting._lanes.values() for waiter in lane)
+    until(lambda: waiting.admitted == 0, "what was dropped still counts")
 
 
 def test_a_stream_is_over_with_its_deadline_and_a_frame_with_its_own(
     inside: Served, published: PublishedPlaces
 ) -> None:
-    waiting = inside.live.batcher.waiting
+    waiting = inside.localization._batcher.queue
     with grpc.insecure_channel(inside.address) as channel:
         stub = LocalizationServiceStub(channel)
-        with held(inside.live):
+        with held(inside.localization):
             sending = Sending(frame(1, photo(published, 1), deadline_ms=300))
             responses = stub.LocalizeStream(iter(sending))
             response = next(responses)
             assert code_of(response) in (CODE.DEADLINE_EXCEEDED, CODE.RESOURCE_EXHAUSTED)
             responses.cancel()
             sending.end()
-        with held(inside.live):
+        with held(inside.localization):
             begun = time.monotonic()
             sending = Sending(frame(1, photo(published, 1)))
             codes: list[grpc.StatusCode | None] = []
@@ -248,18 +248,18 @@ def test_a_stream_is_over_with_its_deadline_and_a_frame_with_its_own(
             assert set(codes) <= {CODE.DEADLINE_EXCEEDED, CODE.RESOURCE_EXHAUSTED}
             assert late.value.code() == CODE.DEADLINE_EXCEEDED
             assert time.monotonic() - begun < 5
-    until(lambda: waiting.inside == 0, "what was too late still counts")
+    until(lambda: waiting.admitted == 0, "what was too late still counts")
 
 
 def test_a_full_queue_refuses_frames_and_the_stream_goes_on(inside: Served, published: PublishedPlaces) -> None:
     """Eight photos may be inside; two streams with four frames fill it, a third one hears of it frame by frame."""
-    waiting = inside.live.batcher.waiting
+    waiting = inside.localization._batcher.queue
     with grpc.insecure_channel(inside.address) as channel:
         stub = LocalizationServiceStub(channel)
-        with held(inside.live) as go:
+        with held(inside.localization) as go:
             full = [Sending(*(frame(n, photo(published, n)) for n in range(4))) for _ in range(2)]
             streams = [stub.LocalizeStream(iter(sending)) for sending in full]
-            until(lambda: waiting.inside == 8, "the queue never filled")
+            until(lambda: waiting.admitted == 8, "the queue never filled")
             sending = Sending(frame(1, photo(published, 1)))
             third = stub.LocalizeStream(iter(sending))
             refused = next(third)
@@ -284,16 +284,15 @@ def test_every_answer_of_a_stream_names_one_whole_version(tmp_path: Path, descri
         build_index(make_places(tmp_path, count), describer, tmp_path / "indexes", "places")
         versions[current_version(tmp_path / "indexes" / "places")] = count
     image = (tmp_path / "photos" / "0002.jpg").read_bytes()
-    live = LiveLocalizer(ServerSettings(indexes=tmp_path / "indexes", watch_interval_s=3600, threads=1))
-    with served(live) as running, grpc.insecure_channel(running.address) as channel:
+    localization = LocalizationService(ServerSettings(indexes=tmp_path / "indexes", watch_interval_s=3600, threads=1))
+    with served(localization) as running, grpc.insecure_channel(running.address) as channel:
         names = list(versions)
         swapping = threading.Event()
 
         def swap() -> None:
             for turn in range(6):
                 activate_version(tmp_path / "indexes" / "places", names[turn % 3])
-                assert live.watch is not None
-                live.watch.look()
+                localization.live.look_for_new_version()
             swapping.set()
 
         def frames() -> Iterator[pb.LocalizeStreamRequest]:

@@ -15,7 +15,7 @@ from retrieval.geo import haversine_m
 from retrieval.index.folder import activate_version, current_version
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
-from service.serving.live_localizer import LiveLocalizer
+from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.places import make_places
@@ -49,8 +49,8 @@ def reason_of(status: object) -> str:
 
 def test_a_drive_through_the_toy_town_is_followed(drive: ToyDrive) -> None:
     """Within 25 m by the track after most frames, by the frames alone after few; odometry makes it better still."""
-    live = LiveLocalizer(ServerSettings(indexes=drive.indexes, threads=1, metrics="off"))
-    with served(live) as running, grpc.insecure_channel(running.address) as channel:
+    localization = LocalizationService(ServerSettings(indexes=drive.indexes, threads=1, metrics="off"))
+    with served(localization) as running, grpc.insecure_channel(running.address) as channel:
         stub = LocalizationServiceStub(channel)
         errors: dict[str, list[float]] = {}
         for name in ("track", "odometry"):
@@ -95,11 +95,11 @@ def test_without_asking_there_is_no_track(inside: Served, published: PublishedPl
         responses = list(LocalizationServiceStub(channel).LocalizeStream(iter([settings(), *frames])))
     assert [code_of(response) for response in responses] == [None, None]
     assert not any(response.HasField("track") for response in responses)
-    assert inside.live.tracks.count == 0
-    metrics = inside.live.observer.metrics
+    assert inside.localization.tracks.count == 0
+    metrics = inside.localization.observer.metrics
     assert metrics is not None
     assert metrics.registry.get_sample_value("sightfix_track_step_duration_seconds_count") == 0
-    assert not inside.live.tracks._thread._threads
+    assert not inside.localization.tracks._thread._threads
 
 
 def test_frames_that_fail_let_time_pass(inside: Served, published: PublishedPlaces) -> None:
@@ -120,18 +120,18 @@ def test_frames_that_fail_let_time_pass(inside: Served, published: PublishedPlac
 
 
 def test_superseded_frames_let_time_pass(inside: Served, published: PublishedPlaces) -> None:
-    waiting = inside.live.batcher.waiting
+    waiting = inside.localization._batcher.queue
     sending = Sending(settings(drop_stale=True, track=pb.TrackSettings(**FAST)))
-    with grpc.insecure_channel(inside.address) as channel, held(inside.live) as go:
+    with grpc.insecure_channel(inside.address) as channel, held(inside.localization) as go:
         responses = LocalizationServiceStub(channel).LocalizeStream(iter(sending))
         sending.frame(0, photo(published, 0), captured_at_s=0.0)
-        until(lambda: waiting.inside == 1, "the first frame never came in")
+        until(lambda: waiting.admitted == 1, "the first frame never came in")
         for number in range(1, 5):
             sending.frame(number, photo(published, number), captured_at_s=float(number))
         until(lambda: sending.sent == 6, "the frames were not sent")
         sending.end()
         # All are read before the model goes on.
-        until(lambda: inside.live.tracks.count == 1, "there is no track")
+        until(lambda: inside.localization.tracks.count == 1, "there is no track")
         threading.Event().wait(0.5)
         go()
         got = list(responses)
@@ -224,15 +224,17 @@ def test_settings_that_make_no_sense_open_no_track(inside: Served, values: dict[
         list(LocalizationServiceStub(channel).LocalizeStream(iter([tracked(**values)])))
     assert refused.value.code() == CODE.INVALID_ARGUMENT
     assert refused.value.details().startswith(words)
-    assert inside.live.tracks.count == 0
+    assert inside.localization.tracks.count == 0
 
 
 def test_only_so_many_tracks_are_open_and_a_stream_that_goes_frees_its_own(
     published: PublishedPlaces, tmp_path: Path
 ) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, threads=1, max_tracks=2, metrics="main"))
-    gauge = live.observer.metrics.registry  # type: ignore[union-attr]
-    with served(live) as running, grpc.insecure_channel(running.address) as channel:
+    localization = LocalizationService(
+        ServerSettings(indexes=published.indexes, threads=1, max_tracks=2, metrics="main")
+    )
+    gauge = localization.observer.metrics.registry  # type: ignore[union-attr]
+    with served(localization) as running, grpc.insecure_channel(running.address) as channel:
         stub = LocalizationServiceStub(channel)
         assert stub.GetServerInfo(pb.GetServerInfoRequest()).limits.max_tracks == 2
         sending = [Sending(tracked(), frame(0, photo(published, 0), captured_at_s=0.0)) for _ in range(2)]
@@ -250,10 +252,10 @@ def test_only_so_many_tracks_are_open_and_a_stream_that_goes_frees_its_own(
         # Who wants no track is not held up.
         assert code_of(next(stub.LocalizeStream(iter([frame(1, photo(published, 1))])))) is None
         calls[0].cancel()
-        until(lambda: live.tracks.count == 1, "a cancelled stream keeps its track")
+        until(lambda: localization.tracks.count == 1, "a cancelled stream keeps its track")
         sending[1].end()
         assert list(calls[1]) == []
-        until(lambda: live.tracks.count == 0, "a stream that ended keeps its track")
+        until(lambda: localization.tracks.count == 0, "a stream that ended keeps its track")
         again = stub.LocalizeStream(iter([tracked(), frame(0, photo(published, 0), captured_at_s=0.0)]))
         assert next(again).track.frames == 1
         sending[0].end()
@@ -261,8 +263,10 @@ def test_only_so_many_tracks_are_open_and_a_stream_that_goes_frees_its_own(
 
 
 def test_a_server_without_tracks_says_so(published: PublishedPlaces) -> None:
-    live = LiveLocalizer(ServerSettings(indexes=published.indexes, threads=1, max_tracks=0, metrics="off"))
-    with served(live) as running, grpc.insecure_channel(running.address) as channel:
+    localization = LocalizationService(
+        ServerSettings(indexes=published.indexes, threads=1, max_tracks=0, metrics="off")
+    )
+    with served(localization) as running, grpc.insecure_channel(running.address) as channel:
         with pytest.raises(grpc.RpcError) as refused:
             list(LocalizationServiceStub(channel).LocalizeStream(iter([tracked()])))
         assert refused.value.code() == CODE.PERMISSION_DENIED
@@ -277,8 +281,10 @@ def test_a_track_lives_on_when_the_index_is_swapped(tmp_path: Path, describer: D
     second = current_version(folder)
     activate_version(folder, first)
     image = (tmp_path / "photos" / "0002.jpg").read_bytes()
-    live = LiveLocalizer(ServerSettings(indexes=tmp_path / "indexes", watch_interval_s=3600, threads=1, metrics="off"))
-    with served(live) as running, grpc.insecure_channel(running.address) as channel:
+    localization = LocalizationService(
+        ServerSettings(indexes=tmp_path / "indexes", watch_interval_s=3600, threads=1, metrics="off")
+    )
+    with served(localization) as running, grpc.insecure_channel(running.address) as channel:
         sending = Sending(tracked())
         responses = LocalizationServiceStub(channel).LocalizeStream(iter(sending))
 
@@ -289,9 +295,8 @@ def test_a_track_lives_on_when_the_index_is_swapped(tmp_path: Path, describer: D
         before = [send(number, image) for number in range(3)][-1]
         assert (before.index_version, before.HasField("carried_from")) == (first, False)
         activate_version(folder, second)
-        assert live.watch is not None
-        live.watch.look()
-        assert live.require().place_index.version == second
+        localization.live.look_for_new_version()
+        assert localization.live.require().place_index.version == second
         # Not even a frame with matches is needed.
         after = send(3, b"no photo")
         assert (after.index_version, after.carried_from, after.matched) == (second, first, False)
@@ -301,7 +306,7 @@ def test_a_track_lives_on_when_the_index_is_swapped(tmp_path: Path, describer: D
         assert (later.index_version, later.HasField("carried_from"), later.frames) == (second, False, 5)
         assert later.fix.confidence > after.fix.confidence
         # The map of the version before is gone.
-        assert [index.version for index in live.tracks.maps.known()] == [second]
+        assert [index.version for index in localization.tracks.maps._maps] == [second]
         sending.end()
 
 
@@ -312,16 +317,17 @@ def test_frames_in_flight_over_a_swap_keep_their_order(tmp_path: Path, describer
     build_index(make_places(tmp_path, 7), describer, tmp_path / "indexes", "places")
     names.append(current_version(folder))
     image = (tmp_path / "photos" / "0002.jpg").read_bytes()
-    live = LiveLocalizer(ServerSettings(indexes=tmp_path / "indexes", watch_interval_s=3600, threads=1, metrics="off"))
-    with served(live) as running, grpc.insecure_channel(running.address) as channel:
+    localization = LocalizationService(
+        ServerSettings(indexes=tmp_path / "indexes", watch_interval_s=3600, threads=1, metrics="off")
+    )
+    with served(localization) as running, grpc.insecure_channel(running.address) as channel:
         swapped = threading.Event()
         got: list[pb.LocalizeStreamResponse] = []
 
         def swap() -> None:
             for turn in range(4):
                 activate_version(folder, names[turn % 2])
-                assert live.watch is not None
-                live.watch.look()
+                localization.live.look_for_new_version()
                 # More than can be in flight: some of them see this version.
                 enough = len(got) + 8
                 until(lambda enough=enough: len(got) >= enough, "the stream stands still", 30)

@@ -11,7 +11,7 @@ from service.jobs.model import JobFailure
 from service.jobs.service import JobService
 from service.jobs.work_queue import WorkQueue
 from service.problems import install_problem_handlers
-from service.serving.admission import RefusalPace
+from service.serving.admission import RejectionThrottle
 from tests.service.jobs.town import Town
 
 FULL = {"kind": "full", "index": "town", "source": "csv:town/refs.csv"}
@@ -31,7 +31,7 @@ def http(jobs: JobService) -> TestClient:
 
 def client_of(jobs: JobService) -> TestClient:
     app = FastAPI()
-    install_problem_handlers(app, RefusalPace().hold)
+    install_problem_handlers(app, RejectionThrottle().hold)
     add_job_routes(app, jobs)
     return TestClient(app, raise_server_exceptions=False)
 

@@ -88,7 +88,7 @@ def guest(visit: Visiting, guarded: Guarded) -> Visit:
 def test_the_key_is_asked_for_and_the_photo_waits_for_it(guest: Visit, guarded: Guarded, town: DemoTown) -> None:
     guest.open("waiting")
     page = guest.page
-    assert "wants an API key" in page.inner_text("#banner")
+    assert "requires an API key" in page.inner_text("#banner")
     sent: list[str] = []
     page.on("request", lambda request: sent.append(request.method) if "/localize" in request.url else None)
     guest.choose(town.queries[0].path)

@@ -1,10 +1,6 @@
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-from retrieval.images import ImageLimits
-from service.serving.loading import LocalizerParts
+from service.serving.loading import batch_limit
 from service.settings import ServerSettings
 
 
@@ -21,6 +17,4 @@ from service.settings import ServerSettings
 )
 def test_a_gpu_takes_larger_batches_unless_the_settings_say(provider: str, wanted: int | None, batch: int) -> None:
     settings = ServerSettings(max_batch=wanted)
-    store: Any = None
-    describer: Any = SimpleNamespace(provider=provider)
-    assert LocalizerParts(settings, store, ImageLimits()).max_batch(describer) == batch
+    assert batch_limit(settings, provider) == batch
