@@ -55,7 +55,7 @@ ROWS: Final[dict[str, list[Panel]]] = {
         Panel("Ready", "none", {"{{instance}}": _now("sightfix_ready")}, "stat", 4, 5, options={"good": 1}),
         Panel("Canary", "none", {"{{instance}}": _now("sightfix_canary_ok")}, "stat", 4, 5, options={"good": 1}),
         Panel(
-            "Since the canary sang",
+            "Since the last health probe",
             "s",
             {"{{instance}}": f"time() - {_now('sightfix_canary_timestamp_seconds')}"},
             "stat",

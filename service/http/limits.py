@@ -90,7 +90,7 @@ class BodyLimit:
         return RequestError(
             f"requests with more than {self._max_held_bytes:.0f} bytes in all are being read and answered",
             code="queue_full",
-            remedy="Try again in a moment, or send smaller photos: the model sees a small version of them anyway",
+            remedy="Try again in a moment, or send smaller photos: the model looks at a small version of them anyway",
         )
 
     def _too_slow(self) -> RequestError:
@@ -104,7 +104,7 @@ class BodyLimit:
         return RequestError(
             f"the request body has more than {self._max_bytes} bytes",
             code="body_too_large",
-            remedy="Send a smaller photo: the model sees a small version of it anyway",
+            remedy="Send a smaller photo: the model looks at a small version of it anyway",
         )
 
 

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.settings import MapTiles
 
-FOLDER: Final = Path(__file__).with_name("web")
+FOLDER: Final = Path(__file__).parents[1] / "web"
 
 _PAGE: Final = "index.html"
 

@@ -1,7 +1,6 @@
-"""Every metric of the server: its name, its labels, what their values may be, and its buckets.
+"""Every metric of the server: its name, its labels and their values, and its buckets.
 
-Base units, as Prometheus wants them. No label ever holds what a client chose: a metric has as many series as this file
-says, however the server is asked.
+Base units, as Prometheus recommends. No label ever holds what a client chose, so the number of series is bounded.
 """
 
 from dataclasses import dataclass
@@ -82,10 +81,10 @@ STAGE_SECONDS = Definition(
 QUEUE_DEPTH = Definition(
     "sightfix_queue_depth",
     "gauge",
-    "Photos that were let in and wait, decoded or not; those in the model are not counted",
+    "Photos that were admitted and wait, decoded or not; those in the model are not counted",
     (("lane", "robot or bulk"),),
 )
-QUEUE_LIMIT = Definition("sightfix_queue_limit", "gauge", "Photos that may be inside at once (SIGHTFIX_MAX_WAITING)")
+QUEUE_LIMIT = Definition("sightfix_queue_limit", "gauge", "Photos that may be admitted at once (SIGHTFIX_MAX_WAITING)")
 BATCH_SIZE = Definition(
     "sightfix_batch_size",
     "histogram",
@@ -116,13 +115,13 @@ FLUSHES = Definition(
 REFUSED = Definition(
     "sightfix_refused_total",
     "counter",
-    "Photos refused at the door with 429 or 503",
+    "Photos that were not admitted, answered with 429 or 503",
     (("reason", "queue: too many wait; deadline: the answer would be too late; not_ready; draining"),),
 )
 DROPPED = Definition(
     "sightfix_dropped_total",
     "counter",
-    "Photos that were let in and not answered",
+    "Photos that were admitted and not answered",
     (("reason", "deadline: it passed; client_left"),),
 )
 DECODE_FAILURES = Definition(
@@ -150,7 +149,7 @@ RADIUS = Definition(
 FIXES = Definition(
     "sightfix_fixes_total",
     "counter",
-    "Answers, by what they say",
+    "Answers, by their status",
     (("status", "LOCATED, AMBIGUOUS or NO_MATCH"),),
 )
 TRACKS = Definition("sightfix_tracks_open", "gauge", "Tracks that are open, of gRPC streams and over HTTP")
@@ -160,12 +159,12 @@ TRACK_SECONDS = Definition(
     "What a track took for one frame, beside localizing it",
     (),
     (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5),
-    "a step takes about 1 ms, one of a track that never knows where it is 5 to 50",
+    "a step takes about 1 ms, one of a lost track 5 to 50",
 )
 MODEL = Definition(
     "sightfix_model_info",
     "gauge",
-    "Always 1: the model that describes",
+    "Always 1: the model that describes photos",
     tuple((name, "as in GET /info") for name in ("name", "fingerprint", "precision", "provider", "runtime", "device")),
 )
 INDEX = Definition(
@@ -192,17 +191,19 @@ SWAP_SECONDS = Definition(
 JOBS = Definition(
     "sightfix_jobs",
     "gauge",
-    "Re-indexing jobs that the server knows of; only where it accepts jobs",
+    "Re-indexing jobs of the server; only where it accepts jobs",
     (
         ("kind", "full, append or remove"),
         ("state", "PENDING, RUNNING, PUBLISHING, SUCCEEDED, FAILED, CANCELLING or CANCELLED"),
     ),
 )
 CANARY_OK = Definition(
-    "sightfix_canary_ok", "gauge", "1 while model and index find what they should, and did so a short while ago"
+    "sightfix_canary_ok",
+    "gauge",
+    "1 while a health probe (model and index find a known reference) has succeeded lately",
 )
 CANARY_TIMESTAMP = Definition(
-    "sightfix_canary_timestamp_seconds", "gauge", "When the canary sang last, seconds since 1970"
+    "sightfix_canary_timestamp_seconds", "gauge", "When the health probe succeeded last, seconds since 1970"
 )
 READY = Definition("sightfix_ready", "gauge", "1 while /readyz says 200")
 BUILDING = Definition(

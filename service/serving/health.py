@@ -100,13 +100,13 @@ def run_probe(localizer: Localizer, probe: Probe) -> ProbeReport:
     index, describer = localizer.place_index, localizer.describer
     stored = index.descriptors(np.array([probe.row]))
     if probe.image is not None:
-        descriptor = describer.describe([probe.image])
+        descriptor = index.whitened(describer.describe([probe.image]))
     else:
         # Its descriptor cannot be compared with anything, but a model that hangs or is lost shows.
         preprocessing = describer.bundle.preprocessing
         describer.describe(np.zeros((1, preprocessing.height, preprocessing.width, 3), np.uint8))
         descriptor = stored
-    score = float(index.search(descriptor, 1).scores[0, 0])
+    score = float(index.search_whitened(descriptor, 1).scores[0, 0])
     own = float((descriptor[0] * stored[0]).sum())
     name = index.references([probe.row])[0].id
     # A copy of the photo may be found in its place: then the scores are equal.

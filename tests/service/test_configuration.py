@@ -74,7 +74,7 @@ def test_this_machine_needs_no_keys(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "robot.example.org"])
 def test_others_need_keys_or_a_word(host: str, tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match=f"anybody who can reach {host} could use this server.*--insecure"):
+    with pytest.raises(ParameterError, match=f"every client that can reach {host} could use this server.*--insecure"):
         ServerSettings(host=host).check_exposure()
     ServerSettings(host=host, insecure=True).check_exposure()
     ServerSettings(host=host, api_keys=tmp_path / "keys.toml").check_exposure()

@@ -130,10 +130,10 @@ def test_a_store_that_goes_away_is_a_503_that_says_so_and_comes_back(
 def test_check_config_opens_the_store(settings: ServerSettings) -> None:
     found = {one.what: one for one in check_settings(settings)}
     assert found["place index"].ok
-    assert found["place index"].said.endswith("6 references, milvus:FLAT")
+    assert found["place index"].detail.endswith("6 references, milvus:FLAT")
     away = settings.model_copy(update={"store": "milvus://127.0.0.1:9"})
     found = {one.what: one for one in check_settings(away)}
-    assert "cannot be reached" in found["place index"].said
+    assert "cannot be reached" in found["place index"].detail
 
 
 def test_jobs_are_told_of_the_store_and_refused_beside_a_file(settings: ServerSettings, tmp_path: Path) -> None:

@@ -107,13 +107,13 @@ def test_an_index_without_features_is_refused_at_the_start(published: PublishedP
     localization.stop()
     [finding] = [finding for finding in check_settings(wanted) if finding.what == "place index"]
     assert not finding.ok
-    assert "holds no local features" in finding.said
+    assert "holds no local features" in finding.detail
 
 
 def test_the_configuration_is_checked(folder: Path) -> None:
     [finding] = [finding for finding in check_settings(settings(folder)) if finding.what == "place index"]
-    assert finding.ok, finding.said
-    assert finding.said.endswith("6 references, exact, the best 4 matches re-ranked")
+    assert finding.ok, finding.detail
+    assert finding.detail.endswith("6 references, exact, the best 4 matches re-ranked")
 
 
 def test_a_version_without_features_is_not_swapped_in(tmp_path: Path, describer: Describer) -> None:

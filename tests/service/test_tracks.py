@@ -36,14 +36,14 @@ class ServedApp:
     """A client of a ready app; `client.live` is what it serves."""
 
     def __init__(self, localization: LocalizationService) -> None:
-        self.live = localization
+        self.localization = localization
         self._client = TestClient(create_app(localization), raise_server_exceptions=False)
 
     def __enter__(self) -> TestClient:
         self._client.__enter__()
-        self._client.live = self.live  # type: ignore[attr-defined]
-        self.live.wait_until_loaded(60)
-        assert self.live.readiness.state == "ready", self.live.readiness.reason
+        self._client.localization = self.live  # type: ignore[attr-defined]
+        self.localization.live.wait_until_loaded(60)
+        assert self.localization.live.readiness.state == "ready", self.localization.live.readiness.reason
         return self._client
 
     def __exit__(self, *reason: object) -> None:
@@ -214,7 +214,7 @@ def test_frames_of_one_track_wait_for_one_another_and_not_too_many(
 ) -> None:
     """The model stands still: four are inside, a fifth is refused; all are answered, in some order of one time."""
     track = opened(client)
-    localization: LocalizationService = client.live  # type: ignore[attr-defined]
+    localization: LocalizationService = client.localization  # type: ignore[attr-defined]
     go = threading.Event()
     localization._batcher.on_owner_thread(lambda: go.wait(30) and None)
     with ThreadPoolExecutor(5) as pool:

@@ -1,17 +1,17 @@
-// The answer in words: status, position, radius, and how far to trust it.
+// The answer as text: status, position, radius and confidence.
 
 import { announce, button, byId, el } from "./dom.js";
 import { coordinatesText, geoUri, metresText } from "./geo.js";
 
 /**
- * @typedef {import("./types.js").Answer} Answer
- * @typedef {import("./types.js").Options} Options
+ * @typedef {import("./api.js").Answer} Answer
+ * @typedef {import("./api.js").Options} Options
  */
 
 const NAMES = { LOCATED: "Located", AMBIGUOUS: "Ambiguous", NO_MATCH: "No match" };
 
 /**
- * What a status means, for people.
+ * A status as text.
  * @param {Answer} answer
  * @param {Options} options what was asked
  */
@@ -33,7 +33,7 @@ export function meaning(answer, options) {
  * Show an answer.
  * @param {Answer} answer
  * @param {Options} options what was asked
- * @param {number} tookMs as seen from here
+ * @param {number} tookMs measured in the page
  */
 export function showAnswer(answer, options, tookMs) {
   const badge = byId("answer-status");
@@ -51,32 +51,32 @@ export function showAnswer(answer, options, tookMs) {
   announce(spoken(answer));
 }
 
-/** Take the answer away. */
+/** Remove the answer. */
 export function clearAnswer() {
   byId("answer-status").hidden = true;
   byId("answer-body").replaceChildren(el("p", { class: "muted" }, "No answer yet."));
 }
 
 /**
- * @param {import("./types.js").Fix} fix
+ * @param {import("./api.js").Fix} fix
  * @param {number} count of the matches
  */
 function fixParts(fix, count) {
   const coordinates = el("span", { class: "coordinates" }, coordinatesText(fix));
   const copy = button("Copy", async () => {
-    // Browsers have no clipboard where neither https nor this machine is asked.
+    // Browsers give a clipboard to pages over https or from this machine only.
     const written = navigator.clipboard?.writeText(coordinatesText(fix)).then(() => true, () => false);
     const done = (await written) ?? false;
     if (!done) getSelection()?.selectAllChildren(coordinates);
     copy.textContent = done ? "Copied" : "Selected";
-    announce(done ? "Coordinates copied" : "Coordinates selected; the browser does not let this page copy them");
+    announce(done ? "Coordinates copied" : "Coordinates selected; the browser does not allow this page to copy them");
     setTimeout(() => (copy.textContent = "Copy"), 2000);
   }, "inline");
   copy.setAttribute("aria-label", "Copy the coordinates");
   const figures = [
     ["Radius, 68 %", `± ${metresText(fix.radius_m)}`],
     ["Confidence, 25 m", fix.confidence.toFixed(2)],
-    ["Matches for it", `${fix.support} of ${count}`],
+    ["Supporting matches", `${fix.support} of ${count}`],
   ];
   return [
     el(
@@ -90,11 +90,11 @@ function fixParts(fix, count) {
   ];
 }
 
-/** @param {import("./types.js").Fix} fix */
+/** @param {import("./api.js").Fix} fix */
 function trustPart({ calibrated }) {
   return calibrated
-    ? el("p", { class: "small" }, "The truth lies within the radius 68 % of the time, and within 25 m with the probability that confidence tells.")
-    : el("p", { class: "small warning" }, "Radius and confidence are not calibrated: they tell how the matches lie.");
+    ? el("p", { class: "small" }, "The truth lies within the radius 68 % of the time, and within 25 m with the probability given as confidence.")
+    : el("p", { class: "small warning" }, "Radius and confidence are not calibrated: they describe how the matches are spread.");
 }
 
 /**

@@ -1,14 +1,73 @@
-// What is asked of the server. Every address is below this page's own, so that it also works behind a path prefix.
+// Requests to the server, and the types of its answers, which docs/reference/http.md describes. Every address is below
+// this page's own, so that it also works behind a path prefix.
 
 import { keyHeaders } from "./key.js";
 
-/** @typedef {import("./types.js").Answer} Answer */
+/**
+ * @typedef {{lat_min: number, lat_max: number, lon_min: number, lon_max: number}} Bounds
+ *
+ * @typedef {object} Fix
+ * @property {number} lat
+ * @property {number} lon
+ * @property {number} radius_m
+ * @property {number} confidence
+ * @property {boolean} calibrated
+ * @property {string} method
+ * @property {number} support
+ *
+ * @typedef {object} Match
+ * @property {number} rank
+ * @property {string} reference_id
+ * @property {number} lat
+ * @property {number} lon
+ * @property {number} score cosine
+ * @property {number | null} heading
+ * @property {string | null} captured_at
+ * @property {string | null} session
+ * @property {string | null} thumbnail
+ *
+ * @typedef {{name: string, fingerprint: string, precision: string, provider: string, runtime: string, device: string}} Model
+ * @typedef {{name: string, version: string, size: number, type: string}} Index
+ *
+ * @typedef {object} Answer
+ * @property {string} request_id
+ * @property {"LOCATED" | "AMBIGUOUS" | "NO_MATCH"} status
+ * @property {Fix | null} fix
+ * @property {Match[]} matches
+ * @property {Model} model
+ * @property {Index} index
+ * @property {Record<string, number>} timings_ms
+ *
+ * @typedef {object} Info
+ * @property {string} sightfix_version
+ * @property {Model} model
+ * @property {string[]} passed_over
+ * @property {Index} index
+ * @property {Bounds} bounds
+ * @property {string | null} last_swap
+ * @property {Record<string, number>} limits
+ *
+ * @typedef {object} Job
+ * @property {string} id
+ * @property {string} kind
+ * @property {string} index
+ * @property {string} state
+ * @property {{done: number, total: number | null, failed: number, eta_s: number | null}} progress
+ * @property {string | null} waiting_for
+ * @property {string} created_at
+ * @property {{detail?: string, code?: string} | null} error
+ *
+ * @typedef {object} Options
+ * @property {number} top_k
+ * @property {number | null} min_score
+ * @property {{lat: number, lon: number, radius_m: number} | null} prior
+ */
 
-/** An error as the server tells it (RFC 9457), or as we found it. */
+/** An error: the server's problem details (RFC 9457), or a failure to reach it. */
 export class Problem extends Error {
   /**
    * @param {{title: string, detail: string, status?: number, code?: string, requestId?: string | null,
-   *          retryAfterS?: number | null, errors?: {pointer: string, message: string}[]}} told
+   *          retryAfterS?: number | null, errors?: {pointer: string, message: string}[]}} problem
    */
   constructor({ title, detail, status = 0, code = "", requestId = null, retryAfterS = null, errors = [] }) {
     super(`${title}: ${detail}`);
@@ -27,7 +86,7 @@ const unreachable = () =>
   });
 
 /**
- * A problem from an error answer, whoever gave it: a proxy may answer in our server's place.
+ * A problem from an error answer, which may also come from a proxy.
  * @param {number} status
  * @param {string} text
  * @param {(name: string) => string | null} header
@@ -57,7 +116,7 @@ function problemOf(status, text, header) {
 /**
  * GET some JSON.
  * @param {string} path
- * @param {{accept?: number[]}} [options] statuses whose body is wanted though they are errors
+ * @param {{accept?: number[]}} [options] error statuses whose body is returned
  * @returns {Promise<any>}
  * @throws {Problem}
  */
@@ -91,7 +150,7 @@ export function thumbnailAddress(thumbnail) {
 }
 
 /**
- * A thumbnail's bytes, for when the browser's own request could not show the key.
+ * A thumbnail's bytes, where the browser's own request could not send the key.
  * @param {string} address
  * @returns {Promise<Blob>}
  */
@@ -102,10 +161,10 @@ export async function getBlob(address) {
 }
 
 /**
- * Where was this photo taken?
+ * Localize a photo.
  * @param {Blob} photo
- * @param {string} mediaType what to declare; the server looks at the bytes
- * @param {import("./types.js").Options} options
+ * @param {string} mediaType to declare; the server checks the bytes
+ * @param {Options} options
  * @param {{signal: AbortSignal, onSent: (share: number) => void}} way `onSent` from 0 to 1
  * @returns {Promise<Answer>}
  * @throws {Problem | DOMException} AbortError when the signal fires
@@ -115,7 +174,7 @@ export function localize(photo, mediaType, options, { signal, onSent }) {
   if (options.min_score !== null) query.set("min_score", String(options.min_score));
   if (options.prior) query.set("geo_prior", [options.prior.lat, options.prior.lon, options.prior.radius_m].join(","));
   return new Promise((resolve, reject) => {
-    // Not fetch: it does not tell how much has been sent.
+    // Not fetch: it does not report how much has been sent.
     const request = new XMLHttpRequest();
     request.open("POST", addressOf(`localize?${query}`));
     request.setRequestHeader("Content-Type", mediaType);

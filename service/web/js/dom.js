@@ -1,4 +1,4 @@
-// The only way this page makes elements. Text is always text: nothing that a server or a file says becomes HTML.
+// All elements of this page are made here. Text stays text: nothing from a server or a file is parsed as HTML.
 
 /**
  * Make an element.
@@ -18,7 +18,7 @@ export function el(tag, attributes = {}, ...children) {
 }
 
 /**
- * A button that does something.
+ * Make a button.
  * @param {string} text
  * @param {() => void} onClick
  * @param {string} [className]
@@ -31,7 +31,7 @@ export function button(text, onClick, className = "") {
 }
 
 /**
- * An element of the page that is known to be there.
+ * An element of the page that exists.
  * @template {HTMLElement} [T=HTMLElement]
  * @param {string} id
  * @returns {T}
@@ -43,7 +43,7 @@ export function byId(id) {
 }
 
 /**
- * Say something to who cannot see it happen.
+ * Announce something to screen readers.
  * @param {string} text
  */
 export function announce(text) {
@@ -51,7 +51,7 @@ export function announce(text) {
 }
 
 /**
- * A sentence of the server's, which begins as its log's do.
+ * A message of the server as a sentence: its messages begin in lower case.
  * @param {string} text
  */
 export function capitalized(text) {

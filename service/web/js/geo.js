@@ -1,4 +1,4 @@
-// Positions on the sphere, and how they are written.
+// Positions on the sphere, and their text forms.
 
 /** Metres in a degree of latitude on the sphere of the server's haversine. */
 export const METRES_PER_DEGREE = (Math.PI / 180) * 6_371_008.8;
@@ -27,7 +27,7 @@ export function longitudeNear(lon, near) {
 }
 
 /**
- * A distance for people.
+ * A distance as text.
  * @param {number} metres
  */
 export function metresText(metres) {
@@ -37,7 +37,7 @@ export function metresText(metres) {
 }
 
 /**
- * Latitude and longitude as others read them; six digits are a decimetre.
+ * Latitude and longitude as text; six digits are a decimetre.
  * @param {Position} position
  */
 export function coordinatesText({ lat, lon }) {

@@ -1,4 +1,4 @@
-// The ground of the map: a plain grid of metres around the index's centre, which needs no tiles and no internet.
+// The background of the map: a grid of metres around the index's centre, which needs no tiles and no internet.
 
 import { METRES_PER_DEGREE } from "./geo.js";
 import { el } from "./dom.js";
@@ -16,7 +16,7 @@ export function niceStep(value) {
 }
 
 /**
- * How a line is called: metres, or kilometres where the step is as wide.
+ * The label of a line: metres, or kilometres where the step is as wide.
  * @param {number} metres
  * @param {number} step
  * @param {string} positive such as E
@@ -33,7 +33,7 @@ export const MetreGrid = L.Layer.extend({
   /** @this any */
   onAdd(map) {
     const pane = map.getPane("grid") ?? map.createPane("grid");
-    // Below tiles, which cover it where they come.
+    // Below tiles, which cover it where they load.
     pane.style.zIndex = "150";
     // Drawn half a view beyond the edges, so that a drag does not run out of lines.
     this._lines = L.layerGroup().addTo(map);

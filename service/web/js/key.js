@@ -1,4 +1,4 @@
-// The API key, where the server wants one: kept for this tab, sent to this server only.
+// The API key, where the server requires one: kept for this tab, sent to this server only.
 
 import { byId, capitalized } from "./dom.js";
 
@@ -11,7 +11,7 @@ try {
   // Storage may be forbidden; the key is then kept until the page is left.
 }
 
-/** Headers that show the key. @returns {Record<string, string>} */
+/** Headers that carry the key. @returns {Record<string, string>} */
 export function keyHeaders() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
@@ -22,7 +22,7 @@ export function hasKey() {
 }
 
 /**
- * Let the key be given, changed and forgotten.
+ * Let the user give, change and remove the key.
  * @param {() => void} onChange
  */
 export function startKey(onChange) {
@@ -45,14 +45,14 @@ export function startKey(onChange) {
   if (key) offerKey();
 }
 
-/** Show that keys matter on this server. */
+/** Show that this server uses keys. */
 export function offerKey() {
   byId("key-button").hidden = false;
 }
 
 /**
  * Open the dialog.
- * @param {string} [why] it is asked for again
+ * @param {string} [why] it is needed again
  */
 export function askForKey(why = "") {
   offerKey();

@@ -1,4 +1,4 @@
-// Puts the parts of the page together: a photo comes in, is sent, and its answer is shown everywhere.
+// Connects the parts of the page: a photo is chosen and sent, and its answer is shown in all of them.
 
 import { clearAnswer, showAnswer } from "./answer.js";
 import { getJson, localize, Problem } from "./api.js";
@@ -64,7 +64,7 @@ function take(file) {
   void ask();
 }
 
-/** Send the photo and show what comes back. A newer photo takes the place of one that is on its way. */
+/** Send the photo and show the answer. A newer photo replaces one that is being sent. */
 async function ask() {
   if (photo === null) return;
   const asked = options.read();
@@ -106,12 +106,12 @@ async function ask() {
   }
 }
 
-/** Said before a photo travels in vain. */
+/** A problem that is known before the photo is sent. */
 const keyWanted = () =>
-  new Problem({ title: "This server wants an API key", detail: "The photo was not sent yet.", status: 401, code: "unauthenticated" });
+  new Problem({ title: "This server requires an API key", detail: "The photo was not sent yet.", status: 401, code: "unauthenticated" });
 
 /**
- * On a phone the answer lies below the photo; where it is seen already, nothing moves.
+ * Scroll to a part that is not visible: on a phone the answer is below the photo.
  * @param {HTMLElement} part
  */
 function bringIntoView(part) {
@@ -122,7 +122,7 @@ function bringIntoView(part) {
 
 /** @param {Problem & any} problem */
 function failed(problem) {
-  // What is wrong with the photo stays wrong; what is wrong with the server, the way or the key may not.
+  // A problem of the photo is permanent; one of the server, the network or the key may not be.
   const worthRetrying = problem.status === 0 || problem.status === 429 || problem.status >= 500;
   const ours = problem.code === "too_large_here";
   showProblem(problem, (worthRetrying || problem.status === 401) && !ours ? () => void ask() : null);
@@ -131,7 +131,7 @@ function failed(problem) {
 }
 
 /**
- * Hold a photo back while the server says that it is not ready.
+ * Wait while the server is not ready.
  * @param {AbortSignal} signal
  */
 function untilReady(signal) {
@@ -144,7 +144,7 @@ function untilReady(signal) {
 }
 
 /**
- * @param {number | null} share 0 to 1, null where nobody can tell
+ * @param {number | null} share 0 to 1, null if unknown
  * @param {string} text
  */
 function showProgress(share, text) {
@@ -173,7 +173,7 @@ byId("cancel").addEventListener("click", () => running?.abort());
 byId("show-fix").addEventListener("click", () => map.fitFix());
 byId("show-matches").addEventListener("click", () => map.fitMatches());
 byId("show-index").addEventListener("click", () => map.fitIndex());
-// Without an answer the map stays a grid; what is wrong then, the server's state tells.
+// Without an answer the map stays a grid; the server's state shows the problem.
 const settings = await getJson("static/page.json").catch(() => ({ tiles: null, jobs: true }));
 if (settings.tiles) map.showTiles(settings.tiles);
 server.start(settings.jobs);

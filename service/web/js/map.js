@@ -1,4 +1,4 @@
-// The map: index, fix, matches and search circle on a metre grid, or on tiles where the server names some.
+// The map: index, fix, matches and search circle on a metre grid, or on tiles if the server has a source of them.
 
 import { el } from "./dom.js";
 import { distanceM, longitudeNear } from "./geo.js";
@@ -8,8 +8,8 @@ import { MatchMarkers } from "./markers.js";
 const L = globalThis.L;
 
 /**
- * @typedef {import("./types.js").Answer} Answer
- * @typedef {import("./types.js").Bounds} Bounds
+ * @typedef {import("./api.js").Answer} Answer
+ * @typedef {import("./api.js").Bounds} Bounds
  * @typedef {{lat: number, lon: number, radius_m: number}} Prior
  * @typedef {{url: string, attribution: string, max_zoom: number}} Tiles
  */
@@ -38,7 +38,7 @@ export class PlaceMap {
     this._bounds = null;
     /** @type {Answer | null} */
     this._answer = null;
-    /** What is to be seen, until somebody moves the map. @type {any} */
+    /** The area to show until the user moves the map. @type {any} */
     this._fitted = null;
     this._map.on("click", (/** @type {any} */ event) => {
       const { lat, lng } = event.latlng.wrap();
@@ -50,14 +50,14 @@ export class PlaceMap {
     new ResizeObserver(() => this._resized()).observe(container);
   }
 
-  /** The middle of what is seen. */
+  /** The centre of the view. */
   get centre() {
     const { lat, lng } = this._map.getCenter().wrap();
     return { lat, lon: lng };
   }
 
   /**
-   * Lay tiles over the grid. Where they do not come, the grid is still there.
+   * Lay tiles over the grid, which stays visible where they do not load.
    * @param {Tiles} tiles
    */
   showTiles(tiles) {
@@ -65,12 +65,12 @@ export class PlaceMap {
       maxZoom: 23,
       maxNativeZoom: tiles.max_zoom,
       attribution: el("span", {}, tiles.attribution).innerHTML,
-      // The page tells nobody where it is; who runs tiles may want to know which site asks.
+      // The page sends no referrer; a tile server may require one.
       referrerPolicy: "origin",
     });
     const container = this._map.getContainer();
     layer.on("tileload", () => container.classList.add("tiled"));
-    // Between whole levels browsers show seams.
+    // Between whole zoom levels browsers show seams.
     this._map.options.zoomSnap = 1;
     layer.addTo(this._map);
     L.control.attribution({ prefix: false }).addTo(this._map).addAttribution(layer.getAttribution());
@@ -101,7 +101,7 @@ export class PlaceMap {
       const icon = L.divIcon({ className: "fix-marker", html: el("span", { class: "fix-sign" }), iconSize: [44, 44] });
       const radius = { radius: answer.fix.radius_m, className: "fix-radius", interactive: false, weight: 2 };
       this._fixLayer.addLayer(L.circle(at, radius));
-      // Open in its middle, where the best match often stands.
+      // Open in its middle, where the best match often is.
       this._fixLayer.addLayer(L.marker(at, { icon, interactive: false, keyboard: false, zIndexOffset: 4e5 }));
     }
     this.fitFix();
@@ -116,7 +116,7 @@ export class PlaceMap {
   }
 
   /**
-   * Make one match stand out, or none.
+   * Highlight one match, or none.
    * @param {number | null} rank
    */
   point(rank) {
@@ -138,7 +138,7 @@ export class PlaceMap {
     }
     const { fix } = answer;
     const box = this._place(fix).toBounds(2 * fix.radius_m);
-    // One match far away must not make the rest a dot.
+    // One match far away must not shrink the rest to a dot.
     const near = Math.max(300, 4 * fix.radius_m);
     for (const match of answer.matches) if (distanceM(match, fix) <= near) box.extend(this._place(match));
     this._fit(box);
@@ -157,9 +157,9 @@ export class PlaceMap {
   /** @param {any} box */
   _fit(box) {
     this._fitted = box;
-    // Leaflet keeps the size it last saw, and the answer above the map has just changed its height.
+    // Leaflet caches the map's size, which the answer above it has just changed.
     this._map.invalidateSize({ animate: false, pan: false });
-    // A single place has no size: so near that ten metres can be told.
+    // A single position has no extent: zoom in so far that ten metres are visible.
     this._map.fitBounds(box, { padding: [34, 34], maxZoom: 20, animate: !this._still });
   }
 

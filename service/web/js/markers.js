@@ -1,14 +1,14 @@
-// The matches' signs on the map. Where several stand on one spot, the best is shown and tells how many lie under it.
+// The markers of the matches. Where several are on one spot, the best is shown with the number of those under it.
 
 import { el } from "./dom.js";
 
 const L = globalThis.L;
 
-/** Signs nearer than this cannot be told apart. */
+/** Markers nearer than this overlap. */
 const APART_PX = 24;
 
 /**
- * @typedef {import("./types.js").Match} Match
+ * @typedef {import("./api.js").Match} Match
  * @typedef {{match: Match, marker: any, sign: HTMLElement, view: HTMLElement, more: HTMLElement, under: number[]}} Shown
  */
 

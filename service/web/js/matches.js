@@ -1,4 +1,4 @@
-// The list of matches. Each is a button: it opens the photo, and its marker on the map stands out with it.
+// The list of matches. Each is a button that opens the photo and highlights its marker on the map.
 
 import { getBlob, thumbnailAddress } from "./api.js";
 import { byId, el } from "./dom.js";
@@ -6,8 +6,8 @@ import { coordinatesText, distanceM, metresText } from "./geo.js";
 import { hasKey } from "./key.js";
 
 /**
- * @typedef {import("./types.js").Answer} Answer
- * @typedef {import("./types.js").Match} Match
+ * @typedef {import("./api.js").Answer} Answer
+ * @typedef {import("./api.js").Match} Match
  */
 
 export class MatchList {
@@ -37,7 +37,7 @@ export class MatchList {
   }
 
   /**
-   * Make one stand out, or none.
+   * Highlight one match, or none.
    * @param {number | null} rank
    */
   point(rank) {
@@ -58,7 +58,7 @@ export class MatchList {
 
   /**
    * @param {Match} match
-   * @param {import("./types.js").Fix | null} fix
+   * @param {import("./api.js").Fix | null} fix
    */
   _item(match, fix) {
     const facts = [el("span", {}, "score ", el("b", {}, match.score.toFixed(3)))];
@@ -101,7 +101,7 @@ export class MatchList {
   _thumbnail(match) {
     const frame = el("span", { class: "thumbnail" });
     const address = thumbnailAddress(match.thumbnail);
-    // The words beside it say all there is to say.
+    // The text beside it is its description.
     const image = el("img", { alt: "", loading: "lazy", decoding: "async" });
     const missing = () => frame.replaceChildren(el("span", { class: "no-photo" }, "no photo"));
     if (address === null) missing();
@@ -138,7 +138,7 @@ export class MatchList {
 }
 
 /**
- * When a photo was taken, as its own clock said: many have no time zone, so none is converted.
+ * When a photo was taken, by its own clock: many have no time zone, so none is converted.
  * @param {string | null} text ISO 8601
  */
 export function timeText(text) {

@@ -1,8 +1,8 @@
-// The options: how many matches, from which score on, inside which circle.
+// The options: number of matches, minimum score, search circle.
 
 import { byId } from "./dom.js";
 
-/** @typedef {import("./types.js").Options} Options */
+/** @typedef {import("./api.js").Options} Options */
 
 export class OptionsForm {
   /** @param {{onChange: (prior: Options["prior"]) => void, onSubmit: () => void, centre: () => {lat: number, lon: number}}} handlers */
@@ -40,7 +40,7 @@ export class OptionsForm {
     this._changed();
   }
 
-  /** What is asked for, or null after showing what is wrong. @returns {Options | null} */
+  /** The options, or null after showing what is wrong. @returns {Options | null} */
   read() {
     if (!this._form.checkValidity()) {
       /** @type {HTMLDetailsElement} */ (byId("options-details")).open = true;
@@ -51,7 +51,7 @@ export class OptionsForm {
     return { top_k: this._field("top_k").valueAsNumber, min_score: score === "" ? null : Number(score), prior: this.prior };
   }
 
-  /** The circle, once it is complete. */
+  /** The circle, if it is complete. */
   get prior() {
     const [lat, lon, radius] = ["prior_lat", "prior_lon", "prior_radius_m"].map((name) => this._field(name));
     const complete = this.wantsClicks && [lat, lon, radius].every((field) => field.validity.valid && field.value !== "");
@@ -61,7 +61,7 @@ export class OptionsForm {
   _changed() {
     byId("prior-fields").hidden = !this.wantsClicks;
     byId("legend-prior").hidden = !this.wantsClicks;
-    // What is hidden must not be required.
+    // Hidden fields must not be required.
     for (const name of ["prior_lat", "prior_lon", "prior_radius_m"]) this._field(name).disabled = !this.wantsClicks;
     const parts = [];
     if (this._field("top_k").value !== "10") parts.push(`${this._field("top_k").value} matches`);

@@ -1,10 +1,10 @@
-// The photo: chosen, taken, dropped or pasted; shown; and made smaller only where the server would refuse it.
+// The photo: chosen, taken, dropped or pasted; shown; and made smaller only where it is over the server's limits.
 
 import { Problem } from "./api.js";
 import { byId } from "./dom.js";
 
 const MEDIA_TYPES = ["image/jpeg", "image/png", "image/webp", "image/heic", "image/heif"];
-// Far above what any model looks at, far below what any server refuses.
+// Far above what any model takes, far below any server's limits.
 const SHRUNK_SIDES = [4096, 2560, 1600, 1024];
 
 /**
@@ -15,7 +15,7 @@ const SHRUNK_SIDES = [4096, 2560, 1600, 1024];
  */
 
 /**
- * Bytes for people.
+ * A number of bytes as text.
  * @param {number} bytes
  */
 export function bytesText(bytes) {
@@ -24,7 +24,7 @@ export function bytesText(bytes) {
 }
 
 /**
- * A limit for people: never more than it is.
+ * A limit in bytes as text, rounded down.
  * @param {number} bytes
  */
 export function limitText(bytes) {
@@ -32,7 +32,7 @@ export function limitText(bytes) {
 }
 
 /**
- * Take photos however they come.
+ * Take photos that are chosen, taken, dropped or pasted.
  * @param {(file: File) => void} onPhoto
  */
 export function startPhotoSources(onPhoto) {
@@ -140,12 +140,12 @@ export async function uploadOf(file, limits) {
 /** @param {File} file */
 function declaredType(file) {
   if (MEDIA_TYPES.includes(file.type)) return file.type;
-  // Some systems do not know HEIC. Anything else: the server recognises formats by their bytes and says what it found.
+  // Some systems do not know HEIC. Anything else: the server recognises formats by their bytes.
   return /\.hei[cf]$/i.test(file.name) ? "image/heic" : "image/jpeg";
 }
 
 /**
- * How many pixels a photo has, or null where the browser cannot tell.
+ * How many pixels a photo has, or null where the browser cannot read it.
  * @param {File} file
  */
 async function pixelsOf(file) {

@@ -1,4 +1,4 @@
-// Errors: what went wrong, where to find it in the server's log, and when it is worth trying again.
+// Errors: what went wrong, the request's id in the server's log, and when to try again.
 
 import { button, byId, capitalized, el } from "./dom.js";
 import { askForKey } from "./key.js";
@@ -8,7 +8,7 @@ import { askForKey } from "./key.js";
 /** @type {ReturnType<typeof setInterval> | undefined} */
 let countdown;
 
-/** Take the error away. */
+/** Remove the error. */
 export function clearProblem() {
   clearInterval(countdown);
   byId("problem").hidden = true;
@@ -40,7 +40,7 @@ export function showProblem(problem, retry) {
 }
 
 /**
- * A button that waits as long as the server asks for.
+ * A button that is disabled for as long as the server asks for.
  * @param {Problem} problem
  * @param {() => void} retry
  */

@@ -1,4 +1,4 @@
-// What the server says of itself: ready or why not, which index, which jobs. Asked again while the page is seen.
+// The server's state: readiness, index and jobs. Polled while the page is visible.
 
 import { getJson, Problem } from "./api.js";
 import { byId, capitalized, el } from "./dom.js";
@@ -6,8 +6,8 @@ import { distanceM, metresText } from "./geo.js";
 import { hasKey, offerKey } from "./key.js";
 
 /**
- * @typedef {import("./types.js").Info} Info
- * @typedef {import("./types.js").Job} Job
+ * @typedef {import("./api.js").Info} Info
+ * @typedef {import("./api.js").Job} Job
  */
 
 const READY_EVERY_MS = 15_000;
@@ -23,10 +23,10 @@ export class ServerState {
     this.info = null;
     /** @type {boolean | null} whether it answered so; null before the first answer */
     this.ready = null;
-    /** Whether it answers only with an API key, and the one at hand is not one. */
+    /** Whether it requires an API key and has not accepted the current one. */
     this.wantsKey = false;
     this._hasJobs = false;
-    /** Whether they are shown to this key. */
+    /** Whether this key may list them. */
     this._jobs = true;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this._timer = undefined;
@@ -53,11 +53,11 @@ export class ServerState {
     } finally {
       this._asking = false;
     }
-    // A page that nobody looks at asks nothing; it asks at once when it is looked at again.
+    // A hidden page does not poll; it polls at once when it becomes visible.
     this._timer = setTimeout(() => document.hidden || void this.ask(), again);
   }
 
-  /** Ask anew, also for what was refused before: the key is another one. */
+  /** Ask again with another key, also for what was forbidden before. */
   forget() {
     this._jobs = true;
     void this.ask();
@@ -111,12 +111,12 @@ export class ServerState {
    */
   _failed(problem) {
     if (problem.status === 401 || problem.status === 403) {
-      // It can still be ready; who has a key finds out by asking.
+      // It can still be ready.
       this.wantsKey = problem.status === 401;
       offerKey();
-      showState("waiting", "wants an API key");
+      showState("waiting", "requires an API key");
       const wrong = problem.status === 403 || hasKey();
-      showBanner(`${wrong ? `${capitalized(problem.detail)} Press` : "This server wants an API key: press"} “API key” above.`);
+      showBanner(`${wrong ? `${capitalized(problem.detail)} Press` : "This server requires an API key: press"} “API key” above.`);
       return READY_EVERY_MS;
     }
     this.ready = false;
@@ -134,7 +134,7 @@ export class ServerState {
     try {
       jobs = (await getJson("jobs?page_size=5")).jobs ?? [];
     } catch (error) {
-      // Refused for good: none for this key.
+      // Forbidden for this key.
       if (error instanceof Problem && [401, 403, 404].includes(/** @type {any} */ (error).status)) this._jobs = false;
     }
     part.hidden = jobs.length === 0;
@@ -155,7 +155,7 @@ function showState(kind, text) {
 /** @param {string} text */
 function showBanner(text) {
   const banner = byId("banner");
-  // Said once, not every two seconds.
+  // Announced once, not every two seconds.
   if (banner.textContent !== text) banner.textContent = text;
   banner.hidden = false;
 }
@@ -178,7 +178,7 @@ function showServer({ index, model, bounds, last_swap, sightfix_version }) {
   warning.textContent = last_swap ? `The version published last is not served: ${last_swap}` : "";
 }
 
-/** @param {import("./types.js").Bounds} bounds */
+/** @param {import("./api.js").Bounds} bounds */
 function areaText({ lat_min, lat_max, lon_min, lon_max }) {
   const east = lon_max < lon_min ? lon_max + 360 : lon_max;
   const lat = (lat_min + lat_max) / 2;

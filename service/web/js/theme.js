@@ -1,4 +1,4 @@
-// Dark or light: the system's choice, until somebody presses the button.
+// Dark or light: the system's choice, until the user presses the button.
 
 /** @param {HTMLButtonElement} button */
 export function startTheme(button) {
@@ -11,7 +11,7 @@ export function startTheme(button) {
     try {
       localStorage.setItem("sightfix-theme", chosen);
     } catch {
-      // It holds for this page, then.
+      // The choice then lasts for this page only.
     }
     show();
   });

@@ -1,4 +1,4 @@
-// The colours that were chosen by hand, if they were. A classic script: it must run before the page is painted.
+// Applies the stored colour scheme. A classic script: it must run before the page is painted.
 try {
   const chosen = localStorage.getItem("sightfix-theme");
   if (chosen === "dark" || chosen === "light") document.documentElement.dataset.theme = chosen;

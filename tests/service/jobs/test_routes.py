@@ -31,7 +31,7 @@ def http(jobs: JobService) -> TestClient:
 
 def client_of(jobs: JobService) -> TestClient:
     app = FastAPI()
-    install_problem_handlers(app, RejectionThrottle().hold)
+    install_problem_handlers(app, RejectionThrottle().wait)
     add_job_routes(app, jobs)
     return TestClient(app, raise_server_exceptions=False)
 

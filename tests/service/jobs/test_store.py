@@ -309,7 +309,7 @@ def test_a_database_of_a_later_sightfix_is_refused(town: Town, store: JobStore) 
 
 
 def test_a_database_of_other_indexes_is_refused(town: Town, store: JobStore) -> None:
-    with pytest.raises(StorageError, match="these jobs are about the indexes in") as info:
+    with pytest.raises(StorageError, match="these jobs are for the indexes in") as info:
         JobStore(town.settings(indexes=town.folder / "others"))
     assert info.value.code == "jobs_of_other_indexes"
 
