@@ -33,7 +33,7 @@ def served(settings: ServerSettings) -> "ServedApp":
 
 
 class ServedApp:
-    """A client of a ready app; `client.live` is what it serves."""
+    """A client of a ready app; `client.localization` is what it serves."""
 
     def __init__(self, localization: LocalizationService) -> None:
         self.localization = localization
@@ -41,7 +41,7 @@ class ServedApp:
 
     def __enter__(self) -> TestClient:
         self._client.__enter__()
-        self._client.localization = self.live  # type: ignore[attr-defined]
+        self._client.localization = self.localization  # type: ignore[attr-defined]
         self.localization.live.wait_until_loaded(60)
         assert self.localization.live.readiness.state == "ready", self.localization.live.readiness.reason
         return self._client
@@ -70,7 +70,7 @@ def problem(answer: httpx.Response) -> tuple[int, str]:
 
 
 def count(client: TestClient) -> int:
-    return int(client.live.tracks.count)  # type: ignore[attr-defined]
+    return int(client.localization.tracks.count)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
