@@ -112,7 +112,7 @@ def test_the_newest_frame_wins(inside: Served, photos: list[bytes]) -> None:
     with FrameStream(inside.address, drop_stale=True) as stream:
         with held(inside.localization) as go:
             stream.send(photos[0])
-            until(lambda: waiting.inside == 1)
+            until(lambda: waiting.admitted == 1)
             for photo in photos[1:6]:
                 stream.send(photo)  # never waits: the server always reads
             outcomes = iter(stream)
@@ -139,7 +139,7 @@ def test_a_camera_that_is_too_fast_waits(inside: Served, photos: list[bytes]) ->
         with held(inside.localization) as go:
             camera = threading.Thread(target=film)
             camera.start()
-            until(lambda: inside.localization._batcher.queue.inside == 4)
+            until(lambda: inside.localization._batcher.queue.admitted == 4)
             time.sleep(0.5)
             assert sent < 24
             go()
@@ -162,13 +162,13 @@ def test_closing_while_the_camera_films(inside: Served, photos: list[bytes]) -> 
     camera = threading.Thread(target=film)
     with held(inside.localization):
         camera.start()
-        until(lambda: inside.localization._batcher.queue.inside == 4)
+        until(lambda: inside.localization._batcher.queue.admitted == 4)
         stream.close()
         assert list(stream) == []  # closing is no failure
         camera.join(LIMIT_S)
     assert not camera.is_alive()
     assert "the stream has ended" in str(refusals[0])
-    until(lambda: inside.localization._batcher.queue.inside == 0)
+    until(lambda: inside.localization._batcher.queue.admitted == 0)
 
 
 def test_a_finished_stream_takes_no_frame(inside: Served, photos: list[bytes]) -> None:
