@@ -30,7 +30,7 @@ from index_builder.index_design import (
     parameters_for,
     plan_indexes,
 )
-from index_builder.quality import HeldOut, hold_out, hold_out_twice, measure, tune
+from index_builder.quality import Queries, hold_out, hold_out_twice, measure_vectors, tune
 from retrieval.index.manifest import RecallReport
 from retrieval.index.vectors.candidates import INDEX_TYPES, ApproximateType, CandidateParameters, StoredVectors
 from retrieval.index.vectors.exact import STORAGES, ExactVectors
@@ -112,7 +112,7 @@ def exact_against_the_machine(rows: NDArray[np.float32], queries: NDArray[np.flo
         row("exact", storage, at_1, at_10, stored, queries, stored.bytes_per_row, 0.0)
 
 
-def recall_by_true_scores(stored: ExactVectors, true: ExactVectors, held_out: HeldOut) -> tuple[float, float]:
+def recall_by_true_scores(stored: ExactVectors, true: ExactVectors, held_out: Queries) -> tuple[float, float]:
     """Recall@1 and @10 of rows found in a coarser storage, judged by their fp32 scores."""
     first, all_ = 0, 0
     for place, query in enumerate(held_out.descriptors):
@@ -177,7 +177,7 @@ def build_and_measure(
     return Measured(tuned, report, seconds)
 
 
-def _asked(exact: ExactVectors, recall: float) -> tuple[HeldOut, float, HeldOut]:
+def _asked(exact: ExactVectors, recall: float) -> tuple[Queries, float, Queries]:
     held_out, others = hold_out_twice(exact)
     return held_out, recall, others
 
@@ -204,7 +204,7 @@ def print_auto(
     if taken not in measured:
         measured[taken] = build_and_measure(parameters.type, exact, recall, queries, exact_ms)
     report = measured[taken].recall
-    again_ms = measure(StoredVectors(exact), hold_out(exact, 16)).milliseconds
+    again_ms = measure_vectors(StoredVectors(exact), hold_out(exact, 16)).milliseconds
     print(
         f"auto's {taken} on all rows: recall@10 {report.at_10:.3f} (wanted {recall}), {report.milliseconds:.2f} ms; "
         f"exact fp16 {min(exact_ms, again_ms):.1f} ms: {min(exact_ms, again_ms) / report.milliseconds:.0f}× (target 5×)"
@@ -239,7 +239,7 @@ def main() -> None:
     exact = ExactVectors.from_descriptors([rows], arguments.dim, "fp16")
     del rows
     gc.collect()
-    exact_ms = measure(StoredVectors(exact), hold_out(exact, 64)).milliseconds
+    exact_ms = measure_vectors(StoredVectors(exact), hold_out(exact, 64)).milliseconds
     measured: dict[str, Measured] = {}
     for type_ in arguments.types:
         if type_ in arguments.leave_out:

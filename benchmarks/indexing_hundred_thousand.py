@@ -34,7 +34,7 @@ from PIL import Image
 from benchmarks.machine import describe_machine
 from index_builder.describing import DEFAULT_BATCH_SIZE
 from index_builder.parts import DEFAULT_PART_PHOTOS
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
 from retrieval.artefact import record_files
 from retrieval.bundle import INPUT_NAME, Bundle, BundleManifest, bundle_fingerprint, open_bundle
 from retrieval.describer import Describer, Descriptors
@@ -153,7 +153,7 @@ def child(table: Path, bundle: Path, indexes: Path, counter: Path) -> None:
     """One build in a process of its own; says what it took, as JSON."""
     started = time.perf_counter()
     describer = CountingDescriber(open_bundle(bundle), counter)
-    built = build_index(open_references(f"csv:{table}"), describer, indexes, NAME, BuildSettings(keep=1))
+    built = build_index(open_references(f"csv:{table}"), describer, indexes, NAME, UpdateSettings(keep=1))
     gate = built.update.gate
     told = Built(
         seconds=time.perf_counter() - started,

@@ -18,7 +18,7 @@ import onnxruntime
 
 from benchmarks.machine import describe_machine
 from index_builder.describing import DEFAULT_BATCH_SIZE
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
 from retrieval.bundle import INPUT_NAME, open_bundle
 from retrieval.describer import Describer
 from retrieval.geo import Position
@@ -90,7 +90,7 @@ def measure(name: str, source: Repeated) -> None:
         allowed = 1.0 / (decode_s / available_cores() + network_s)
         with tempfile.TemporaryDirectory() as indexes:
             started = time.perf_counter()
-            build_index(source, describer, Path(indexes), "benchmark", BuildSettings())
+            build_index(source, describer, Path(indexes), "benchmark", UpdateSettings())
             ours = len(source) / (time.perf_counter() - started)
         ratios.append(ours / allowed)
         lines.append((decode_s * 1e3, network_s * 1e3, allowed, ours))

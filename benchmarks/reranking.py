@@ -35,7 +35,7 @@ from retrieval.evaluation import (
 )
 from retrieval.evaluation.report import Estimate
 from retrieval.geo import haversine_m
-from retrieval.machine import in_order
+from retrieval.photo_reading import read_ahead
 from retrieval.reranking.local_features import (
     FeatureSettings,
     LocalFeatures,
@@ -60,7 +60,7 @@ def main() -> None:
     campus = describe_campus(Describer(open_bundle()), arguments.photos)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.arrow"
-        took = write_features(path, in_order(features_of, [reference.path for reference in campus.references]))
+        took = write_features(path, read_ahead(features_of, [reference.path for reference in campus.references]))
         stored = StoredFeatures(path, FeatureSettings(), len(campus.references))
         print(f"re-ranking the best {arguments.top}, bgu_campus, {RADIUS_M:.0f} m; {describe_machine()}\n")
         reranker = Reranker(stored, RerankSettings(top=arguments.top))
@@ -101,7 +101,7 @@ def ranking(
         asked = QueryFeatures(stored.settings, stored.features(int(queries[query])))
         return reranker.order(reranker.inliers(asked, database[rows[query]]), rows.shape[1])
 
-    orders = np.stack(list(in_order(order, range(len(queries)))))
+    orders = np.stack(list(read_ahead(order, range(len(queries)))))
     settings = reranker.settings
     before = BeforeReranking(rows, settings.top, settings.min_inliers)
     after = np.take_along_axis(rows, orders, axis=1)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from index_builder.quality import hold_out, tune
 from retrieval.errors import ParameterError
@@ -21,6 +20,7 @@ from retrieval.index.vectors.candidates import (
     code_parts_for,
 )
 from retrieval.index.vectors.exact import ExactVectors, Storage
+from retrieval.sampling import drawn
 
 # Four lists for each square root of a row: comparing a query with the lists costs about as much as looking into 25 of
 # them, and k-means still ends in minutes at 10 million rows.
@@ -272,18 +272,11 @@ def build_candidates(exact: ExactVectors, parameters: CandidateParameters) -> Ca
     Raises:
         ParameterError: parameters that do not fit the rows.
     """
-    sample = exact.descriptors(sample_of(exact.count, training_rows(parameters, exact.count)))
+    sample = exact.descriptors(drawn(exact.count, training_rows(parameters, exact.count)))
     candidates = Candidates.train(parameters, sample)
     for start in range(0, exact.count, _COPY_ROWS):
         candidates.add(exact.descriptors(np.arange(start, min(start + _COPY_ROWS, exact.count))))
     return candidates
-
-
-def sample_of(count: int, size: int) -> NDArray[np.int64]:
-    """(≤ size,) rows of `count`, drawn the same way every time, rising."""
-    if count <= size:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, size, replace=False))
 
 
 # ``--type auto``: try the types of index on a sample of the references, and take what fits best.
@@ -369,7 +362,7 @@ def _choose_by_trial(
 
 def _try(type_: ApproximateType, exact: ExactVectors, design: IndexDesign) -> Choice:
     """Build a type on a sample and tune it."""
-    sample = sample_of(exact.count, _TRIAL_ROWS)
+    sample = drawn(exact.count, _TRIAL_ROWS)
     some = exact.empty_alike()
     some.add(exact.descriptors(sample))
     candidates = build_candidates(some, parameters_for(type_, some.count, some.dim))
@@ -407,7 +400,7 @@ def _judged(choice: Choice, verdict: str) -> Choice:
 
 
 def _exact_ms(exact: ExactVectors) -> float:
-    queries = exact.descriptors(sample_of(exact.count, _TIMED))
+    queries = exact.descriptors(drawn(exact.count, _TIMED))
     times = []
     for query in queries:
         started = time.perf_counter()

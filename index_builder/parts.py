@@ -2,8 +2,7 @@
 
 A part is ``part-000007.npy``, (n, D) float32, and ``part-000007.json``, which says of which photos and with what model.
 The JSON is renamed last, so a part that has one is whole. Described again is only what has no part of the same
-fingerprint: after a kill, at most the part in hand. Whoever writes a part, this process or a machine of a cluster,
-writes the same.
+fingerprint: after a kill, at most the part in work. This process and the machines of a cluster write the same parts.
 """
 
 import contextlib
@@ -12,29 +11,28 @@ import io
 import json
 import os
 import shutil
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from index_builder.describing import DescribeSettings, KnownContent, PhotoBatch, SeenPhoto, describe_groups
+from index_builder.describing import DescribedBatch, DescribeSettings, StoredDescriptors, describe_photos
+from index_builder.update_observer import UpdateObserver
 from index_builder.update_plan import PathsBelow
-from index_builder.update_watch import LeftOut, UpdateWatch
 from retrieval.artefact import flush_to_disk, write_flushed
 from retrieval.describer import Describer, Descriptors
-from retrieval.errors import ImageError, ReferenceDataError
 from retrieval.index.place_index import PlaceIndex
-from retrieval.references.reference import Reference
+from retrieval.photo_reading import LeftOut, UnreadableTally
 
 DEFAULT_PART_PHOTOS: Final = 256
 
-_WORDS: Final = "part-*.json"
+_RECORDS: Final = "part-*.json"
 
 _VECTORS: Final = "part-*.npy"
 
@@ -125,9 +123,9 @@ def write_part(folder: Path, part: Part, descriptors: Descriptors, record: PartR
     Raises:
         OSError: the disk refuses.
     """
-    vectors, words = folder / f"{part.name}.npy", folder / f"{part.name}.json"
-    # The old record first, where there is one: it must never speak of new vectors.
-    words.unlink(missing_ok=True)
+    vectors, written = folder / f"{part.name}.npy", folder / f"{part.name}.json"
+    # The old record first, where there is one: it must never describe new vectors.
+    written.unlink(missing_ok=True)
     temporary = folder / f".{part.name}.tmp"
     if len(descriptors):
         # Through memory: numpy's own writing to a full disk raises an error without a number.
@@ -136,7 +134,7 @@ def write_part(folder: Path, part: Part, descriptors: Descriptors, record: PartR
         write_flushed(temporary, buffer.getvalue())
         temporary.replace(vectors)
     write_flushed(temporary, record.model_dump_json().encode())
-    temporary.replace(words)
+    temporary.replace(written)
     flush_to_disk(folder)
 
 
@@ -162,20 +160,20 @@ def read_part(folder: Path, part: Part, dim: int, base: str | None) -> PartRecor
 def drop_other_parts(folder: Path, parts: Sequence[Part]) -> None:
     """Remove what lies in the folder beside these parts: it fits nothing any more, and takes room."""
     kept = {part.name for part in parts}
-    for pattern in (_WORDS, _VECTORS):  # the record first: it must never speak of vectors that are gone
+    for pattern in (_RECORDS, _VECTORS):  # the record first: it must never describe vectors that are gone
         for path in folder.glob(pattern):
             if path.stem not in kept:
                 path.unlink()
 
 
 @contextlib.contextmanager
-def work_for_itself(folder: Path) -> Iterator[None]:
-    """A work folder that the same work finds again after a failure, and that is gone when the work is done.
+def resumable_work_folder(folder: Path) -> Iterator[Path]:
+    """A work folder that is found again after a failure, and removed when the work is done.
 
-    It is gone also where the work failed before anything was described, for there is nothing to go on from.
+    It is removed also where the work failed before anything was described, for there is nothing to go on from.
     """
     try:
-        yield
+        yield folder
     except BaseException:
         if next(folder.glob(_VECTORS), None) is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -197,7 +195,7 @@ class DescribedParts:
         rows: (n,) int64, the rows of the listing that have a descriptor, rising.
         base_rows: (n,) int64, the row of the base that each was taken over from, -1 where it was described.
         content_sha256: (n,) strings.
-        unreadable: how many rows have none.
+        unreadable: the photos of the other rows.
     """
 
     def __init__(
@@ -212,7 +210,7 @@ class DescribedParts:
         )
         self.base_rows = np.fromiter((row for record in records for row in record.base_rows), np.int64, sum(counts))
         self.content_sha256 = pa.chunked_array([record.content_sha256 for record in records], pa.string())
-        self.unreadable = sum(len(record.unreadable) for record in records)
+        self.unreadable = [photo for record in records for photo in record.unreadable]
         self._starts = np.cumsum([0, *counts])
         # Of each photo: how many before it in its part were described there.
         here = self.base_rows == _DESCRIBED_HERE
@@ -235,7 +233,7 @@ class DescribedParts:
         return out
 
     def discard(self) -> None:
-        """Remove them: they are not to be believed."""
+        """Remove them: they turned out to be wrong."""
         self._open.clear()
         drop_other_parts(self._folder, [])
 
@@ -255,13 +253,6 @@ def _load(folder: Path, part: Part, record: PartRecord, dim: int) -> NDArray[np.
     return loaded
 
 
-# Describe a listing part by part: what is there is kept, and an engine describes the rest.
-
-Engine = Literal["local", "ray"]
-
-ENGINES: Final[tuple[Engine, ...]] = ("local", "ray")
-
-
 @dataclass(frozen=True)
 class PartTask:
     """A part to describe, with all that another machine needs to know of it.
@@ -276,11 +267,11 @@ class PartTask:
 
 
 @dataclass(frozen=True)
-class PartNews:
-    """What an engine tells while it works.
+class PartProgress:
+    """What an engine reports while it works.
 
     Attributes:
-        done: photos that were looked at since the last news.
+        done: photos that were looked at since the last report.
         unreadable: those of them that have no descriptor.
         written: the part that is whole now, and its record.
     """
@@ -297,22 +288,25 @@ class PartSettings:
     Attributes:
         describe: each photo; more than `max_unreadable` stop the work.
         folder: where the parts lie; made if need be. An engine's machines all see it, as they see the photos.
-        root: of the source; photos that cannot be read are told by their path below it.
+        root: of the source; photos that cannot be read are reported by their path below it.
         part_photos: photos in a part, rounded up to whole batches.
-        known: content that needs no describing.
-        engine: who describes.
+        stored: descriptors that need not be computed again.
     """
 
     describe: DescribeSettings
     folder: Path
     root: Path
     part_photos: int = DEFAULT_PART_PHOTOS
-    known: KnownContent | None = field(default=None, repr=False)
-    engine: Engine = "local"
+    stored: StoredDescriptors | None = field(default=None, repr=False)
+
+    @property
+    def base(self) -> str | None:
+        """The version whose descriptors may be taken over."""
+        return self.stored.version if self.stored is not None else None
 
 
-# Describes the tasks in any order, writes their parts, and tells of it.
-PartEngine = Callable[[Iterable[PartTask], Describer, PartSettings], Iterator[PartNews]]
+# Describes the tasks in any order, writes their parts, and reports on it.
+PartEngine = Callable[[Iterable[PartTask], Describer, PartSettings], Iterator[PartProgress]]
 
 
 @dataclass(frozen=True)
@@ -354,127 +348,95 @@ def plan_parts(listing: pa.Table, describer: Describer, settings: PartSettings) 
     limits = asdict(settings.describe.limits)
     conditions = {"bundle": describer.bundle.fingerprint, "precision": describer.precision, "limits": limits}
     parts = list(cut(listing, size, conditions))
-    base = settings.known.version if settings.known is not None else None
     dim = describer.bundle.descriptor_dim
-    found = ((part, read_part(settings.folder, part, dim, base)) for part in parts)
+    found = ((part, read_part(settings.folder, part, dim, settings.base)) for part in parts)
     records = {part.number: record for part, record in found if record is not None}
     drop_other_parts(settings.folder, [part for part in parts if part.number in records])
     return PartPlan(listing, parts, records)
 
 
 def describe_in_parts(
-    plan: PartPlan, describer: Describer, settings: PartSettings, watch: UpdateWatch, base: PlaceIndex | None = None
+    plan: PartPlan,
+    describer: Describer,
+    settings: PartSettings,
+    observer: UpdateObserver,
+    engine: PartEngine,
+    base: PlaceIndex | None = None,
 ) -> DescribedParts:
-    """Describe the photos of a listing, those aside that a part in the folder already holds.
+    """Describe the photos of a listing, but for those that a part in the folder already holds.
 
     Args:
         plan: of the listing.
         describer: what describes them.
         settings: how.
-        watch: told of progress, asked after each batch whether to go on.
-        base: the version that known content is taken over from.
+        observer: told of progress, asked after each batch whether to stop.
+        engine: describes the parts that are missing.
+        base: the version that stored descriptors are taken over from.
 
     Raises:
         ReferenceDataError: more photos are unreadable than allowed (``too_many_unreadable``).
         MissingExtraError: the engine is not installed.
         OSError: the disk refuses.
     """
-    tally = _Tally(settings.describe.max_unreadable, watch)
     records = dict(plan.records)
+    tally = UnreadableTally(settings.describe.max_unreadable)
+    done = 0
+
+    def count(photos: int, unreadable: Sequence[LeftOut]) -> None:
+        nonlocal done
+        done += photos
+        for photo in unreadable:
+            tally.add(photo)
+        if unreadable:
+            observer.unreadable(unreadable)
+        observer.described(done, tally.count)
+        tally.check()
+        observer.check_stopped()
+
     if records:
-        failed = [one for record in records.values() for one in record.unreadable]
-        tally.add(sum(len(record.offsets) for record in records.values()) + len(failed), failed)
-    for news in _engine(settings.engine)(plan.tasks(), describer, settings) if plan.photos_to_do else ():
-        if news.done:
-            tally.add(news.done, news.unreadable)
-        if news.written is not None:
-            part, record = news.written
+        unreadable = [one for record in records.values() for one in record.unreadable]
+        count(sum(len(record.offsets) for record in records.values()) + len(unreadable), unreadable)
+    for progress in engine(plan.tasks(), describer, settings) if plan.photos_to_do else ():
+        if progress.done:
+            count(progress.done, progress.unreadable)
+        if progress.written is not None:
+            part, record = progress.written
             records[part.number] = record
-            watch.reached("part written")
+            observer.reached("part written")
     ordered = [records[part.number] for part in plan.parts]
     return DescribedParts(settings.folder, plan.parts, ordered, describer.bundle.descriptor_dim, base)
 
 
-def describe_locally(tasks: Iterable[PartTask], describer: Describer, settings: PartSettings) -> Iterator[PartNews]:
+def describe_locally(tasks: Iterable[PartTask], describer: Describer, settings: PartSettings) -> Iterator[PartProgress]:
     """The engine of one machine: threads decode while the describer works, also across the ends of parts."""
-    waiting: list[PartTask] = []
+    begun: deque[PartTask] = deque()
 
-    def groups() -> Iterator[Iterator[Reference]]:
+    def groups() -> Iterator[Sequence[str]]:
         for task in tasks:
-            waiting.append(task)
-            yield (Reference(path, Path(path), None) for path in task.photos)
+            begun.append(task)
+            yield task.photos
 
-    batches = describe_groups(groups(), describer, settings.describe, hashed=True, known=settings.known)
-    gathered: list[PhotoBatch] = []
-    for batch in batches:
+    below = PathsBelow(settings.root).below
+    batches: list[DescribedBatch] = []
+    for batch in describe_photos(groups(), describer, settings.describe, hashed=True, stored=settings.stored):
         if not batch.photos:
             continue
-        gathered.append(batch)
-        unreadable = [
-            left_out(photo.reference.path, photo.error, settings.root) for photo in batch.photos if photo.error
-        ]
-        yield PartNews(len(batch.photos), unreadable)
-        if sum(len(one.photos) for one in gathered) == len(waiting[0].photos):
-            task = waiting.pop(0)
-            descriptors, record = _put_together(task, gathered, describer, settings)
-            gathered = []
-            write_part(settings.folder, task.part, descriptors, record)
-            yield PartNews(written=(task.part, record))
-
-
-def _put_together(
-    task: PartTask, batches: Sequence[PhotoBatch], describer: Describer, settings: PartSettings
-) -> tuple[Descriptors, PartRecord]:
-    photos: list[tuple[int, SeenPhoto]] = list(enumerate(photo for batch in batches for photo in batch.photos))
-    good = [(offset, photo) for offset, photo in photos if photo.error is None]
-    taken_over = any(photo.known_row is not None for _, photo in good)
-    record = PartRecord(
-        fingerprint=task.part.fingerprint,
-        offsets=[offset for offset, _ in good],
-        content_sha256=[(photo.sha256 or b"").hex() for _, photo in good],
-        base_rows=[-1 if photo.known_row is None else photo.known_row for _, photo in good],
-        base=settings.known.version if settings.known is not None and taken_over else None,
-        unreadable=[left_out(photo.reference.path, photo.error, settings.root) for _, photo in photos if photo.error],
-    )
-    nothing = np.empty((0, describer.bundle.descriptor_dim), np.float32)
-    return np.concatenate([nothing, *(batch.descriptors for batch in batches)]), record
-
-
-def left_out(path: Path, error: ImageError, root: Path) -> LeftOut:
-    """A photo that cannot be read, as it is told."""
-    return LeftOut(PathsBelow(root).below(path), error.code, error.what, error.remedy)
-
-
-def _engine(name: Engine) -> PartEngine:
-    if name == "ray":
-        from index_builder.ray_describing import describe_on_ray
-
-        return describe_on_ray
-    return describe_locally
-
-
-class _Tally:
-    """Counts photos and stops where too many cannot be read."""
-
-    def __init__(self, max_unreadable: int, watch: UpdateWatch) -> None:
-        self._failed = 0
-        self._done = 0
-        self._max_unreadable = max_unreadable
-        self._watch = watch
-
-    def add(self, done: int, unreadable: Sequence[LeftOut]) -> None:
-        self._failed += len(unreadable)
-        self._done += done
-        if unreadable:
-            self._watch.unreadable(unreadable)
-        self._watch.described(self._done, self._failed)
-        if self._failed > self._max_unreadable:
-            one = unreadable[0]
-            raise ReferenceDataError(
-                f"{self._failed} photos are unreadable so far, {self._max_unreadable} are allowed; "
-                f"one of them: {one.reason}",
-                where=one.path,
-                remedy="Repair or remove them, or allow more to be left out (max_unreadable)",
-                code="too_many_unreadable",
+        batches.append(batch)
+        unreadable = [LeftOut.of(below(photo.path), photo.error) for photo in batch.photos if photo.error]
+        yield PartProgress(len(batch.photos), unreadable)
+        if sum(len(one.photos) for one in batches) == len(begun[0].photos):
+            task = begun.popleft()
+            photos = list(enumerate(photo for one in batches for photo in one.photos))
+            good = [(offset, photo) for offset, photo in photos if photo.error is None]
+            record = PartRecord(
+                fingerprint=task.part.fingerprint,
+                offsets=[offset for offset, _ in good],
+                content_sha256=[(photo.sha256 or b"").hex() for _, photo in good],
+                base_rows=[_DESCRIBED_HERE if photo.stored_row is None else photo.stored_row for _, photo in good],
+                base=settings.base if any(photo.stored_row is not None for _, photo in good) else None,
+                unreadable=[LeftOut.of(below(photo.path), photo.error) for _, photo in photos if photo.error],
             )
-        self._watch.go_on()
+            descriptors = np.concatenate([one.descriptors for one in batches])
+            batches = []
+            write_part(settings.folder, task.part, descriptors, record)
+            yield PartProgress(written=(task.part, record))

@@ -36,7 +36,7 @@ _LOCK_NAME: Final = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class VersionDraft:
     """A version that is being written.
 
     Attributes:
@@ -51,11 +51,14 @@ class Draft:
     folder: Path
     activate: bool = True
 
-    def name_version(self) -> Path:
-        """First step: the finished version gets its name; readers still see the old one. Returns its folder."""
-        final = self.index_folder / VERSIONS_NAME / self.version
-        rename_into_place(self.folder, final)
-        return final
+    @property
+    def published_folder(self) -> Path:
+        """Of the version once it has its name."""
+        return self.index_folder / VERSIONS_NAME / self.version
+
+    def name_version(self) -> None:
+        """First step: the finished version gets its name; readers still see the old one."""
+        rename_into_place(self.folder, self.published_folder)
 
     def make_current(self) -> None:
         """Second step: CURRENT names the version."""
@@ -63,7 +66,7 @@ class Draft:
 
 
 @contextlib.contextmanager
-def draft_version(indexes: Path, name: str, *, activate: bool = True) -> Iterator[Draft]:
+def draft_version(indexes: Path, name: str, *, activate: bool = True) -> Iterator[VersionDraft]:
     """Open a draft of a new version; whatever is not published is removed at the end.
 
     Args:
@@ -83,7 +86,7 @@ def draft_version(indexes: Path, name: str, *, activate: bool = True) -> Iterato
         version = _new_version_name()
         folder = versions / f"{TEMPORARY_PREFIX}{version}"
         folder.mkdir()
-        draft = Draft(index_folder, version, folder, activate)
+        draft = VersionDraft(index_folder, version, folder, activate)
         try:
             yield draft
         finally:
@@ -196,9 +199,9 @@ def _remove_leftovers(index_folder: Path) -> None:
     (index_folder / f".{CURRENT_NAME}.tmp").unlink(missing_ok=True)
 
 
-def _remove_unpublished(draft: Draft) -> None:
+def _remove_unpublished(draft: VersionDraft) -> None:
     """Remove the draft, named or not, unless it became current or was not meant to."""
-    named = draft.index_folder / VERSIONS_NAME / draft.version
+    named = draft.published_folder
     with contextlib.suppress(OSError):
         if named.is_dir() and draft.activate and not _is_current(draft):
             # Renamed first: a reader finds the version whole or not at all.
@@ -206,7 +209,7 @@ def _remove_unpublished(draft: Draft) -> None:
     shutil.rmtree(draft.folder, ignore_errors=True)
 
 
-def _is_current(draft: Draft) -> bool:
+def _is_current(draft: VersionDraft) -> bool:
     try:
         return (draft.index_folder / CURRENT_NAME).read_text(encoding="utf-8").strip() == draft.version
     except FileNotFoundError:

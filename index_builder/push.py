@@ -14,8 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from index_builder.publish import DEFAULT_KEEP
-from index_builder.quality import DEFAULT_QUERIES, HeldOut, hold_out, recall_of
-from index_builder.version_writer import check_answers
+from index_builder.quality import DEFAULT_QUERIES, Queries, check_stored, hold_out, measure
 from retrieval.errors import ParameterError, PlaceIndexError, ReferenceDataError, SightfixError, StorageError
 from retrieval.index.manifest import PlaceIndexManifest, RecallReport
 from retrieval.index.milvus.collection import (
@@ -217,7 +216,7 @@ def _is_whole(index: PlaceIndex, store: MilvusStore, settings: PushSettings) -> 
         return False
     try:
         there = store.open(index.name, index.version)
-        check_answers(there)
+        check_stored(there)
     except PlaceIndexError as error:
         _log.warning("version %s is written again: %s", index.version, error)
         store.records.remove(collection_of(index.name, index.version))
@@ -326,7 +325,7 @@ class _Push:
             searching = self.searching
             if FACTS[searching.index_type].effort is not None and self.index.count > 1:
                 searching = self._tuned()
-            check_answers(self._opened(searching))
+            check_stored(self._opened(searching))
         except PlaceIndexError:
             # Nobody will search it: it need not stay in Milvus's memory.
             with contextlib.suppress(SightfixError), self.connection.failures():
@@ -384,10 +383,8 @@ class _Push:
             code="gate_failed",
         )
 
-    def _recall(self, there: MilvusPlaceIndex, held_out: HeldOut, wanted: float) -> RecallReport:
-        return recall_of(
-            lambda queries, k: there.search_whitened(queries, k).rows, self.index.vectors.exact, held_out, wanted
-        )
+    def _recall(self, there: MilvusPlaceIndex, queries: Queries, wanted: float) -> RecallReport:
+        return measure(lambda some, k: there.search_whitened(some, k).rows, self.index.vectors.exact, queries, wanted)
 
     def _opened(self, searching: MilvusSearching) -> MilvusPlaceIndex:
         manifest: PlaceIndexManifest = self.index.manifest

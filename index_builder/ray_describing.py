@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from index_builder.parts import Part, PartNews, PartRecord, PartSettings, PartTask, describe_locally, read_part
-from index_builder.update_watch import LeftOut
+from index_builder.parts import Part, PartProgress, PartRecord, PartSettings, PartTask, describe_locally, read_part
 from retrieval import errors
 from retrieval.artefact import storage_errors
 from retrieval.bundle import Precision, open_bundle
@@ -36,7 +35,7 @@ class _Recipe:
     max_batch: int
 
 
-def describe_on_ray(tasks: Iterable[PartTask], describer: Describer, settings: PartSettings) -> Iterator[PartNews]:
+def describe_on_ray(tasks: Iterable[PartTask], describer: Describer, settings: PartSettings) -> Iterator[PartProgress]:
     """Describe parts on a Ray cluster: the one of ``RAY_ADDRESS`` or of this process, else one on this machine.
 
     Args:
@@ -79,7 +78,7 @@ def describe_on_ray(tasks: Iterable[PartTask], describer: Describer, settings: P
             ray.shutdown()
 
 
-def _stream(ray: Any, tasks: list[PartTask], recipe: _Recipe, settings: PartSettings) -> Iterator[PartNews]:
+def _stream(ray: Any, tasks: list[PartTask], recipe: _Recipe, settings: PartSettings) -> Iterator[PartProgress]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
@@ -98,11 +97,10 @@ def _stream(ray: Any, tasks: list[PartTask], recipe: _Recipe, settings: PartSett
     )
     for row in data.iter_rows():
         if row["error"]:
-            raise _error_told(row["error"])
+            raise _error_from(row["error"])
         part, record = Part(**json.loads(row["part"])), PartRecord.model_validate_json(row["record"])
-        failed = [LeftOut(one.path, one.code, one.reason, one.remedy) for one in record.unreadable]
-        yield PartNews(len(record.offsets) + len(failed), failed)
-        yield PartNews(written=(part, record))
+        yield PartProgress(len(record.offsets) + len(record.unreadable), record.unreadable)
+        yield PartProgress(written=(part, record))
 
 
 def _smallest_machine(ray: Any) -> float:
@@ -122,7 +120,7 @@ class _PartActor:
         import ray
 
         self._settings: PartSettings = ray.get(settings)
-        # Told with the first part: Ray would try an actor that cannot be made again and again.
+        # Reported with the first part: Ray would try an actor that cannot be made again and again.
         self._error: SightfixError | None = None
         try:
             self._describer = _make_describer(recipe)
@@ -144,7 +142,7 @@ class _PartActor:
             try:
                 record = self._describe(Part(**json.loads(part)), [str(path) for path in photos])
             except SightfixError as raised:
-                error = _told(raised)
+                error = _as_json(raised)
             for name, value in (("part", str(part)), ("record", record), ("error", error)):
                 rows[name].append(value)
         return rows
@@ -153,14 +151,13 @@ class _PartActor:
         if self._error is not None:
             raise self._error
         settings = self._settings
-        base = settings.known.version if settings.known is not None else None
         # Ray does a task again when its machine was lost after it wrote.
-        record = read_part(settings.folder, part, self._describer.bundle.descriptor_dim, base)
+        record = read_part(settings.folder, part, self._describer.bundle.descriptor_dim, settings.base)
         if record is None:
             with storage_errors(settings.folder):
-                for news in describe_locally([PartTask(part, photos)], self._describer, settings):
-                    if news.written is not None:
-                        record = news.written[1]
+                for progress in describe_locally([PartTask(part, photos)], self._describer, settings):
+                    if progress.written is not None:
+                        record = progress.written[1]
         assert record is not None, "a part is written when all its photos were seen"
         return record.model_dump_json()
 
@@ -169,7 +166,7 @@ def _make_describer(recipe: _Recipe) -> Describer:
     bundle = open_bundle(recipe.bundle)
     if bundle.fingerprint != recipe.fingerprint:
         raise ModelIndexMismatchError(
-            f"a machine of the cluster has another bundle ({bundle.fingerprint[:12]}) than the one that leads "
+            f"a machine of the cluster has another bundle ({bundle.fingerprint[:12]}) than this one "
             f"({recipe.fingerprint[:12]})",
             where=str(recipe.bundle),
             remedy="Put the bundle where all machines see the same",
@@ -183,16 +180,16 @@ def _make_describer(recipe: _Recipe) -> Describer:
     )
 
 
-def _told(error: SightfixError) -> str:
+def _as_json(error: SightfixError) -> str:
     words = {"what": error.what, "where": error.where, "remedy": error.remedy, "code": error.code}
     return json.dumps({"type": type(error).__name__, "words": words})
 
 
-def _error_told(text: str) -> SightfixError:
-    told = json.loads(text)
-    error: SightfixError = getattr(errors, told["type"], SightfixError)(
-        told["words"].pop("what"),
-        **told["words"],
+def _error_from(text: str) -> SightfixError:
+    fields = json.loads(text)
+    error: SightfixError = getattr(errors, fields["type"], SightfixError)(
+        fields["words"].pop("what"),
+        **fields["words"],
     )
     return error
 

@@ -1,13 +1,15 @@
-"""Update a place index: a new version made anew, with references appended, or with some removed.
+"""Update a place index: make a new version of everything, with references appended, or with some removed.
 
-The work survives a crash: what was listed and described lies in a work folder, and the same call goes on from there.
+`build_index`, `append_references` and `remove_references` do the same in one order: plan what becomes of the rows,
+describe the photos that need it, write a version, check it, publish it. The work survives a crash: what was listed and
+described lies in a work folder, and the same call goes on from there.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,51 +17,50 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index_builder.calibration_queries import OutsidePhotos, calibration_photos_of
-from index_builder.describing import (
-    DescribeSettings,
-    KnownContent,
-    describing_record,
-    known_content,
-    too_many_unreadable,
-)
-from index_builder.index_design import Choice, IndexDesign
-from index_builder.local_features import FeaturesPlan
+from index_builder.describing import DescribeSettings, StoredDescriptors, describing_record
+from index_builder.index_design import IndexDesign
 from index_builder.parts import (
     DEFAULT_PART_PHOTOS,
     DescribedParts,
-    Engine,
+    PartEngine,
     PartSettings,
     describe_in_parts,
+    describe_locally,
     plan_parts,
-    work_for_itself,
+    resumable_work_folder,
 )
-from index_builder.publish import DEFAULT_KEEP, WORK_NAME, Draft, check_free_space, draft_version, remove_old_versions
-from index_builder.quality import GateReport, GateSettings, check_version
-from index_builder.update_plan import (
-    UpdatePlan,
-    list_source,
-    paths_below,
-    plan_append,
-    plan_full,
-    plan_remove,
-    read_rows,
+from index_builder.publish import (
+    DEFAULT_KEEP,
+    WORK_NAME,
+    VersionDraft,
+    check_free_space,
+    draft_version,
+    remove_old_versions,
 )
-from index_builder.update_watch import LeftOut, Update, UpdateStep, UpdateWatch
-from index_builder.version_writer import VersionContent, write_version
+from index_builder.quality import QualitySettings, check_photos
+from index_builder.update_observer import Update, UpdateObserver
+from index_builder.update_plan import UpdatePlan, list_source, paths_below, plan_all, plan_append, plan_remove
+from index_builder.version_writer import FeaturesPlan, VersionContent, write_version
 from retrieval.artefact import MANIFEST_NAME, storage_errors, verify_files
 from retrieval.describer import Describer, Descriptors
-from retrieval.errors import ImageError, IndexNotFoundError, PlaceIndexError, ReferenceDataError
+from retrieval.errors import IndexNotFoundError, PlaceIndexError, ReferenceDataError
 from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version
-from retrieval.index.manifest import DescribingRecord, PlaceIndexManifest
+from retrieval.index.manifest import DescribingRecord
 from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
-from retrieval.index.reference_table import REFERENCE_SCHEMA
+from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references
 from retrieval.index.vectors.exact import Storage
+from retrieval.photo_reading import LeftOut
 from retrieval.references.reference import ReferenceSource
 from retrieval.reranking.local_features import FeatureSettings, opencv_module
 
-_BYTES_OF_A_ROW: Final = 512
+EngineName = Literal["local", "ray"]
 
-_LEAST_CANARIES: Final = 4
+ENGINES: Final[tuple[EngineName, ...]] = ("local", "ray")
+
+# The quality check describes photos again: of a small index, which somebody waits for, few.
+_QUICK_CHECK: Final = QualitySettings(one_in=25)
+
+_BYTES_OF_A_ROW: Final = 512
 
 _STORED_BYTES: Final[dict[Storage, int]] = {"fp32": 4, "fp16": 2, "int8": 1}
 
@@ -71,95 +72,132 @@ class UpdateSettings:
     Attributes:
         design: of an index made anew; what is appended to or removed from stays as it was designed.
         describe: how references are described.
+        describe_again: describe all photos, also those whose content the current version has described just so.
         part_photos: photos described between two points from which a killed update goes on.
-        engine: who describes: this process, or a Ray cluster.
-        gate: what the new version must reach.
-        canary_share: of a small index the gate takes only one reference in so many, yet four.
+        engine: what describes: this process, or a Ray cluster.
+        quality: what the new version must reach.
         activate: whether it becomes current; else it is published beside the current one, to be activated by hand.
-        keep: how many versions remain after one became current.
+        keep: how many versions remain after one became current, that one included.
     """
 
     design: IndexDesign = field(default_factory=IndexDesign)
     describe: DescribeSettings = field(default_factory=DescribeSettings)
+    describe_again: bool = False
     part_photos: int = DEFAULT_PART_PHOTOS
-    engine: Engine = "local"
-    gate: GateSettings = field(default_factory=GateSettings)
-    canary_share: int = 1
+    engine: EngineName = "local"
+    quality: QualitySettings = _QUICK_CHECK
     activate: bool = True
     keep: int = DEFAULT_KEEP
 
 
-@dataclass(frozen=True)
-class IndexUpdater:
-    """Updates one index. All three calls raise the same errors, and publish nothing when they do.
+def build_index(
+    source: ReferenceSource,
+    describer: Describer,
+    indexes: Path,
+    name: str,
+    settings: UpdateSettings | None = None,
+    *,
+    work: Path | None = None,
+    observer: UpdateObserver | None = None,
+) -> Update:
+    """Describe a reference database and publish it as the new version of an index.
 
     Args:
+        source: the reference database.
         describer: of the bundle that the index is made with.
         indexes: the folder of all indexes.
         name: of this index.
-        work: a folder of this update alone, which its owner removes; what an earlier run left there is used, the
-            listing of the source included. None for a hidden one below the index, which is gone when all is done; then
-            the source is listed each time, and those parts are used that still fit.
         settings: how.
-        watch: told of every step; what it raises ends the update.
+        work: a folder of this update alone, which its owner removes; what an earlier run left there is used, the
+            listing of the source included. None for a hidden one below the index, which is removed when all is done;
+            then the source is listed each time, and those parts are used that still fit: bundle, precision, limits,
+            rows, and the size and time of each photo's file decide.
+        observer: told of every step; what it raises ends the update.
 
     Raises:
-        ReferenceDataError: a source that cannot be read, too many unreadable photos, ids that clash, nothing left.
-        IndexNotFoundError: nothing to append to or remove from.
-        ModelIndexMismatchError: append or remove with another bundle than the current version's.
+        ReferenceDataError: a source that cannot be read, no rows, a row without a position, ids that clash, too many
+            unreadable photos.
         StorageError: the disk is full or refuses, or another process is building this index.
-        PlaceIndexError: the new version does not pass the gate; another version became current meanwhile.
+        PlaceIndexError: the new version does not pass the quality check. Nothing is published after any of these.
+        MissingExtraError: the engine is not installed, or OpenCV where local features are wanted.
     """
+    updater = _Updater(describer, indexes, name, settings or UpdateSettings(), work, observer or UpdateObserver())
+    return updater.run(lambda: plan_all(list_source(source, work, updater.observer)))
+
+
+def append_references(
+    source: ReferenceSource,
+    describer: Describer,
+    indexes: Path,
+    name: str,
+    settings: UpdateSettings | None = None,
+    *,
+    work: Path | None = None,
+    observer: UpdateObserver | None = None,
+) -> Update:
+    """Add the references of a source that the index does not have; see `plan_append` and, for the rest, `build_index`.
+
+    Raises:
+        IndexNotFoundError: there is nothing to append to.
+        ModelIndexMismatchError: another bundle than the current version's.
+        PlaceIndexError: also where another version became current meanwhile (``version_conflict``).
+    """
+    updater = _Updater(describer, indexes, name, settings or UpdateSettings(), work, observer or UpdateObserver())
+
+    def plan() -> UpdatePlan:
+        base = updater.current_index()
+        listing = list_source(source, work, updater.observer)
+        return plan_append(base, listing, describe_again=updater.settings.describe_again)
+
+    return updater.run(plan)
+
+
+def remove_references(
+    reference_ids: Sequence[str] | None,
+    describer: Describer,
+    indexes: Path,
+    name: str,
+    settings: UpdateSettings | None = None,
+    *,
+    work: Path | None = None,
+    observer: UpdateObserver | None = None,
+) -> Update:
+    """Remove some references, or with None those whose photos are gone; see `plan_remove` and `append_references`."""
+    updater = _Updater(describer, indexes, name, settings or UpdateSettings(), work, observer or UpdateObserver())
+    return updater.run(lambda: plan_remove(updater.current_index(), reference_ids, updater.observer))
+
+
+@dataclass(frozen=True)
+class _Updater:
+    """One update; the attributes are the arguments of `build_index`."""
 
     describer: Describer
     indexes: Path
     name: str
-    work: Path | None = None
-    settings: UpdateSettings = field(default_factory=UpdateSettings)
-    watch: UpdateWatch = field(default_factory=UpdateWatch)
+    settings: UpdateSettings
+    work: Path | None
+    observer: UpdateObserver
 
-    def build(self, source: ReferenceSource, *, describe_again: bool = False) -> Update:
-        """Make the index anew of everything in a source.
-
-        Args:
-            source: the reference database.
-            describe_again: describe all of it, also photos whose content the current version has described just so.
-        """
-        return self._update(lambda: plan_full(list_source(source, self.work, self.watch)), describe_again)
-
-    def append(self, source: ReferenceSource, *, describe_again: bool = False) -> Update:
-        """Add the references of a source that the index does not have; see `plan_append`."""
-
-        def plan() -> UpdatePlan:
-            base = self._base()
-            return plan_append(base, list_source(source, self.work, self.watch), describe_again=describe_again)
-
-        return self._update(plan, describe_again)
-
-    def remove(self, reference_ids: Sequence[str] | None) -> Update:
-        """Drop some references, or with None those whose photos are gone; see `plan_remove`."""
-        return self._update(lambda: plan_remove(self._base(), reference_ids, self.watch))
-
-    def _base(self) -> PlaceIndex:
+    def current_index(self) -> PlaceIndex:
+        """What is appended to or removed from."""
         base = PlaceIndex.open(self.indexes / check_index_name(self.name))
         base.check_bundle(self.describer.bundle)
         return base
 
-    def _update(self, make_plan: Callable[[], UpdatePlan], describe_again: bool = False) -> Update:
-        with (
-            draft_version(self.indexes, self.name, activate=self.settings.activate) as draft,
-            self._work_folder(draft) as work,
-        ):
-            self.watch.reached("draft opened")
+    def run(self, make_plan: Callable[[], UpdatePlan]) -> Update:
+        """Plan, describe, write, check and publish."""
+        settings = self.settings
+        with draft_version(self.indexes, self.name, activate=settings.activate) as draft, self._work(draft) as work:
+            self.observer.reached("draft opened")
             # The version before: of it come the counts of what was added and removed, and what a rollback returns to.
             before = _current(draft.index_folder)
             with storage_errors(work):
                 plan = make_plan()
                 if plan.base is not None and plan.changes_nothing:
-                    return _unchanged(plan.base, plan.skipped, 0)
+                    return _unchanged(plan.base, plan.skipped, ())
                 base = self._described_before(plan, draft)
-                features = self._features(plan, base, describe_again=describe_again)
-                parts = self._describe(plan, work, None if describe_again else base, features)
+                features = self._features(plan, base)
+                parts = self._describe(plan, work, None if settings.describe_again else base, features)
             if plan.base is not None and len(plan.kept) == plan.base.count and not len(parts.rows):
                 return _unchanged(plan.base, plan.skipped, parts.unreadable)
             update = self._write(draft, plan, parts, before, features)
@@ -168,16 +206,12 @@ class IndexUpdater:
             self._publish(draft, update)
         return update
 
-    @contextlib.contextmanager
-    def _work_folder(self, draft: Draft) -> Iterator[Path]:
+    def _work(self, draft: VersionDraft) -> contextlib.AbstractContextManager[Path]:
         if self.work is not None:
-            yield self.work
-            return
-        folder = draft.index_folder / WORK_NAME
-        with work_for_itself(folder):
-            yield folder
+            return contextlib.nullcontext(self.work)
+        return resumable_work_folder(draft.index_folder / WORK_NAME)
 
-    def _described_before(self, plan: UpdatePlan, draft: Draft) -> PlaceIndex | None:
+    def _described_before(self, plan: UpdatePlan, draft: VersionDraft) -> PlaceIndex | None:
         """The version that descriptors of unchanged photos may be taken over from, with its files checked."""
         if plan.base is not None:
             return plan.base
@@ -188,8 +222,8 @@ class IndexUpdater:
             return None
         return base
 
-    def _features(self, plan: UpdatePlan, before: PlaceIndex | None, *, describe_again: bool) -> FeaturesPlan | None:
-        """How local features are made, or None for none. What has some keeps them, unless it is told otherwise."""
+    def _features(self, plan: UpdatePlan, before: PlaceIndex | None) -> FeaturesPlan | None:
+        """How local features are made, or None for none; what the design leaves open stays as it was before."""
         stored = before.manifest.local_features if before is not None else None
         wanted = self.settings.design.local_features
         if plan.base is not None or wanted is None:
@@ -198,42 +232,39 @@ class IndexUpdater:
             return None
         opencv_module()  # before anything is described, where it is missing
         settings = stored.settings if stored is not None and plan.base is not None else FeatureSettings()
-        return FeaturesPlan(settings, None if describe_again else before, self.settings.describe.limits)
+        return FeaturesPlan(settings, None if self.settings.describe_again else before, self.settings.describe.limits)
 
     def _describe(
         self, plan: UpdatePlan, work: Path, before: PlaceIndex | None, features: FeaturesPlan | None
     ) -> DescribedParts:
-        total = plan.to_describe.num_rows
-        self.watch.planned(total)
-        settings = self.settings
-        known = self._known(plan, before) if before is not None and total else None
-        how = PartSettings(
-            settings.describe, work, plan.photo_root, settings.part_photos, known=known, engine=settings.engine
-        )
+        settings, total = self.settings, plan.to_describe.num_rows
+        self.observer.planned(total)
+        storage = _storage(plan, settings.design)
+        stored = None
+        if before is not None and total:
+            whitened = before.whitening is not None if plan.base is not None else settings.design.whiten > 0
+            limits = settings.describe.limits
+            stored = StoredDescriptors.reusable(before, self.describer, limits, storage, whitened=whitened)
+        how = PartSettings(settings.describe, work, plan.photo_root, settings.part_photos, stored)
         parts = plan_parts(plan.to_describe, self.describer, how)
         dim = self.describer.bundle.descriptor_dim
-        stored = dim * _STORED_BYTES[_storage(plan, settings.design)] + _BYTES_OF_A_ROW
-        stored += features.settings.max_bytes if features is not None else 0
-        _check_room(work, parts.photos_to_do * dim * 4, self.indexes, (len(plan.kept) + total) * stored)
-        self.watch.reached("planned")
-        described = describe_in_parts(parts, self.describer, how, self.watch, before)
-        self.watch.reached("described")
+        row_bytes = dim * _STORED_BYTES[storage] + _BYTES_OF_A_ROW
+        row_bytes += features.settings.max_bytes if features is not None else 0
+        _check_room(work, parts.photos_to_do * dim * 4, self.indexes, (len(plan.kept) + total) * row_bytes)
+        self.observer.reached("planned")
+        described = describe_in_parts(parts, self.describer, how, self.observer, _engine(settings.engine), before)
+        self.observer.reached("described")
         return described
-
-    def _known(self, plan: UpdatePlan, before: PlaceIndex) -> KnownContent | None:
-        whitened = before.whitening is not None if plan.base is not None else self.settings.design.whiten > 0
-        storage = _storage(plan, self.settings.design)
-        return known_content(before, self.describer, self.settings.describe.limits, storage, whitened=whitened)
 
     def _write(
         self,
-        draft: Draft,
+        draft: VersionDraft,
         plan: UpdatePlan,
         parts: DescribedParts,
         before: str | None,
         features: FeaturesPlan | None,
     ) -> Update:
-        """Write the files of the draft, and have them pass the gate."""
+        """Write the files of the draft and check their quality."""
         table = _new_table(plan, parts)
         if not table.num_rows:
             raise ReferenceDataError(
@@ -241,14 +272,16 @@ class IndexUpdater:
                 where=plan.source.spec,
                 remedy="Look at the source with: sightfix inspect SPEC",
             )
+        without_features: list[LeftOut] = []
 
         def described(rows: NDArray[np.int64]) -> Descriptors:
-            self.watch.go_on()
+            self.observer.check_stopped()
             return parts.take(rows)
 
-        def tell(done: int, without: Sequence[LeftOut]) -> None:
-            self.watch.go_on()
-            self.watch.local_features(done, table.num_rows, without)
+        def features_done(done: int, without: Sequence[LeftOut]) -> None:
+            without_features.extend(without)
+            self.observer.check_stopped()
+            self.observer.local_features(done, table.num_rows, without)
 
         content = VersionContent(
             name=self.name,
@@ -260,30 +293,50 @@ class IndexUpdater:
             base=plan.base,
             kept=plan.kept,
             describing=self._describing(plan, parts),
-            local_features=None if features is None else replace(features, tell=tell),
+            local_features=None if features is None else replace(features, on_progress=features_done),
             calibration_photos=self._calibration_photos(draft, before),
         )
         try:
-            written = write_version(draft.folder, content, self.settings.design, self.watch.reached)
-            gate = check_version(draft.folder, self.describer, self._gate(table.num_rows), self.watch.go_on)
+            written = write_version(draft.folder, content, self.settings.design, self.observer.reached)
+            quality = check_photos(
+                written.index,
+                self.describer,
+                self.settings.quality,
+                self.settings.describe.limits,
+                self.observer.check_stopped,
+            )
         except PlaceIndexError:
             if (draft.folder / MANIFEST_NAME).exists():
                 # The version is whole, and does not find its own photos: going on from these parts would repeat that.
                 parts.discard()
             raise
-        self.watch.reached("gate passed")
-        return _summary(draft, plan, parts, before, table, gate, written.choices)
+        self.observer.reached("quality checked")
+        old_ids = _ids_of(draft.index_folder, before)
+        new_ids = table["id"].slice(len(plan.kept)).to_pylist()
+        replaced = sum(name in old_ids for name in new_ids)
+        return Update(
+            folder=draft.published_folder,
+            manifest=written.manifest,
+            base=before,
+            added=len(new_ids) - replaced,
+            replaced=replaced,
+            kept=len(plan.kept),
+            removed=len(old_ids) - len(plan.kept) - replaced,
+            taken_over=int((parts.base_rows >= 0).sum()),
+            unreadable=parts.unreadable,
+            without_features=without_features,
+            skipped=plan.skipped,
+            quality=quality,
+            activated=draft.activate,
+            choices=written.choices,
+        )
 
-    def _calibration_photos(self, draft: Draft, before: str | None) -> OutsidePhotos | None:
+    def _calibration_photos(self, draft: VersionDraft, before: str | None) -> OutsidePhotos | None:
         """What the version before was given to be calibrated on, even where its other files are damaged."""
         if before is None:
             return None
         folder = draft.index_folder / VERSIONS_NAME / before
         return calibration_photos_of(folder, self.describer.bundle.fingerprint)
-
-    def _gate(self, rows: int) -> GateSettings:
-        gate = self.settings.gate
-        return replace(gate, canaries=max(_LEAST_CANARIES, min(gate.canaries, rows // self.settings.canary_share)))
 
     def _describing(self, plan: UpdatePlan, parts: DescribedParts) -> DescribingRecord | None:
         """How all references of the new version were described; None where not all were described alike."""
@@ -293,16 +346,24 @@ class IndexUpdater:
         before = plan.base.manifest.describing
         return before if before == now or not len(parts.rows) else None
 
-    def _publish(self, draft: Draft, update: Update) -> None:
-        self.watch.publishing(update)
+    def _publish(self, draft: VersionDraft, update: Update) -> None:
+        self.observer.publishing(update)
         draft.name_version()
-        self.watch.reached("version named")
+        self.observer.reached("version named")
         if draft.activate:
             draft.make_current()
-            self.watch.reached("current")
+            self.observer.reached("current")
             problem = remove_old_versions(draft.index_folder, self.settings.keep)
             if problem is not None:
-                self.watch.not_pruned(problem)
+                self.observer.not_pruned(problem)
+
+
+def _engine(name: EngineName) -> PartEngine:
+    if name == "ray":
+        from index_builder.ray_describing import describe_on_ray
+
+        return describe_on_ray
+    return describe_locally
 
 
 def _current(index_folder: Path) -> str | None:
@@ -313,7 +374,7 @@ def _current(index_folder: Path) -> str | None:
         return None
 
 
-def _check_still_current(draft: Draft, before: str | None) -> None:
+def _check_still_current(draft: VersionDraft, before: str | None) -> None:
     if _current(draft.index_folder) != before:
         raise PlaceIndexError(
             f"another version became current while this one was made from {before}; nothing was published",
@@ -338,42 +399,14 @@ def _check_room(work: Path, work_bytes: int, indexes: Path, index_bytes: int) ->
 
 
 def _new_table(plan: UpdatePlan, parts: DescribedParts) -> pa.Table:
-    """The rows that were kept, then the rows that have a descriptor now."""
+    """The rows that were kept, then the rows that have a descriptor now, their paths below the root of the index."""
     described = paths_below(plan.to_describe.take(pa.array(parts.rows)), Path(plan.source.root))
     place = REFERENCE_SCHEMA.get_field_index("content_sha256")
     described = described.set_column(place, REFERENCE_SCHEMA.field(place), parts.content_sha256)
     if plan.base is None:
         return described
-    return pa.concat_tables([read_rows(plan.base).take(pa.array(plan.kept)), described])
-
-
-def _summary(
-    draft: Draft,
-    plan: UpdatePlan,
-    parts: DescribedParts,
-    before: str | None,
-    table: pa.Table,
-    gate: GateReport,
-    choices: Sequence[Choice],
-) -> Update:
-    old_ids = _ids_of(draft.index_folder, before)
-    ids = table["id"].slice(len(plan.kept)).to_pylist()
-    replaced = sum(name in old_ids for name in ids)
-    return Update(
-        version=draft.version,
-        base=before,
-        count=table.num_rows,
-        added=len(ids) - replaced,
-        replaced=replaced,
-        kept=len(plan.kept),
-        removed=len(old_ids) - len(plan.kept) - replaced,
-        taken_over=int((parts.base_rows >= 0).sum()),
-        unreadable=parts.unreadable,
-        skipped=plan.skipped,
-        gate=gate,
-        activated=draft.activate,
-        choices=choices,
-    )
+    kept = read_references(plan.base.folder / REFERENCES_NAME).take(pa.array(plan.kept))
+    return pa.concat_tables([kept, described])
 
 
 def _ids_of(index_folder: Path, version: str | None) -> set[str]:
@@ -387,176 +420,13 @@ def _ids_of(index_folder: Path, version: str | None) -> set[str]:
     return set(table["id"].to_pylist())
 
 
-def _unchanged(base: PlaceIndex, skipped: int, unreadable: int) -> Update:
-    """What is told when the current version is the result already."""
+def _unchanged(base: PlaceIndex, skipped: int, unreadable: Sequence[LeftOut]) -> Update:
+    """The update where the current version is the result already."""
     return Update(
-        version=base.version,
+        folder=base.folder,
+        manifest=base.manifest,
         base=base.version,
-        count=base.count,
-        added=0,
-        replaced=0,
         kept=base.count,
-        removed=0,
-        taken_over=0,
         unreadable=unreadable,
         skipped=skipped,
-        gate=None,
-        activated=True,
     )
-
-
-# Build a place index: describe the references, order them along a spatial curve, check, publish.
-#
-# A build that is killed or fails goes on, when it is called again, with what was described already.
-
-Step = UpdateStep
-
-# The gate describes photos again. Where somebody waits, of a small index that is a small share of them.
-_CANARY_SHARE: Final = 25
-
-
-@dataclass(frozen=True, slots=True)
-class BuildSettings:
-    """How an index is built.
-
-    Attributes:
-        design: of the index.
-        describe: how the references are described.
-        keep: how many versions remain after publishing, the new one included.
-        describe_again: describe all photos, also those whose content the current version has described just so.
-        engine: who describes: this process, or a Ray cluster.
-        part_photos: photos described between two points from which a killed build goes on.
-    """
-
-    design: IndexDesign = field(default_factory=IndexDesign)
-    describe: DescribeSettings = field(default_factory=DescribeSettings)
-    keep: int = DEFAULT_KEEP
-    describe_again: bool = False
-    engine: Engine = "local"
-    part_photos: int = DEFAULT_PART_PHOTOS
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltIndex:
-    """A published version.
-
-    Attributes:
-        folder: of it.
-        manifest: of it.
-        unreadable: the photos that are not in it because they could not be decoded.
-        update: what it changed of the version before.
-        without_features: the photos in it that have no local features, though it holds those of the others.
-    """
-
-    folder: Path
-    manifest: PlaceIndexManifest
-    unreadable: list[LeftOut]
-    update: Update
-    without_features: list[LeftOut]
-
-
-def build_index(
-    source: ReferenceSource,
-    describer: Describer,
-    indexes: Path,
-    name: str,
-    settings: BuildSettings | None = None,
-    *,
-    on_progress: Callable[[int], None] | None = None,
-    on_step: Callable[[Step], None] | None = None,
-    watch: UpdateWatch | None = None,
-) -> BuiltIndex:
-    """Describe a reference database and publish it as the new version of an index.
-
-    What was described lies in a hidden folder of the index until it is published: after a failure, `kill -9` included,
-    the same call goes on from there. What of it still fits is decided by bundle, precision, limits, rows, and the size
-    and time of each photo's file.
-
-    Args:
-        source: the reference database.
-        describer: of the bundle to describe it with.
-        indexes: the folder of all indexes.
-        name: of this index.
-        settings: how.
-        on_progress: called after each batch with the number of references done in it, first with what was done before.
-        on_step: called after each step of the protocol.
-        watch: told of everything else.
-
-    Raises:
-        ReferenceDataError: no rows, a row without a position, two rows of one id, or too many unreadable photos.
-        StorageError: the disk is full or refuses, or another build of this index is running; nothing is published.
-        PlaceIndexError: the written version does not answer as it should; nothing is published.
-        MissingExtraError: the engine is not installed, or OpenCV where local features are wanted.
-    """
-    settings = settings or BuildSettings()
-    update_settings = UpdateSettings(
-        design=settings.design,
-        describe=settings.describe,
-        part_photos=settings.part_photos,
-        engine=settings.engine,
-        gate=GateSettings(limits=settings.describe.limits),
-        canary_share=_CANARY_SHARE,
-        keep=settings.keep,
-    )
-    ears = _Ears(watch or UpdateWatch(), on_progress, on_step)
-    updater = IndexUpdater(describer, indexes, name, settings=update_settings, watch=ears)
-    try:
-        update = updater.build(source, describe_again=settings.describe_again)
-    except ReferenceDataError as error:
-        if error.code != "too_many_unreadable" or not ears.left_out:
-            raise
-        one = ears.left_out[0]
-        where = str(source.root / one.path)
-        named = ImageError(one.reason, where=where, code=one.code)
-        raise too_many_unreadable(named, len(ears.left_out), settings.describe.max_unreadable) from None
-    folder = indexes / name / VERSIONS_NAME / update.version
-    manifest = PlaceIndexManifest.read(folder, PlaceIndexError)
-    return BuiltIndex(folder, manifest, ears.left_out, update, ears.without_features)
-
-
-class _Ears(UpdateWatch):
-    """Passes on what it hears."""
-
-    def __init__(
-        self, watch: UpdateWatch, on_progress: Callable[[int], None] | None, on_step: Callable[[Step], None] | None
-    ) -> None:
-        self.left_out: list[LeftOut] = []
-        self.without_features: list[LeftOut] = []
-        self._watch = watch
-        self._on_progress = on_progress
-        self._on_step = on_step
-        self._done = 0
-
-    def go_on(self) -> None:
-        self._watch.go_on()
-
-    def reached(self, step: UpdateStep) -> None:
-        self._watch.reached(step)
-        if self._on_step:
-            self._on_step(step)
-
-    def listed(self, count: int, left_out: Sequence[LeftOut]) -> None:
-        self._watch.listed(count, left_out)
-
-    def planned(self, total: int) -> None:
-        self._watch.planned(total)
-
-    def described(self, done: int, failed: int) -> None:
-        self._watch.described(done, failed)
-        if self._on_progress and done > self._done:
-            self._on_progress(done - self._done)
-        self._done = done
-
-    def unreadable(self, photos: Sequence[LeftOut]) -> None:
-        self.left_out.extend(photos)
-        self._watch.unreadable(photos)
-
-    def local_features(self, done: int, total: int, without: Sequence[LeftOut]) -> None:
-        self.without_features.extend(without)
-        self._watch.local_features(done, total, without)
-
-    def publishing(self, update: Update) -> None:
-        self._watch.publishing(update)
-
-    def not_pruned(self, problem: str) -> None:
-        self._watch.not_pruned(problem)

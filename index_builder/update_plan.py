@@ -1,6 +1,8 @@
-"""Paths of photos as they are told and kept."""
+"""What an update takes over from the current version, what it describes, and what it drops.
 
-import json
+Paths are absolute until the table of the new version is written.
+"""
+
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -13,15 +15,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from index_builder.update_watch import LeftOut, UpdateWatch
+from index_builder.update_observer import UpdateObserver
 from retrieval.artefact import flush_to_disk
 from retrieval.errors import IndexNotFoundError, ReferenceDataError
-from retrieval.geo import hilbert_key, longitude_bounds
-from retrieval.index.manifest import Bounds, Source
+from retrieval.index.manifest import Source
 from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
-from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references
+from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references, reference_rows
+from retrieval.photo_reading import LeftOut
 from retrieval.references.reference import Reference, ReferenceSource
 
+LISTING_NAME: Final = "listed.parquet"
+
+_METADATA_KEY: Final = b"sightfix"
+_ASK_EVERY_S: Final = 0.2
+_NAMED: Final = 3
+_COLUMNS_OF_THE_SOURCE: Final = [name for name in REFERENCE_SCHEMA.names if name not in ("path", "content_sha256")]
 _NOT_PLAIN: Final = (f"{os.sep}{os.sep}", f"{os.sep}.")
 
 
@@ -48,94 +56,12 @@ class PathsBelow:
         return text
 
 
-# The reference rows of a version that is being written.
-
-
-class ReferenceRows:
-    """References gathered column by column.
-
-    Args:
-        root: the folder that the paths of photos below it are kept relative to; other paths are kept absolute.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._below = PathsBelow(root).below
-        self._columns: dict[str, list[object]] = {name: [] for name in REFERENCE_SCHEMA.names}
-        self._ids: set[str] = set()
-
-    def append(self, reference: Reference) -> None:
-        """Add a row.
-
-        Raises:
-            ReferenceDataError: it has no position, or an id that is there already.
-        """
-        if reference.position is None:
-            raise ReferenceDataError(
-                f"reference {reference.id} has plane metres but no latitude and longitude",
-                where=str(reference.path),
-                remedy="A place index needs WGS84 positions; give the UTM zone in the spec (zone=33N)",
-            )
-        if reference.id in self._ids:
-            raise ReferenceDataError(f"two references have the id {reference.id!r}", where=str(reference.path))
-        self._ids.add(reference.id)
-        values = {
-            "id": reference.id,
-            "path": self._below(reference.path),
-            "lat": reference.position.lat,
-            "lon": reference.position.lon,
-            "altitude_m": reference.altitude_m,
-            "heading_deg": reference.heading_deg,
-            "captured_at": reference.captured_at.isoformat() if reference.captured_at else None,
-            "session": reference.session,
-            "metadata": json.dumps(dict(reference.metadata)) if reference.metadata else None,
-            "content_sha256": None,
-        }
-        for name, value in values.items():
-            self._columns[name].append(value)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def table(self) -> pa.Table:
-        """The rows in the order they came, with the columns of `REFERENCE_SCHEMA`."""
-        return pa.Table.from_pydict(self._columns, schema=REFERENCE_SCHEMA)
-
-
-def spatial_order(table: pa.Table) -> NDArray[np.int64]:
-    """Row numbers of a reference table along the spatial curve, (N,) int64; rows of one place keep their order."""
-    return np.argsort(hilbert_key(*_positions(table)), kind="stable")
-
-
-def bounds_of(table: pa.Table) -> Bounds:
-    """The narrowest box around the rows of a reference table."""
-    lat, lon = _positions(table)
-    west, east = longitude_bounds(lon)
-    return Bounds(lat_min=float(lat.min()), lat_max=float(lat.max()), lon_min=west, lon_max=east)
-
-
-def _positions(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return table["lat"].to_numpy(), table["lon"].to_numpy()
-
-
-# What an update takes over from the current version, what it describes, and what it drops.
-
-LISTING_NAME: Final = "listing.parquet"
-
-_META: Final = b"sightfix"
-
-_ASK_EVERY_S: Final = 0.2
-
-_NAMED: Final = 3
-
-_TOLD_BY_THE_SOURCE: Final = [name for name in REFERENCE_SCHEMA.names if name not in ("path", "content_sha256")]
-
-
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a source held when the update began: a crash does not make it look again.
+    """What a source held when the update began: after a crash it is not read again.
 
     Attributes:
-        table: rows of `REFERENCE_SCHEMA`, paths absolute.
+        table: rows of `REFERENCE_SCHEMA`, paths absolute and below the root with links resolved.
         source: its spec, its root with links resolved, and how many photos it left out.
     """
 
@@ -169,13 +95,13 @@ class UpdatePlan:
         return self.base is not None and len(self.kept) == self.base.count and not self.to_describe.num_rows
 
 
-def list_source(source: ReferenceSource, work: Path | None, watch: UpdateWatch) -> Listing:
+def list_source(source: ReferenceSource, work: Path | None, observer: UpdateObserver) -> Listing:
     """Read a source to its end, or the listing that an earlier run left in the work folder.
 
     Args:
         source: the reference database.
         work: where the listing is kept; None keeps none.
-        watch: told of what was left out, asked whether to go on.
+        observer: told what was left out, asked whether to stop.
 
     Raises:
         ReferenceDataError: what the source raises; a row without a position; two rows of one id.
@@ -184,37 +110,38 @@ def list_source(source: ReferenceSource, work: Path | None, watch: UpdateWatch) 
     path = work / LISTING_NAME if work is not None else None
     if path is not None and path.is_file():
         table = pq.read_table(path)
-        listed = Source.model_validate_json(table.schema.metadata[_META])
-    else:
-        rows = ReferenceRows(source.root)
+        return Listing(table.cast(REFERENCE_SCHEMA), Source.model_validate_json(table.schema.metadata[_METADATA_KEY]))
+    root = source.root.resolve()
+    below = PathsBelow(source.root).below
+
+    def references() -> Iterator[Reference]:
         asked = time.monotonic()
         for reference in source:
-            rows.append(reference)
+            yield reference
             if time.monotonic() - asked > _ASK_EVERY_S:
-                watch.go_on()
+                observer.check_stopped()
                 asked = time.monotonic()
-        listed = Source(spec=source.spec, root=str(source.root.resolve()), skipped=len(source.skipped))
-        below = PathsBelow(source.root).below
-        left_out = [LeftOut(below(one.path), "skipped", one.reason) for one in source.skipped]
-        watch.listed(len(rows), left_out)
-        table = rows.table()
-        if path is not None:
-            _keep(table, listed, path)
-    paths = [os.path.join(listed.root, name) for name in table["path"].to_pylist()]  # noqa: PTH118 - of every photo
-    return Listing(_with_paths(table.cast(REFERENCE_SCHEMA), paths), listed)
+
+    # Below the root links stay as they are; the root itself is resolved, as the manifest names it.
+    table = reference_rows(references(), lambda photo: os.path.join(root, below(photo)))  # noqa: PTH118 - of every photo
+    listed = Source(spec=source.spec, root=str(root), skipped=len(source.skipped))
+    observer.listed(table.num_rows, [LeftOut(below(one.path), "skipped", one.reason) for one in source.skipped])
+    if path is not None:
+        _keep(table, listed, path)
+    return Listing(table, listed)
 
 
 def _keep(table: pa.Table, listed: Source, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    marked = table.replace_schema_metadata({_META: listed.model_dump_json().encode()})
+    marked = table.replace_schema_metadata({_METADATA_KEY: listed.model_dump_json().encode()})
     pq.write_table(marked, temporary, compression="zstd")
     flush_to_disk(temporary)
     temporary.replace(path)
     flush_to_disk(path.parent)
 
 
-def plan_full(listing: Listing) -> UpdatePlan:
+def plan_all(listing: Listing) -> UpdatePlan:
     """Describe everything."""
     nothing = np.empty(0, np.int64)
     root = Path(listing.source.root)
@@ -234,7 +161,8 @@ def plan_append(base: PlaceIndex, listing: Listing, *, describe_again: bool) -> 
         ReferenceDataError: a reference has the id of another photo of the index (``reference_id_conflict``).
     """
     old_root = Path(base.manifest.source.root)
-    old_rows = {record["id"]: (row, record) for row, record in enumerate(read_rows(base).to_pylist())}
+    old_table = read_references(base.folder / REFERENCES_NAME)
+    old_rows = {record["id"]: (row, record) for row, record in enumerate(old_table.to_pylist())}
     chosen, dropped = list[int](), list[int]()
     for number, record in enumerate(listing.table.to_pylist()):
         known = old_rows.get(record["id"])
@@ -243,7 +171,7 @@ def plan_append(base: PlaceIndex, listing: Listing, *, describe_again: bool) -> 
             continue
         row, old = known
         _check_same_photo(record, old_root / old["path"], base.name)
-        if describe_again or any(record[name] != old[name] for name in _TOLD_BY_THE_SOURCE):
+        if describe_again or any(record[name] != old[name] for name in _COLUMNS_OF_THE_SOURCE):
             chosen.append(number)
             dropped.append(row)
     kept = np.setdiff1d(np.arange(base.count, dtype=np.int64), np.array(dropped, np.int64))
@@ -253,20 +181,20 @@ def plan_append(base: PlaceIndex, listing: Listing, *, describe_again: bool) -> 
     return UpdatePlan(base, kept, to_describe, source, root, listing.source.skipped)
 
 
-def plan_remove(base: PlaceIndex, reference_ids: Sequence[str] | None, watch: UpdateWatch) -> UpdatePlan:
+def plan_remove(base: PlaceIndex, reference_ids: Sequence[str] | None, observer: UpdateObserver) -> UpdatePlan:
     """Drop references.
 
     Args:
         base: the current version.
         reference_ids: which; None drops those whose photos are no longer where they were indexed.
-        watch: asked whether to go on.
+        observer: asked whether to stop.
 
     Raises:
         IndexNotFoundError: the index has no such reference (``reference_not_found``).
         ReferenceDataError: none would remain (``index_would_be_empty``), or the photos' root is gone as a whole.
     """
-    table = read_rows(base)
-    rows = _missing(base, table, watch) if reference_ids is None else _rows_of(base, table, reference_ids)
+    table = read_references(base.folder / REFERENCES_NAME)
+    rows = _missing(base, table, observer) if reference_ids is None else _rows_of(base, table, reference_ids)
     if len(rows) == base.count:
         raise ReferenceDataError(
             f"no reference would remain in the index {base.name}",
@@ -279,18 +207,10 @@ def plan_remove(base: PlaceIndex, reference_ids: Sequence[str] | None, watch: Up
     return UpdatePlan(base, kept, nothing, source, Path(source.root), 0)
 
 
-def read_rows(index: PlaceIndex) -> pa.Table:
-    """The reference table of an index as it stands, paths relative to its root where possible."""
-    return read_references(index.folder / REFERENCES_NAME)
-
-
 def paths_below(table: pa.Table, root: Path) -> pa.Table:
     """A reference table with its paths relative to a root where they lie below it."""
     below = PathsBelow(root).below
-    return _with_paths(table, [below(path) for path in table["path"].to_pylist()])
-
-
-def _with_paths(table: pa.Table, paths: Sequence[str]) -> pa.Table:
+    paths = [below(path) for path in table["path"].to_pylist()]
     place = table.schema.get_field_index("path")
     return table.set_column(place, REFERENCE_SCHEMA.field("path"), pa.array(paths, pa.string()))
 
@@ -325,7 +245,7 @@ def _rows_of(base: PlaceIndex, table: pa.Table, reference_ids: Sequence[str]) ->
     return np.unique(np.array([row_of[name] for name in reference_ids], np.int64))
 
 
-def _missing(base: PlaceIndex, table: pa.Table, watch: UpdateWatch) -> NDArray[np.int64]:
+def _missing(base: PlaceIndex, table: pa.Table, observer: UpdateObserver) -> NDArray[np.int64]:
     root = Path(base.manifest.source.root)
     if not root.is_dir():
         raise ReferenceDataError(
@@ -334,14 +254,14 @@ def _missing(base: PlaceIndex, table: pa.Table, watch: UpdateWatch) -> NDArray[n
             remedy="Mount or restore it; to remove references all the same, name them (reference_ids)",
             code="source_unavailable",
         )
-    return np.array(list(_rows_without_photo(table, root, watch)), np.int64)
+    return np.array(list(_rows_without_photo(table, root, observer)), np.int64)
 
 
-def _rows_without_photo(table: pa.Table, root: Path, watch: UpdateWatch) -> Iterator[int]:
+def _rows_without_photo(table: pa.Table, root: Path, observer: UpdateObserver) -> Iterator[int]:
     asked = time.monotonic()
     for row, path in enumerate(table["path"].to_pylist()):
         if not (root / path).is_file():
             yield row
         if time.monotonic() - asked > _ASK_EVERY_S:
-            watch.go_on()
+            observer.check_stopped()
             asked = time.monotonic()

@@ -1,27 +1,31 @@
-"""The files of a version: vectors and rows along the spatial curve, measured before they get a name."""
+"""The files of a version: vectors, rows along the spatial curve, local features, measured recall and calibration."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from index_builder.calibrating import calibrate
 from index_builder.calibration_queries import OutsidePhotos
-from index_builder.index_design import Choice, IndexDesign, build_candidates, choose_parameters, sample_of
-from index_builder.local_features import FeaturesPlan, write_local_features
-from index_builder.quality import hold_out_twice, tune
-from index_builder.update_plan import bounds_of, spatial_order
+from index_builder.index_design import Choice, IndexDesign, build_candidates, choose_parameters
+from index_builder.quality import check_stored, hold_out_twice, tune
 from retrieval.artefact import record_files
 from retrieval.bundle import Bundle
 from retrieval.describer import Descriptors
-from retrieval.errors import PlaceIndexError
+from retrieval.errors import ImageError, PlaceIndexError
+from retrieval.geo import hilbert_key, longitude_bounds
+from retrieval.images import DEFAULT_LIMITS, ImageLimits, read_image_bytes
 from retrieval.index.manifest import (
+    Bounds,
     BundleIdentity,
     DescribingRecord,
+    LocalFeaturesRecord,
     PlaceIndexManifest,
     RecallReport,
     Source,
@@ -37,18 +41,42 @@ from retrieval.index.place_index import (
     PlaceIndex,
     file_names,
 )
-from retrieval.index.reference_table import write_reference_table
-from retrieval.index.searchable import SearchablePlaceIndex
+from retrieval.index.reference_table import read_references, write_reference_table
 from retrieval.index.vectors.candidates import CandidateParameters, StoredVectors
 from retrieval.index.vectors.exact import ExactVectors
 from retrieval.index.whitening import Whitening, fit_whitening, score_spread, write_whitening
+from retrieval.photo_reading import LeftOut, read_ahead
+from retrieval.reranking.local_features import (
+    NO_FEATURES,
+    FeatureSettings,
+    LocalFeatures,
+    decode_features,
+    write_features,
+)
+from retrieval.sampling import drawn
 
 WriteStep = Literal["vectors written", "references written", "manifest written"]
 
 _COPY_ROWS: Final = 4096
-_CANARIES: Final = 64
 _SAMPLE_ROWS: Final = 50_000
 _STRETCH_ROWS: Final = 2_000
+
+
+@dataclass(frozen=True)
+class FeaturesPlan:
+    """How the local features of a version are made.
+
+    Attributes:
+        settings: of the features.
+        before: a version of the index; of photos whose content it knows its features are taken over.
+        limits: of encoded photos.
+        on_progress: called with how many rows are done, and which photos since then have no features; may raise.
+    """
+
+    settings: FeatureSettings
+    before: PlaceIndex | None = None
+    limits: ImageLimits = DEFAULT_LIMITS
+    on_progress: Callable[[int, Sequence[LeftOut]], None] = lambda done, without: None
 
 
 @dataclass(frozen=True)
@@ -87,10 +115,12 @@ class WrittenVersion:
 
     Attributes:
         manifest: of the version.
+        index: opened from the files, with the manifest as it was before calibrating.
         choices: what ``auto`` tried, empty where it had nothing to choose.
     """
 
     manifest: PlaceIndexManifest
+    index: PlaceIndex
     choices: list[Choice]
 
 
@@ -113,7 +143,7 @@ def write_version(
         PlaceIndexError: no parameters of the wanted type reach the wanted recall (``gate_failed``).
         OSError: the disk refuses.
     """
-    order = spatial_order(content.table)
+    order = _spatial_order(content.table)
     whitening = _whitening(content, design)
     rows = _Rows(content, order, whitening)
     exact = _write_exact(folder, rows, content.base, design)
@@ -127,7 +157,7 @@ def write_version(
     if content.local_features is not None:
         rows_in_order = content.table.take(pa.array(order))
         root = Path(content.source.root)
-        features = write_local_features(folder / LOCAL_FEATURES_NAME, rows_in_order, root, content.local_features)
+        features = _write_local_features(folder / LOCAL_FEATURES_NAME, rows_in_order, root, content.local_features)
     if content.calibration_photos is not None:
         content.calibration_photos.write(folder / CALIBRATION_PHOTOS_NAME)
     manifest = PlaceIndexManifest(
@@ -144,7 +174,7 @@ def write_version(
         local_features=features,
         calibration_photos=0 if content.calibration_photos is None else content.calibration_photos.count,
         count=len(order),
-        bounds=bounds_of(content.table),
+        bounds=_bounds_of(content.table),
         source=content.source,
         files={},
     )
@@ -152,35 +182,13 @@ def write_version(
     manifest.write(folder)
     # They are in the memory once more as soon as the version is opened.
     del exact
-    index = PlaceIndex.open(folder)
-    check_answers(index)
+    index = PlaceIndex.open(folder, verify=False)  # hashed a moment ago
+    check_stored(index)
     if design.calibrate and (calibration := calibrate(index, content.calibration_photos)) is not None:
         manifest = manifest.model_copy(update={"calibration": calibration})
         manifest.write(folder)
     reached("manifest written")
-    return WrittenVersion(manifest, choices)
-
-
-def check_answers(index: SearchablePlaceIndex) -> None:
-    """Ask an index for some of its own references: each must score 1 with itself.
-
-    Raises:
-        PlaceIndexError: it does not find them (``canary_failed``).
-    """
-    some = np.unique(np.linspace(0, index.count - 1, _CANARIES).astype(np.int64))
-    descriptors = index.descriptors(some)
-    found = index.search_whitened(descriptors, 1)
-    own_scores = (descriptors * descriptors).sum(axis=1)
-    missed = int((found.scores[:, 0] < own_scores - 1e-3).sum())
-    # An approximate search may miss one; by how many, the recall says.
-    allowed = 0 if index.searches_exactly else len(some) // 10
-    if missed > allowed or not np.all(np.abs(own_scores - 1.0) < 1e-2):
-        raise PlaceIndexError(
-            "the written index does not find its own references; nothing was published",
-            where=index.where,
-            remedy="Check the disk and the memory of this machine, then build again",
-            code="canary_failed",
-        )
+    return WrittenVersion(manifest, index, choices)
 
 
 class _Rows:
@@ -219,7 +227,7 @@ def _whitening(content: VersionContent, design: IndexDesign) -> Whitening | None
         return content.base.whitening
     if not design.whiten:
         return None
-    return fit_whitening(content.described(sample_of(content.table.num_rows, _SAMPLE_ROWS)), design.whiten)
+    return fit_whitening(content.described(drawn(content.table.num_rows, _SAMPLE_ROWS)), design.whiten)
 
 
 def _whitening_record(content: VersionContent, whitening: Whitening | None) -> WhiteningRecord | None:
@@ -227,7 +235,7 @@ def _whitening_record(content: VersionContent, whitening: Whitening | None) -> W
         return None
     if content.base is not None:
         return content.base.manifest.whitening
-    raw = content.described(sample_of(content.table.num_rows, _STRETCH_ROWS))
+    raw = content.described(drawn(content.table.num_rows, _STRETCH_ROWS))
     return WhiteningRecord(
         from_dim=len(whitening.mean),
         power=whitening.power,
@@ -241,7 +249,7 @@ def _write_exact(folder: Path, rows: _Rows, base: PlaceIndex | None, design: Ind
     if base is not None:
         vectors = base.vectors.exact.empty_alike()
     else:
-        sample = rows.take(sample_of(len(rows), _SAMPLE_ROWS if design.storage == "int8" else 1))
+        sample = rows.take(drawn(len(rows), _SAMPLE_ROWS if design.storage == "int8" else 1))
         vectors = ExactVectors.empty(sample.shape[1], design.storage, sample)
     for piece in rows.pieces():
         vectors.add(piece)
@@ -275,3 +283,98 @@ def _write_candidates(
     with (folder / CANDIDATES_NAME).open("wb") as file:
         candidates.write(file.write)
     return tuned, recall, choices
+
+
+def _spatial_order(table: pa.Table) -> NDArray[np.int64]:
+    """Row numbers of a reference table along the spatial curve, (N,) int64; rows of one place keep their order."""
+    return np.argsort(hilbert_key(table["lat"].to_numpy(), table["lon"].to_numpy()), kind="stable")
+
+
+def _bounds_of(table: pa.Table) -> Bounds:
+    """The narrowest box around the rows of a reference table."""
+    lat = table["lat"].to_numpy()
+    west, east = longitude_bounds(table["lon"].to_numpy())
+    return Bounds(lat_min=float(lat.min()), lat_max=float(lat.max()), lon_min=west, lon_max=east)
+
+
+def _write_local_features(path: Path, table: pa.Table, root: Path, plan: FeaturesPlan) -> LocalFeaturesRecord:
+    """Write the local features of all rows, a few photos at a time.
+
+    A photo that cannot be read, or that changed since it was described, has none: its match keeps its place.
+
+    Args:
+        path: of the file to write.
+        table: (N rows) of `REFERENCE_SCHEMA`, in the order of the index.
+        root: that relative paths start from.
+        plan: how.
+
+    Raises:
+        MissingExtraError: OpenCV is not installed.
+        PlaceIndexError: what is taken over is damaged.
+        OSError: the disk refuses.
+    """
+    without = 0
+
+    def rows() -> Iterator[LocalFeatures]:
+        nonlocal without
+        maker = _Maker(plan, root)
+        for done, found in enumerate(read_ahead(maker.features, _photos(table, plan)), start=1):
+            failed = [found] if isinstance(found, LeftOut) else []
+            without += len(failed)
+            plan.on_progress(done, failed)
+            yield NO_FEATURES if isinstance(found, LeftOut) else found
+
+    write_features(path, rows())
+    return LocalFeaturesRecord(settings=plan.settings, without=without)
+
+
+@dataclass(frozen=True, slots=True)
+class _Photo:
+    """A row: the path of its photo as the table has it, its content, and where its features are stored already."""
+
+    path: str
+    sha256: str | None
+    row_before: int | None
+
+
+class _Maker:
+    """Makes the features of rows; called by several threads."""
+
+    def __init__(self, plan: FeaturesPlan, root: Path) -> None:
+        self._plan = plan
+        self._root = root
+        self._stored = plan.before.local_features if plan.before is not None else None
+
+    def features(self, photo: _Photo) -> LocalFeatures | LeftOut:
+        if photo.row_before is not None and self._stored is not None:
+            stored = self._stored.features(photo.row_before)
+            if len(stored):
+                return stored
+        limits = self._plan.limits
+        path = self._root / photo.path
+        try:
+            data = read_image_bytes(path, limits)
+            if photo.sha256 is not None and hashlib.sha256(data).hexdigest() != photo.sha256:
+                return LeftOut(photo.path, "photo_changed", "the photo has changed since it was described")
+            return decode_features(data, self._plan.settings, limits, where=str(path))
+        except ImageError as error:
+            return LeftOut(photo.path, error.code, error.what, error.remedy)
+
+
+def _photos(table: pa.Table, plan: FeaturesPlan) -> Iterator[_Photo]:
+    before = _rows_before(table, plan)
+    for batch in table.select(["path", "content_sha256"]).to_batches():
+        for path, sha256 in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            row = int(next(before))
+            yield _Photo(path, sha256, row if row >= 0 else None)
+
+
+def _rows_before(table: pa.Table, plan: FeaturesPlan) -> Iterator[np.int64]:
+    """For each row, where the version before holds the features of the same content, or -1."""
+    rows: NDArray[np.int64] = np.full(table.num_rows, -1, np.int64)
+    before = plan.before
+    if before is not None and before.local_features is not None and before.local_features.settings == plan.settings:
+        known = read_references(before.folder / REFERENCES_NAME)["content_sha256"]
+        found = pc.index_in(table["content_sha256"], value_set=known.combine_chunks(), skip_nulls=True)
+        rows = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    return iter(rows)

@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from index_builder.update import build_index
+from index_builder.update_observer import UpdateObserver
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import ArtefactError, IndexNotFoundError, ServerError
@@ -60,8 +61,20 @@ def prepare_town(folder: Path, *, references: int, queries: int) -> DemoTown:
     source = open_references(f"csv:{survey.references_csv}")
     if not _is_indexed(indexes, len(source)):
         with progress_bar("Describing its photos", len(source)) as advance:
-            build_index(source, Describer(open_bundle()), indexes, INDEX_NAME, on_progress=advance)
+            build_index(source, Describer(open_bundle()), indexes, INDEX_NAME, observer=_Bar(advance))
     return DemoTown(folder, indexes, list(open_references(f"csv:{survey.queries_csv}")))
+
+
+class _Bar(UpdateObserver):
+    """Advances a progress bar."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+        self._done = 0
+
+    def described(self, done: int, failed: int) -> None:
+        self._advance(done - self._done)
+        self._done = done
 
 
 @contextlib.contextmanager

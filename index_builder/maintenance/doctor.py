@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from retrieval.geo import GeoPrior, Position, from_local_metres, haversine_m, to_local_metres
 from retrieval.index.place_index import PlaceIndex
+from retrieval.sampling import evenly_spaced
 
 _BLOCK: Final = 512
 _NEIGHBOURS: Final = 11
@@ -137,7 +138,7 @@ def diagnose(
         on_progress: called with the number of references examined since the last call.
     """
     settings = settings or DoctorSettings()
-    examined = np.unique(np.linspace(0, index.count - 1, min(index.count, settings.most_rows)).astype(np.int64))
+    examined = evenly_spaced(index.count, settings.most_rows)
     pairs: list[tuple[int, int, float]] = []
     misplaced: list[Misplaced] = []
     for start in range(0, len(examined), _BLOCK):

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import numpy as np
 import pyarrow as pa
 
-from index_builder.version_writer import check_answers
+from index_builder.quality import check_stored
 from retrieval.errors import IndexNotFoundError, SightfixError, StoreUnavailableError
 from retrieval.geo import haversine_m
 from retrieval.index.folder import VERSIONS_NAME, choose_version, current_version, published_versions
@@ -94,7 +94,7 @@ def verify_version(store: PlaceIndexStore, name: str, version: str, *, photos: b
     """
     try:
         index = store.open(name, version)
-        check_answers(index)
+        check_stored(index)
     except StoreUnavailableError:
         raise
     except SightfixError as error:

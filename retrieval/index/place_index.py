@@ -111,36 +111,37 @@ class PlaceIndex(SearchablePlaceIndex):
         self.lon: NDArray[np.float64] = table.lon
 
     @classmethod
-    def open(cls, folder: Path, *, memory_map: bool = False) -> Self:
+    def open(cls, folder: Path, *, memory_map: bool = False, verify: bool = True) -> Self:
         """Open a published index.
 
         Args:
             folder: of an index (its current version is opened) or of one version.
             memory_map: leave the vectors on the disk, to be paged in as they are searched. Then files are checked by
                 their sizes only; else every file is compared with its hash in the manifest.
+            verify: False leaves the hashes out, for files that were hashed just now.
 
         Raises:
             IndexNotFoundError: nothing is published there, or CURRENT names a missing version.
             PlaceIndexError: another format version, a missing or damaged file, parts that do not fit together.
         """
         if not ((folder / CURRENT_NAME).exists() or (folder / VERSIONS_NAME).is_dir() or not folder.is_dir()):
-            return cls._open_version(folder, memory_map)
+            return cls._open_version(folder, memory_map, verify)
         while True:
             version = current_version(folder)
             try:
-                return cls._open_version(folder / VERSIONS_NAME / version, memory_map)
+                return cls._open_version(folder / VERSIONS_NAME / version, memory_map, verify)
             except PlaceIndexError:
                 # Another version became current since, and this one was pruned while it was being read.
                 if current_version(folder) == version:
                     raise
 
     @classmethod
-    def _open_version(cls, folder: Path, memory_map: bool) -> Self:
+    def _open_version(cls, folder: Path, memory_map: bool, verify: bool) -> Self:
         manifest = PlaceIndexManifest.read(folder, PlaceIndexError)
         for name in file_names(manifest):
             if name not in manifest.files:
                 raise PlaceIndexError(f"the manifest names no {name}", where=str(folder), remedy="Build it again")
-        verify_files(folder, manifest.files, error_type=PlaceIndexError, sizes_only=memory_map)
+        verify_files(folder, manifest.files, error_type=PlaceIndexError, sizes_only=memory_map or not verify)
         # Beside candidates the exact vectors are touched here and there only.
         map_exact = memory_map or manifest.candidates is not None
         exact = ExactVectors.read(folder / VECTORS_NAME, manifest.storage, memory_map=map_exact)

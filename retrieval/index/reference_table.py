@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval.errors import PlaceIndexError
+from retrieval.errors import PlaceIndexError, ReferenceDataError
 from retrieval.geo import Position
 from retrieval.references.reference import Reference
 
@@ -45,7 +45,7 @@ ROW_GROUP_ROWS: Final = 2_048
 _GROUPS_KEPT: Final = 512
 
 # What becomes part of a `Reference`.
-_TOLD: Final = frozenset(REFERENCE_SCHEMA.names) - {"content_sha256"}
+_COLUMNS_OF_A_REFERENCE: Final = frozenset(REFERENCE_SCHEMA.names) - {"content_sha256"}
 
 
 class ReferenceTable:
@@ -172,7 +172,7 @@ def _records(table: pa.Table, rows: Sequence[int]) -> list[dict[str, Any]]:
     Not by `take`, for whose list of rows pyarrow imports pandas, where there is one; nor by `to_pylist` of what lies
     between them, which took twelve times as long.
     """
-    columns = [(name, table.column(name).chunk(0)) for name in table.column_names if name in _TOLD]
+    columns = [(name, table.column(name).chunk(0)) for name in table.column_names if name in _COLUMNS_OF_A_REFERENCE]
     return [{name: column[row].as_py() for name, column in columns} for row in rows]
 
 
@@ -180,6 +180,45 @@ def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """A column of float64 without nulls. Not `to_numpy`, which imports pandas where there is one."""
     chunks = [np.frombuffer(chunk.buffers()[1], np.float64, len(chunk), chunk.offset * 8) for chunk in column.chunks]
     return np.concatenate([np.empty(0), *chunks])
+
+
+def reference_rows(references: Iterable[Reference], path_of: Callable[[Path], str] = str) -> pa.Table:
+    """References as rows of `REFERENCE_SCHEMA`, without digests; the inverse of `reference_of`.
+
+    Args:
+        references: in the order of the rows.
+        path_of: what stands in the table of a photo's path.
+
+    Raises:
+        ReferenceDataError: one has no latitude and longitude, or the id of one before it.
+    """
+    columns: dict[str, list[object]] = {name: [] for name in REFERENCE_SCHEMA.names}
+    ids: set[str] = set()
+    for reference in references:
+        if reference.position is None:
+            raise ReferenceDataError(
+                f"reference {reference.id} has plane metres but no latitude and longitude",
+                where=str(reference.path),
+                remedy="A place index needs WGS84 positions; give the UTM zone in the spec (zone=33N)",
+            )
+        if reference.id in ids:
+            raise ReferenceDataError(f"two references have the id {reference.id!r}", where=str(reference.path))
+        ids.add(reference.id)
+        values = {
+            "id": reference.id,
+            "path": path_of(reference.path),
+            "lat": reference.position.lat,
+            "lon": reference.position.lon,
+            "altitude_m": reference.altitude_m,
+            "heading_deg": reference.heading_deg,
+            "captured_at": reference.captured_at.isoformat() if reference.captured_at else None,
+            "session": reference.session,
+            "metadata": json.dumps(dict(reference.metadata)) if reference.metadata else None,
+            "content_sha256": None,
+        }
+        for name, value in values.items():
+            columns[name].append(value)
+    return pa.Table.from_pydict(columns, schema=REFERENCE_SCHEMA)
 
 
 def reference_of(record: dict[str, Any], root: Path) -> Reference:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import ImageError, ParameterError, PlaceIndexError
 from retrieval.images import DEFAULT_LIMITS, ImageLimits, read_image_bytes
-from retrieval.machine import in_order
+from retrieval.photo_reading import read_ahead
 from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, decode_features, opencv_module
 
 # Fewer pairs fit some homography by chance, or fit any.
@@ -238,7 +238,7 @@ def rerank_photos(
         return reranker.order(reranker.inliers(features, matches[matches >= 0]), len(matches))
 
     orders = np.empty(rows.shape, np.int64)
-    for place, found in enumerate(in_order(order, zip(paths, rows, strict=True))):
+    for place, found in enumerate(read_ahead(order, zip(paths, rows, strict=True))):
         orders[place] = found
         on_progress(1)
     return orders

@@ -26,15 +26,16 @@ from index_builder.describing import DescribeSettings
 from index_builder.index_design import IndexDesign
 from index_builder.publish import finish_publishing
 from index_builder.push import PushSettings, push_to
-from index_builder.quality import GateSettings
-from index_builder.update import IndexUpdater, UpdateSettings
-from index_builder.update_watch import LeftOut, Update, UpdateStep, UpdateWatch
+from index_builder.quality import QualitySettings
+from index_builder.update import UpdateSettings, append_references, build_index, remove_references
+from index_builder.update_observer import Update, UpdateObserver, UpdateStep
 from retrieval.artefact import storage_errors
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import ArtefactError, SightfixError
 from retrieval.images import ImageLimits
 from retrieval.index.stores import FolderStore
+from retrieval.photo_reading import LeftOut, PhotoRate
 from retrieval.references import open_references
 from service.jobs.model import (
     AppendJobRequest,
@@ -168,7 +169,7 @@ def _remove_leftovers(work: Path, unfinished: set[str]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class JobWatch(UpdateWatch):
+class JobObserver(UpdateObserver):
     """Records the progress of a job, and stops it when it or the worker is to stop.
 
     Args:
@@ -182,10 +183,10 @@ class JobWatch(UpdateWatch):
         self._job = job
         self._stop = stop
         self._looked = self._reported = time.monotonic()
-        self._started: tuple[float, int] | None = None
+        self._rate = PhotoRate()
         self._done = self._failed = self._total = 0
 
-    def go_on(self) -> None:
+    def check_stopped(self) -> None:
         """Raise when the worker or the job is to stop."""
         if self._stop.is_set():
             raise WorkerStoppedError
@@ -218,9 +219,7 @@ class JobWatch(UpdateWatch):
     def described(self, done: int, failed: int) -> None:
         """How many are."""
         self._done, self._failed = done, failed
-        if self._started is None:
-            # What an earlier run described does not count for the rate, nor does the first batch of this one.
-            self._started = (time.monotonic(), done)
+        self._rate.update(done)
         if time.monotonic() - self._reported > _REPORT_EVERY_S:
             self._report()
 
@@ -236,9 +235,7 @@ class JobWatch(UpdateWatch):
 
     def _report(self) -> None:
         self._reported = time.monotonic()
-        rate = None
-        if self._started is not None and self._done > self._started[1]:
-            rate = (self._done - self._started[1]) / max(1e-3, time.monotonic() - self._started[0])
+        rate = self._rate.per_second
         self._queue.progress(self._job, done=self._done, total=self._total, failed=self._failed, rate_per_s=rate)
 
 
@@ -254,7 +251,7 @@ def result_of(update: Update) -> JobResult:
             "kept": update.kept,
             "removed": update.removed,
             "activated": update.activated,
-            "gate": asdict(update.gate) if update.gate is not None else None,
+            "gate": asdict(update.quality) if update.quality is not None else None,
         }
     )
 
@@ -318,36 +315,31 @@ class JobRunner:
         return None
 
     def _update(self, job: TakenJob) -> JobResult:
-        request, settings = job.request, self._settings
-        limits = ImageLimits(settings.max_image_bytes, settings.max_pixels)
-        watch = JobWatch(self._queue, job, self._stop)
-        updater = IndexUpdater(
-            self._open_describer(),
-            settings.indexes,
-            request.index,
-            settings.work_folder(job.id),
-            UpdateSettings(
-                design=_design(request),
-                describe=DescribeSettings(
-                    batch_size=settings.batch_size,
-                    decode_threads=settings.decode_threads,
-                    limits=limits,
-                    max_unreadable=0 if isinstance(request, RemoveJobRequest) else request.max_unreadable,
-                ),
-                part_photos=settings.part_photos,
-                gate=GateSettings(limits=limits),
-                activate=request.publish == "auto",
-                keep=settings.keep,
+        request, jobs = job.request, self._settings
+        observer = JobObserver(self._queue, job, self._stop)
+        settings = UpdateSettings(
+            design=_design(request),
+            describe=DescribeSettings(
+                batch_size=jobs.batch_size,
+                decode_threads=jobs.decode_threads,
+                limits=ImageLimits(jobs.max_image_bytes, jobs.max_pixels),
+                max_unreadable=0 if isinstance(request, RemoveJobRequest) else request.max_unreadable,
             ),
-            watch,
+            describe_again=isinstance(request, AppendJobRequest) and request.describe_again,
+            part_photos=jobs.part_photos,
+            quality=QualitySettings(),
+            activate=request.publish == "auto",
+            keep=jobs.keep,
         )
+        describer, work = self._open_describer(), jobs.work_folder(job.id)
+        into = (describer, jobs.indexes, request.index, settings)
         if isinstance(request, RemoveJobRequest):
-            update = updater.remove(request.reference_ids)
+            update = remove_references(request.reference_ids, *into, work=work, observer=observer)
         elif isinstance(request, AppendJobRequest):
-            update = updater.append(self._source(request), describe_again=request.describe_again)
+            update = append_references(self._source(request), *into, work=work, observer=observer)
         else:
-            update = updater.build(self._source(request))
-        if update.gate is None and self._queue.is_cancelled(job):  # nothing was published, nor had to be
+            update = build_index(self._source(request), *into, work=work, observer=observer)
+        if update.quality is None and self._queue.is_cancelled(job):  # nothing was published, nor had to be
             raise JobCancelledError
         return result_of(update)
 
@@ -357,12 +349,12 @@ class JobRunner:
         if settings.store is None:
             return
         made = FolderStore(settings.indexes).open(job.request.index, result.index_version)
-        watch = JobWatch(self._queue, job, self._stop)
+        observer = JobObserver(self._queue, job, self._stop)
         push_to(
             settings.store,
             made,
             PushSettings(activate=result.activated, keep=settings.keep),
-            on_rows=lambda _: watch.go_on(),
+            on_rows=lambda _: observer.check_stopped(),
         )
 
     def _source(self, request: FullJobRequest | AppendJobRequest) -> ConfinedSource:

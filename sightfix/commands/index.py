@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import TextColumn
 
-from index_builder.update_watch import LeftOut, UpdateStep, UpdateWatch
+from index_builder.update_observer import UpdateObserver, UpdateStep
 from retrieval.errors import counted
 from retrieval.index.folder import DEFAULT_INDEXES
+from retrieval.photo_reading import LeftOut, PhotoRate
 from sightfix.commands.options import (
     CpuFallbackOption,
     IndexesOption,
@@ -97,8 +98,7 @@ def index(
     """Describe geo-tagged photos and publish them as a place index."""
     from index_builder.describing import DescribeSettings
     from index_builder.index_design import IndexDesign
-    from index_builder.parts import ENGINES
-    from index_builder.update import BuildSettings, build_index
+    from index_builder.update import ENGINES, UpdateSettings, build_index
     from retrieval.index.folder import check_index_name
     from retrieval.index.place_index import PlaceIndex
     from retrieval.index.vectors.candidates import INDEX_TYPES
@@ -118,17 +118,17 @@ def index(
     push = push_settings(store_type, store_build, store_vectors, recall, keep)
     references = open_references(source)
     describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
-    settings = BuildSettings(
+    settings = UpdateSettings(
         design=design,
         describe=DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable),
-        keep=keep,
         describe_again=describe_again,
         engine=check_choice("--engine", engine, ENGINES),
+        keep=keep,
     )
     with IndexingProgress.shown() as progress:
-        built = build_index(references, describer, indexes, name, settings, watch=progress)
+        built = build_index(references, describer, indexes, name, settings, observer=progress)
     manifest = built.manifest
-    _print_choices(built.update.choices)
+    _print_choices(built.choices)
     for photo in built.unreadable:
         console.print(f"[yellow]left out[/] {escape(f'{photo.path}: {photo.reason}')}")
     for photo in built.without_features:
@@ -137,8 +137,8 @@ def index(
         first = next(skipped.path for skipped in references.skipped if skipped.reason == reason)
         console.print(f"[yellow]left out[/] {counted(photos, 'photo')}: {reason} (the first: {escape(str(first))})")
     _print_recall(manifest)
-    if built.update.taken_over:
-        console.print(f"{counted(built.update.taken_over, 'unchanged photo')} not described again")
+    if built.taken_over:
+        console.print(f"{counted(built.taken_over, 'unchanged photo')} not described again")
     console.print(
         f"[green]published[/] {counted(manifest.count, 'reference')} as [bold]{name}[/], version {manifest.version}"
     )
@@ -174,7 +174,7 @@ def plan(
     )
 
 
-class IndexingProgress(UpdateWatch):
+class IndexingProgress(UpdateObserver):
     """Shows what is done, at which rate, how long it will take, and how many photos failed.
 
     Args:
@@ -186,7 +186,7 @@ class IndexingProgress(UpdateWatch):
         self.bar = new_progress(errors, TextColumn("[red]{task.fields[failed]}[/]"))
         self._task = self.bar.add_task("Listing the photos", total=None, rate="", failed="")
         self._total = 0
-        self._began: tuple[float, int] | None = None
+        self._rate: PhotoRate | None = None
         self._printed_at = time.monotonic()
 
     @classmethod
@@ -216,19 +216,18 @@ class IndexingProgress(UpdateWatch):
 
     def described(self, done: int, failed: int) -> None:
         """So many photos are described."""
-        if self._began is None:
-            # What an earlier run described does not count for the rate, nor does the first batch of this one.
-            self._began = (time.monotonic(), done)
+        if self._rate is None:
+            self._rate = PhotoRate()
             self.bar.reset(self._task, total=self._total, completed=done)
-        started, before = self._began
-        rate = (done - before) / max(1e-3, time.monotonic() - started)
+        self._rate.update(done)
+        rate = self._rate.per_second
         self.bar.update(
             self._task,
             completed=done,
-            rate=f"{rate:.1f} photos/s" if done > before else "",
+            rate="" if rate is None else f"{rate:.1f} photos/s",
             failed=f"{failed} unreadable" if failed else "",
         )
-        if self.bar.disable and done > before and time.monotonic() - self._printed_at > _LINE_EVERY_S:
+        if self.bar.disable and rate is not None and time.monotonic() - self._printed_at > _LINE_EVERY_S:
             self._printed_at = time.monotonic()
             left = duration_text((self._total - done) / rate)
             unreadable = f", {failed} unreadable" if failed else ""

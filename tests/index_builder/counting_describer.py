@@ -11,7 +11,7 @@ from retrieval.images import RgbImage
 
 
 class CountingDescriber(Describer):
-    """The shipped bundle on one thread; `described` counts images, and so it counts those of the gate too."""
+    """The shipped bundle on one thread; `described` counts images, and so it counts those of the quality check too."""
 
     def __init__(self) -> None:
         super().__init__(open_bundle(), threads=1)

@@ -8,7 +8,8 @@ import signal
 from pathlib import Path
 
 from index_builder.describing import DescribeSettings
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
+from index_builder.update_observer import UpdateObserver, UpdateStep
 from retrieval import artefact
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
@@ -18,6 +19,21 @@ from tests.places import make_places
 def die() -> None:
     """No handler, no `finally`, no flush: what a power cut leaves to the process."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Killer(UpdateObserver):
+    """Ends the process at a step."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+
+    def described(self, done: int, failed: int) -> None:
+        if self._step == "describing":
+            die()
+
+    def reached(self, step: UpdateStep) -> None:
+        if self._step == step:
+            die()
 
 
 def build_and_die(places: Path, count: int, indexes: Path, step: str) -> None:
@@ -36,7 +52,6 @@ def build_and_die(places: Path, count: int, indexes: Path, step: str) -> None:
         Describer(open_bundle(), threads=1),
         indexes,
         "town",
-        BuildSettings(describe=DescribeSettings(batch_size=2)),
-        on_progress=lambda _: die() if step == "describing" else None,
-        on_step=lambda reached: die() if reached == step else None,
+        UpdateSettings(describe=DescribeSettings(batch_size=2)),
+        observer=Killer(step),
     )

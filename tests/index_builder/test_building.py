@@ -15,7 +15,8 @@ from index_builder import version_writer
 from index_builder.describing import DescribeSettings
 from index_builder.index_design import IndexDesign
 from index_builder.publish import check_free_space
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
+from index_builder.update_observer import UpdateObserver
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError, PlaceIndexError, ReferenceDataError, StorageError
@@ -24,6 +25,7 @@ from retrieval.images import read_image
 from retrieval.index.place_index import PlaceIndex
 from retrieval.index.vectors.exact import ExactVectors
 from retrieval.references.reference import SkippedPhoto
+from tests.index_builder.recording_observer import RecordingObserver
 from tests.places import Places, make_places
 from tests.retrieval.refusal import refused
 
@@ -46,11 +48,11 @@ def test_a_built_index_finds_every_photo_it_was_made_of(
         replace(row, position=Position(float(rng.uniform(-80, 80)), float(rng.uniform(-180, 180))))
         for row in places.rows
     ]
-    settings = BuildSettings(design=IndexDesign(storage=storage), describe=DescribeSettings(batch_size=5))
-    done: list[int] = []
-    built = build_index(places, describer, tmp_path / "indexes", "town", settings, on_progress=done.append)
-    assert sum(done) == 12
-    assert built.unreadable == []
+    settings = UpdateSettings(design=IndexDesign(storage=storage), describe=DescribeSettings(batch_size=5))
+    observer = RecordingObserver()
+    built = build_index(places, describer, tmp_path / "indexes", "town", settings, observer=observer)
+    assert observer.progress[-1] == (12, 0)
+    assert not built.unreadable
     index = PlaceIndex.open(tmp_path / "indexes" / "town")
     assert index.folder == built.folder
     assert index.manifest == built.manifest
@@ -67,9 +69,9 @@ def test_a_built_index_finds_every_photo_it_was_made_of(
 
 
 def test_the_steps_come_in_their_order(tmp_path: Path, describer: Describer) -> None:
-    steps: list[str] = []
-    build_index(make_places(tmp_path, 2), describer, tmp_path / "indexes", "town", on_step=steps.append)
-    assert steps == [
+    observer = RecordingObserver()
+    build_index(make_places(tmp_path, 2), describer, tmp_path / "indexes", "town", observer=observer)
+    assert observer.steps == [
         "draft opened",
         "planned",
         "part written",
@@ -77,7 +79,7 @@ def test_the_steps_come_in_their_order(tmp_path: Path, describer: Describer) -> 
         "vectors written",
         "references written",
         "manifest written",
-        "gate passed",
+        "quality checked",
         "version named",
         "current",
     ]
@@ -169,7 +171,7 @@ def test_the_manifest_says_where_the_photos_came_from(tmp_path: Path, describer:
 def refuse_to_build(places: Places, describer: Describer, indexes: Path, text: str, code: str, **settings) -> None:
     describe = DescribeSettings(**settings)
     with refused(ReferenceDataError, text, code):
-        build_index(places, describer, indexes, "town", BuildSettings(describe=describe))
+        build_index(places, describer, indexes, "town", UpdateSettings(describe=describe))
     assert nothing_published(indexes)
 
 
@@ -190,17 +192,17 @@ def test_an_unreadable_photo_is_refused_by_name(tmp_path: Path, describer: Descr
     places = make_places(tmp_path, 3)
     places.rows[1].path.write_bytes(b"")
     text = (
-        f"{places.rows[1].path}: the image is empty (0 bytes). "
-        "Repair or remove the photo, or allow some to be left out with --max-unreadable N."
+        "photos/0001.jpg: the image is empty (0 bytes). So far 1 photo is unreadable, none may be. "
+        "Repair or remove what is named, or allow more with --max-unreadable (a job: max_unreadable)."
     )
-    refuse_to_build(places, describer, tmp_path / "indexes", text, "empty_body")
+    refuse_to_build(places, describer, tmp_path / "indexes", text, "too_many_unreadable")
 
 
 def test_allowed_unreadable_photos_are_left_out_and_reported(tmp_path: Path, describer: Describer) -> None:
     places = make_places(tmp_path, 6)
     for number in (0, 4):
         places.rows[number].path.write_bytes(b"GIF89a")
-    settings = BuildSettings(describe=DescribeSettings(max_unreadable=2, batch_size=2))
+    settings = UpdateSettings(describe=DescribeSettings(max_unreadable=2, batch_size=2))
     built = build_index(places, describer, tmp_path / "indexes", "town", settings)
     assert [photo.path for photo in built.unreadable] == ["photos/0000.jpg", "photos/0004.jpg"]
     assert [photo.code for photo in built.unreadable] == ["unsupported_media_type"] * 2
@@ -249,7 +251,7 @@ def test_vectors_that_do_not_find_themselves_are_not_published(tmp_path: Path, d
                 ExactVectors.from_descriptors([spoilt], spoilt.shape[1], "fp16").write(file.write)
 
     with pytest.raises(PlaceIndexError) as caught:
-        build_index(places, describer, tmp_path / "indexes", "town", on_step=spoil)
+        build_index(places, describer, tmp_path / "indexes", "town", observer=RecordingObserver(spoil))
     assert caught.value.code == "canary_failed"
     assert str(caught.value) == (
         f"{caught.value.where}: the written index does not find its own references; nothing was published. "
@@ -259,11 +261,12 @@ def test_vectors_that_do_not_find_themselves_are_not_published(tmp_path: Path, d
 
 
 def test_an_error_in_a_callback_leaves_nothing_behind(tmp_path: Path, describer: Describer) -> None:
-    def stop(_: int) -> None:
-        raise KeyboardInterrupt
+    class Stopper(UpdateObserver):
+        def described(self, done: int, failed: int) -> None:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_index(make_places(tmp_path, 2), describer, tmp_path / "indexes", "town", on_progress=stop)
+        build_index(make_places(tmp_path, 2), describer, tmp_path / "indexes", "town", observer=Stopper())
     assert nothing_published(tmp_path / "indexes")
 
 
@@ -274,15 +277,15 @@ def test_too_little_room_is_refused_before_describing(
     tmp_path: Path, describer: Describer, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(10**9, 10**9 - 1_000, 1_000))
-    steps: list[str] = []
+    observer = RecordingObserver()
     needed = 3 * (bundle.descriptor_dim * 6 + 512) / 1e6
     text = (
         f"{tmp_path / 'indexes'}: the index needs about {needed:.1f} MB, the disk has 0.0 MB free. "
         "Free some space or choose another folder (--indexes); nothing was published."
     )
     with refused(StorageError, text, "storage"):
-        build_index(make_places(tmp_path, 3), describer, tmp_path / "indexes", "town", on_step=steps.append)
-    assert steps == ["draft opened"]
+        build_index(make_places(tmp_path, 3), describer, tmp_path / "indexes", "town", observer=observer)
+    assert observer.steps == ["draft opened"]
     assert nothing_published(tmp_path / "indexes")
 
 

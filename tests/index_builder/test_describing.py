@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder.describing import DescribeSettings, describe_in_batches, describe_references
+from index_builder.describing import DescribeSettings, describe_photos, describe_references
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import ReferenceDataError
@@ -24,6 +24,11 @@ def damage(places: Places, *numbers: int) -> None:
 
 
 UNREADABLE = "the image cannot be decoded (it ends too early)"
+REMEDY = "Repair or remove what is named, or allow more with --max-unreadable (a job: max_unreadable)."
+
+
+def paths(places: Places) -> list[str]:
+    return [str(row.path) for row in places.rows]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 16])
@@ -43,8 +48,8 @@ def test_rows_come_in_order_whatever_the_batches(
 
 
 def test_batches_are_yielded_one_after_another(places: Places, describer: Describer) -> None:
-    batches = list(describe_in_batches(places, describer, DescribeSettings(batch_size=3)))
-    assert [len(batch.references) for batch in batches] == [3, 3, 1]
+    batches = list(describe_photos([paths(places)], describer, DescribeSettings(batch_size=3)))
+    assert [len(batch.photos) for batch in batches] == [3, 3, 1]
     assert [batch.descriptors.shape[0] for batch in batches] == [3, 3, 1]
 
 
@@ -57,9 +62,9 @@ def test_only_a_few_batches_are_read_ahead(places: Places, describer: Describer)
         nonlocal taken
         for row in places.rows:
             taken += 1
-            yield row
+            yield str(row.path)
 
-    batches = describe_in_batches(counted(), describer, DescribeSettings(batch_size=2))
+    batches = describe_photos([counted()], describer, DescribeSettings(batch_size=2))
     next(batches)
     assert taken <= 8
     batches.close()
@@ -67,27 +72,21 @@ def test_only_a_few_batches_are_read_ahead(places: Places, describer: Describer)
 
 
 def test_nothing_described_is_nothing(describer: Describer, bundle: Bundle) -> None:
-    assert list(describe_in_batches([], describer)) == []
     assert describe_references([], describer).descriptors.shape == (0, bundle.descriptor_dim)
 
 
 def test_one_unreadable_photo_stops_the_work_and_is_named(places: Places, describer: Describer) -> None:
     damage(places, 4)
-    text = (
-        f"{places.rows[4].path}: {UNREADABLE}. "
-        "Repair or remove the photo, or allow some to be left out with --max-unreadable N."
-    )
-    with refused(ReferenceDataError, text, "image_undecodable"):
+    text = f"{places.rows[4].path}: {UNREADABLE}. So far 1 photo is unreadable, none may be. {REMEDY}"
+    with refused(ReferenceDataError, text, "too_many_unreadable"):
         describe_references(places, describer)
 
 
-def test_of_several_unreadable_photos_the_first_is_named(places: Places, describer: Describer) -> None:
+def test_several_unreadable_photos_are_named(places: Places, describer: Describer) -> None:
     damage(places, 2, 5, 6)
-    text = (
-        f"{places.rows[2].path}: {UNREADABLE}. "
-        "Repair or remove the photo, or allow some to be left out with --max-unreadable N."
-    )
-    with refused(ReferenceDataError, text, "image_undecodable"):
+    others = "".join(f"; {places.rows[number].path}: {UNREADABLE}" for number in (5, 6))
+    text = f"{places.rows[2].path}: {UNREADABLE}{others}. So far 3 photos are unreadable, none may be. {REMEDY}"
+    with refused(ReferenceDataError, text, "too_many_unreadable"):
         describe_references(places, describer, DescribeSettings(batch_size=7))
 
 
@@ -102,8 +101,8 @@ def test_allowed_unreadable_photos_are_left_out_and_reported(
     described = describe_references(places, describer, settings, done.append)
     assert described.references == [places.rows[number] for number in (1, 2, 4, 6)]
     assert described.descriptors.shape[0] == 4
-    assert [photo.reference for photo in described.unreadable] == [places.rows[number] for number in (0, 3, 5)]
-    assert [photo.error.code for photo in described.unreadable] == [
+    assert [photo.path for photo in described.unreadable] == [str(places.rows[number].path) for number in (0, 3, 5)]
+    assert [photo.code for photo in described.unreadable] == [
         "image_undecodable",
         "image_undecodable",
         "image_unreadable",
@@ -113,10 +112,8 @@ def test_allowed_unreadable_photos_are_left_out_and_reported(
 
 def test_more_unreadable_photos_than_allowed_stop_the_work(places: Places, describer: Describer) -> None:
     damage(places, 1, 3, 5)
-    text = (
-        f"{places.rows[5].path}: 3 photos are unreadable, 2 are allowed; one of them: {UNREADABLE}. "
-        "Look at the source, or raise --max-unreadable."
-    )
+    others = "".join(f"; {places.rows[number].path}: {UNREADABLE}" for number in (3, 5))
+    text = f"{places.rows[1].path}: {UNREADABLE}{others}. So far 3 photos are unreadable, 2 may be. {REMEDY}"
     with refused(ReferenceDataError, text, "too_many_unreadable"):
         describe_references(places, describer, DescribeSettings(batch_size=1, max_unreadable=2))
 
@@ -131,9 +128,7 @@ def test_every_photo_unreadable_but_allowed_describes_nothing(places: Places, de
 
 def test_limits_count_while_describing(places: Places, describer: Describer) -> None:
     settings = DescribeSettings(limits=ImageLimits(max_pixels=96 * 72 - 1))
-    text = (
-        f"{places.rows[0].path}: the image has more than {96 * 72 - 1} pixels. "
-        "Repair or remove the photo, or allow some to be left out with --max-unreadable N."
-    )
-    with refused(ReferenceDataError, text, "too_many_pixels"):
-        describe_references(places, describer, settings)
+    reason = f"the image has more than {96 * 72 - 1} pixels"
+    text = f"{places.rows[0].path}: {reason}. So far 1 photo is unreadable, none may be. {REMEDY}"
+    with refused(ReferenceDataError, text, "too_many_unreadable"):
+        describe_references(places.rows[:1], describer, settings)

@@ -9,12 +9,13 @@ import pytest
 
 from index_builder.index_design import IndexDesign
 from index_builder.publish import WORK_NAME
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
 from retrieval.describer import Describer
 from retrieval.errors import StorageError
 from retrieval.index.folder import published_versions
 from retrieval.index.place_index import PlaceIndex
 from tests.index_builder.counting_describer import CountingDescriber
+from tests.index_builder.recording_observer import RecordingObserver
 from tests.places import make_places
 from tests.retrieval.refusal import refused
 
@@ -52,9 +53,11 @@ def assert_nothing_changes(
         f"{town / WORK_NAME if name.startswith('.part') else town}: writing failed (No space left on device). "
         "Free some space or choose another folder, then run the command again; nothing was published."
     )
-    settings = BuildSettings(design=IndexDesign(storage="fp32"))
+    settings = UpdateSettings(design=IndexDesign(storage="fp32"))
     with refused(StorageError, text, "storage"):
-        build_index(make_places(photos / "second", 3), describer, indexes, "town", settings, on_step=on_step)
+        build_index(
+            make_places(photos / "second", 3), describer, indexes, "town", settings, observer=RecordingObserver(on_step)
+        )
     assert tree(indexes) == before
     assert PlaceIndex.open(town).count == 2
     assert {entry.name for entry in (town / "versions").iterdir()} == set(published_versions(town))
@@ -88,7 +91,7 @@ def test_no_space_in_a_first_build_leaves_only_what_was_described(
 
     places = make_places(tmp_path, 2)
     with pytest.raises(StorageError, match="No space left on device"):
-        build_index(places, counting, indexes, "town", on_step=fill)
+        build_index(places, counting, indexes, "town", observer=RecordingObserver(fill))
     if name.startswith(".part"):
         assert list(indexes.iterdir()) == []
         return
@@ -96,7 +99,7 @@ def test_no_space_in_a_first_build_leaves_only_what_was_described(
     assert {path.name for path in town.rglob("*")} == {WORK_NAME, *parts, "versions", ".lock"}
     before = counting.described
     build_index(places, counting, indexes, "town")
-    assert counting.described - before == 2 * 2, "those of the gate"
+    assert counting.described - before == 2 * 2, "those of the quality check"
 
 
 @pytest.fixture(scope="module")

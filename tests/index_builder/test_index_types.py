@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from index_builder.index_design import IndexDesign
-from index_builder.update import BuildSettings, IndexUpdater, build_index
+from index_builder.update import UpdateSettings, append_references, build_index
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError, PlaceIndexError
 from retrieval.geo import GeoPrior, haversine_m
@@ -24,7 +24,7 @@ ROWS = {name: 260 if name == "ivf-pq" else 60 for name in TYPES}
 
 def build(tmp_path: Path, describer: Describer, design: IndexDesign, count: int = 60) -> tuple[Places, PlaceIndex]:
     places = scattered(tmp_path / "photos", count)
-    built = build_index(places, describer, tmp_path / "indexes", "town", BuildSettings(design=design))
+    built = build_index(places, describer, tmp_path / "indexes", "town", UpdateSettings(design=design))
     return places, PlaceIndex.open(built.folder)
 
 
@@ -86,8 +86,7 @@ def test_appending_keeps_the_design_and_every_stored_bit(
 ) -> None:
     places, old = build(tmp_path, describer, design, 50)
     more = scattered(tmp_path / "photos", 60)
-    updater = IndexUpdater(describer, tmp_path / "indexes", "town", tmp_path / "work")
-    assert updater.append(more).count == 60
+    assert append_references(more, describer, tmp_path / "indexes", "town", work=tmp_path / "work").count == 60
     new = PlaceIndex.open(tmp_path / "indexes" / "town")
     for name in ("index_type", "storage", "whitening", "descriptor_dim"):
         assert getattr(new.manifest, name) == getattr(old.manifest, name)
@@ -114,7 +113,7 @@ def test_a_recall_that_cannot_be_reached_publishes_nothing(
 
     monkeypatch.setattr(recall, "_efforts", lambda _: [1])
     places = scattered(tmp_path / "photos", 300)
-    settings = BuildSettings(design=IndexDesign(type="ivf-pq-fast", recall=1.0))
+    settings = UpdateSettings(design=IndexDesign(type="ivf-pq-fast", recall=1.0))
     with pytest.raises(PlaceIndexError, match=r"100.0% are wanted; nothing was published") as caught:
         build_index(places, describer, tmp_path / "indexes", "town", settings)
     assert caught.value.code == "gate_failed"

@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from index_builder.update import Step, build_index
+from index_builder.update import build_index
+from index_builder.update_observer import UpdateStep
 from retrieval.describer import Describer
 from retrieval.errors import IndexNotFoundError
 from retrieval.index.folder import published_versions
@@ -15,7 +16,7 @@ from tests.forked import run_forked
 from tests.index_builder.killed_build import build_and_die
 from tests.places import make_places
 
-STEPS = [*get_args(Step), "describing", "half of CURRENT"]
+STEPS = [*get_args(UpdateStep), "describing", "half of CURRENT"]
 
 
 def kill_a_build(folder: Path, step: str) -> None:

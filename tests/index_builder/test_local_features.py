@@ -10,22 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import index_builder.local_features
+import index_builder.version_writer
 from index_builder.index_design import IndexDesign
-from index_builder.update import BuildSettings, BuiltIndex, IndexUpdater, build_index
-from index_builder.update_watch import LeftOut, UpdateStep, UpdateWatch
+from index_builder.update import UpdateSettings, append_references, build_index, remove_references
+from index_builder.update_observer import Update, UpdateObserver, UpdateStep
 from retrieval.describer import Describer
 from retrieval.errors import MissingExtraError, PlaceIndexError
 from retrieval.index.place_index import LOCAL_FEATURES_NAME, PlaceIndex
+from retrieval.photo_reading import LeftOut
 from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, extract_features
-from tests.index_builder.recording_watch import RecordingWatch, StoppedError
+from tests.index_builder.recording_observer import RecordingObserver, StoppedError
 from tests.places import Places
 from tests.seal import seal
 from tests.textured import make_textured_places, textured
 
 
-class FeaturesWatch(RecordingWatch):
-    """Remembers what it is told of local features."""
+class FeaturesObserver(RecordingObserver):
+    """Remembers what is reported of local features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,12 +41,12 @@ def build(
     places: Places,
     describer: Describer,
     *,
-    watch: UpdateWatch | None = None,
+    observer: UpdateObserver | None = None,
     wanted: bool | None = True,
     again: bool = False,
-) -> BuiltIndex:
-    settings = BuildSettings(design=IndexDesign(local_features=wanted), describe_again=again)
-    return build_index(places, describer, tmp_path / "indexes", "town", settings, watch=watch)
+) -> Update:
+    settings = UpdateSettings(design=IndexDesign(local_features=wanted), describe_again=again)
+    return build_index(places, describer, tmp_path / "indexes", "town", settings, observer=observer)
 
 
 def number(reference_id: str) -> int:
@@ -70,25 +71,25 @@ def check_features(folder: Path) -> PlaceIndex:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The photos that features are computed of from here on."""
     names: list[str] = []
-    decode = index_builder.local_features.decode_features
+    decode = index_builder.version_writer.decode_features
 
     def counted(*args, where: str, **kwargs) -> LocalFeatures:
         names.append(Path(where).name)
         return decode(*args, where=where, **kwargs)
 
-    monkeypatch.setattr(index_builder.local_features, "decode_features", counted)
+    monkeypatch.setattr(index_builder.version_writer, "decode_features", counted)
     return names
 
 
 def test_every_row_has_the_features_of_its_photo(tmp_path: Path, describer: Describer) -> None:
-    watch = FeaturesWatch()
-    built = build(tmp_path, make_textured_places(tmp_path, 5), describer, watch=watch)
+    observer = FeaturesObserver()
+    built = build(tmp_path, make_textured_places(tmp_path, 5), describer, observer=observer)
     check_features(built.folder)
     assert LOCAL_FEATURES_NAME in built.manifest.files
     assert built.manifest.local_features is not None
     assert built.manifest.local_features.without == 0
     assert built.without_features == []
-    assert watch.told == [(done, 5) for done in range(1, 6)]
+    assert observer.told == [(done, 5) for done in range(1, 6)]
     mapped = PlaceIndex.open(built.folder, memory_map=True).local_features
     assert mapped is not None
     assert len(mapped.features(0)) > 100
@@ -115,16 +116,16 @@ def test_an_index_from_before_there_were_any_is_read(tmp_path: Path, describer: 
 def test_a_photo_that_vanished_or_changed_is_named_and_has_none(tmp_path: Path, describer: Describer) -> None:
     places = make_textured_places(tmp_path, 4)
 
-    class Meddler(UpdateWatch):
+    class Meddler(UpdateObserver):
         def reached(self, step: UpdateStep) -> None:
             if step == "vectors written":
                 places.rows[1].path.rename(tmp_path / "elsewhere.png")
                 Image.fromarray(textured(99)).save(places.rows[2].path)
-            if step == "manifest written":  # the gate would miss them, too: it gets them back in time
+            if step == "manifest written":  # the quality check would miss them, too: it gets them back in time
                 (tmp_path / "elsewhere.png").rename(places.rows[1].path)
                 Image.fromarray(textured(2)).save(places.rows[2].path)
 
-    built = build(tmp_path, places, describer, watch=Meddler())
+    built = build(tmp_path, places, describer, observer=Meddler())
     assert sorted((photo.path, photo.code) for photo in built.without_features) == [
         ("photos/0001.png", "image_unreadable"),
         ("photos/0002.png", "photo_changed"),
@@ -145,12 +146,11 @@ def test_an_update_computes_those_of_new_photos_only(tmp_path: Path, describer: 
     assert sorted(decoded) == [f"000{place}.png" for place in range(4)]
     decoded.clear()
     more = make_textured_places(tmp_path, 6)
-    updater = IndexUpdater(describer, tmp_path / "indexes", "town")
-    updater.append(more)
+    append_references(more, describer, tmp_path / "indexes", "town")
     assert sorted(decoded) == ["0004.png", "0005.png"]
     assert check_features(tmp_path / "indexes" / "town").count == 6
     decoded.clear()
-    updater.remove(["photos/0001.png", "photos/0003.png"])
+    remove_references(["photos/0001.png", "photos/0003.png"], describer, tmp_path / "indexes", "town")
     assert decoded == []
     assert check_features(tmp_path / "indexes" / "town").count == 4
 
@@ -174,7 +174,7 @@ def test_an_index_made_anew_keeps_them_unless_told_otherwise(
 def test_what_is_added_later_needs_no_describing(tmp_path: Path, describer: Describer) -> None:
     places = make_textured_places(tmp_path, 3)
     build(tmp_path, places, describer, wanted=None)
-    assert build(tmp_path, places, describer).update.taken_over == 3
+    assert build(tmp_path, places, describer).taken_over == 3
     check_features(tmp_path / "indexes" / "town")
 
 
@@ -203,13 +203,13 @@ def test_what_another_index_holds_is_refused(tmp_path: Path, describer: Describe
 
 
 def test_the_work_can_be_stopped_and_nothing_is_published(tmp_path: Path, describer: Describer) -> None:
-    class Stopper(UpdateWatch):
+    class Stopper(UpdateObserver):
         def local_features(self, done: int, total: int, without: Sequence[LeftOut]) -> None:
             if done == 2:
                 raise StoppedError
 
     with pytest.raises(StoppedError):
-        build(tmp_path, make_textured_places(tmp_path, 6), describer, watch=Stopper())
+        build(tmp_path, make_textured_places(tmp_path, 6), describer, observer=Stopper())
     assert list((tmp_path / "indexes" / "town" / "versions").iterdir()) == []
     build(tmp_path, make_textured_places(tmp_path, 6), describer)
     check_features(tmp_path / "indexes" / "town")
@@ -220,9 +220,9 @@ def test_without_opencv_nothing_is_described_first(
 ) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     places = make_textured_places(tmp_path, 3)
-    watch = RecordingWatch()
+    observer = RecordingObserver()
     with pytest.raises(MissingExtraError, match=r"pip install 'sightfix\[rerank\]'"):
-        build(tmp_path, places, describer, watch=watch)
-    assert "planned" not in watch.steps
+        build(tmp_path, places, describer, observer=observer)
+    assert "planned" not in observer.steps
     shutil.rmtree(tmp_path / "indexes", ignore_errors=True)
     build(tmp_path, places, describer, wanted=None)  # needs none

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from index_builder.publish import draft_version
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
 from retrieval.artefact import replace_file
 from retrieval.describer import Describer
 from retrieval.errors import IndexNotFoundError, StorageError
 from retrieval.index.folder import activate_version, current_version, prune, published_versions
 from retrieval.index.place_index import PlaceIndex
-from tests.index_builder.recording_watch import RecordingWatch
+from tests.index_builder.recording_observer import RecordingObserver
 from tests.places import make_places
 from tests.retrieval.refusal import refused
 
@@ -40,7 +40,8 @@ def test_a_draft_is_hidden_until_it_is_named_and_named_until_it_is_current(tmp_p
     with draft_version(tmp_path, "town") as draft:
         (draft.folder / "file").write_bytes(b"second")
         assert published_versions(town) == [first]
-        assert draft.name_version() == town / "versions" / draft.version
+        draft.name_version()
+        assert draft.published_folder == town / "versions" / draft.version
         assert published_versions(town) == [first, draft.version]
         assert current_version(town) == first
         draft.make_current()
@@ -141,7 +142,7 @@ def test_prune_never_removes_the_current_version(tmp_path: Path) -> None:
 def test_builds_keep_versions_to_roll_back_to(tmp_path: Path, describer: Describer) -> None:
     places = make_places(tmp_path, 1)
     indexes = tmp_path / "indexes"
-    settings = BuildSettings(keep=2)
+    settings = UpdateSettings(keep=2)
     built = [build_index(places, describer, indexes, "town", settings).folder.name for _ in range(3)]
     town = indexes / "town"
     assert published_versions(town) == built[1:]
@@ -172,9 +173,8 @@ def test_a_reader_sees_a_whole_version_at_every_moment(tmp_path: Path, describer
     indexes = tmp_path / "indexes"
     first = build_index(places, describer, indexes, "town").folder.name
     seen: list[str] = []
-    build_index(
-        places, describer, indexes, "town", on_step=lambda _: seen.append(PlaceIndex.open(indexes / "town").version)
-    )
+    observer = RecordingObserver(lambda _: seen.append(PlaceIndex.open(indexes / "town").version))
+    build_index(places, describer, indexes, "town", observer=observer)
     second = PlaceIndex.open(indexes / "town").version
     assert [version for version, _ in itertools.groupby(seen)] == [first, second]
 
@@ -182,8 +182,8 @@ def test_a_reader_sees_a_whole_version_at_every_moment(tmp_path: Path, describer
 OUT_OF_FILES = """
 import contextlib, os, resource, sys
 from pathlib import Path
-from index_builder.publishing import draft_version
-from retrieval.index_folder import current_version
+from index_builder.publish import draft_version
+from retrieval.index.folder import current_version
 
 held = []
 with contextlib.suppress(RuntimeError), draft_version(Path(sys.argv[1]), "a") as draft:
@@ -275,10 +275,10 @@ def test_versions_that_cannot_be_pruned_do_not_make_a_published_one_fail(
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr("index_builder.publish.prune", refuses)
-    watch = RecordingWatch()
-    built = build_index(places, describer, indexes, "town", BuildSettings(keep=1), watch=watch)
+    observer = RecordingObserver()
+    built = build_index(places, describer, indexes, "town", UpdateSettings(keep=1), observer=observer)
     assert current_version(indexes / "town") == built.folder.name
-    assert "Permission denied" in watch.not_pruned_for[0]
+    assert "Permission denied" in observer.not_pruned_for[0]
 
 
 def test_two_first_builds_never_hold_the_lock_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +310,7 @@ def test_opening_goes_on_to_the_next_version_when_its_own_is_pruned(
     def and_then_another_is_published(folder: Path) -> str:
         monkeypatch.setattr("retrieval.index.place_index.current_version", named)
         version = named(folder)
-        build_index(places, describer, indexes, "town", BuildSettings(keep=1))
+        build_index(places, describer, indexes, "town", UpdateSettings(keep=1))
         return version
 
     monkeypatch.setattr("retrieval.index.place_index.current_version", and_then_another_is_published)

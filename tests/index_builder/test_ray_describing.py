@@ -14,14 +14,14 @@ from index_builder.describing import DescribeSettings
 from index_builder.parts import PartSettings
 from index_builder.publish import WORK_NAME
 from index_builder.ray_describing import describe_on_ray
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import MissingExtraError, ModelIndexMismatchError
 from retrieval.geo import Position
 from retrieval.index.folder import current_version
 from retrieval.index.place_index import PlaceIndex
-from tests.index_builder.recording_watch import RecordingWatch, StoppedError, stop_at
+from tests.index_builder.recording_observer import RecordingObserver, StoppedError, stop_at
 from tests.places import Places, make_places, pattern
 from tests.retrieval.other_bundle import copy_bundle, write_other_bundle
 
@@ -58,9 +58,9 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def settings(engine: str, **changes) -> BuildSettings:
+def settings(engine: str, **changes) -> UpdateSettings:
     describe = DescribeSettings(batch_size=2, decode_threads=1, max_unreadable=1)
-    return replace(BuildSettings(describe=describe, part_photos=4, engine=engine), **changes)
+    return replace(UpdateSettings(describe=describe, part_photos=4, engine=engine), **changes)
 
 
 def files(index_folder: Path) -> tuple[bytes, bytes]:
@@ -86,22 +86,22 @@ def test_both_engines_build_the_same_index_and_go_on_from_each_other(tmp_path: P
     places.rows[6].path.write_bytes(b"")
     here, there = tmp_path / "here", tmp_path / "there"
     build_index(places, one_thread, here, "town", settings("local"))
-    watch = RecordingWatch()
-    built = build_index(places, one_thread, there, "town", settings("ray"), watch=watch)
+    observer = RecordingObserver()
+    built = build_index(places, one_thread, there, "town", settings("ray"), observer=observer)
     assert files(there / "town") == files(here / "town")
     assert [(one.path, one.code) for one in built.unreadable] == [("photos/0006.jpg", "empty_body")]
-    assert (watch.progress[-1], watch.steps.count("part written")) == ((11, 1), 3)
+    assert (observer.progress[-1], observer.steps.count("part written")) == ((11, 1), 3)
     assert not (there / "town" / WORK_NAME).exists()
 
     for number in (2, 9):
         pattern(70 + number).save(places.rows[number].path, quality=92)
-    assert build_index(places, one_thread, here, "town", settings("local")).update.taken_over == 8
-    begun = RecordingWatch(stop_at("part written", 2))
+    assert build_index(places, one_thread, here, "town", settings("local")).taken_over == 8
+    begun = RecordingObserver(stop_at("part written", 2))
     with pytest.raises(StoppedError):
-        build_index(places, one_thread, there, "town", settings("local"), watch=begun)
-    watch = RecordingWatch()
-    assert build_index(places, one_thread, there, "town", settings("ray"), watch=watch).update.taken_over == 8
-    assert (watch.progress[0], watch.steps.count("part written")) == ((8, 1), 1)
+        build_index(places, one_thread, there, "town", settings("local"), observer=begun)
+    observer = RecordingObserver()
+    assert build_index(places, one_thread, there, "town", settings("ray"), observer=observer).taken_over == 8
+    assert (observer.progress[0], observer.steps.count("part written")) == ((8, 1), 1)
     assert files(there / "town") == files(here / "town")
     assert PlaceIndex.open(there / "town").count == 10
 

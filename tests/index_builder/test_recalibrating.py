@@ -25,8 +25,7 @@ from index_builder.index_design import IndexDesign
 from index_builder.maintenance.versions import verify_version
 from index_builder.publish import draft_version
 from index_builder.recalibrating import balanced, recalibrate
-from index_builder.update import IndexUpdater, build_index
-from index_builder.update_plan import ReferenceRows
+from index_builder.update import append_references, build_index
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
@@ -36,6 +35,7 @@ from retrieval.geo import Position
 from retrieval.index.folder import published_versions
 from retrieval.index.manifest import Source
 from retrieval.index.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
+from retrieval.index.reference_table import reference_rows
 from retrieval.index.stores import FolderStore
 from retrieval.localize.fix import FixSettings, MethodCalibration
 from retrieval.references.reference import Reference
@@ -154,9 +154,7 @@ def test_photos_that_cannot_tell_are_refused(known: DescribedIndex) -> None:
 
 def publish(indexes: Path, bundle: Bundle, known: DescribedIndex, photos: OutsidePhotos | None = None) -> PlaceIndex:
     """The same references as an index in a folder."""
-    rows = ReferenceRows(indexes)
-    for reference in known.references(np.arange(known.count)):
-        rows.append(reference)
+    rows = reference_rows(known.references(np.arange(known.count)))
     descriptors = widened(known.descriptors(np.arange(known.count)), bundle.descriptor_dim)
     with draft_version(indexes, "street") as draft:
         content = VersionContent(
@@ -164,7 +162,7 @@ def publish(indexes: Path, bundle: Bundle, known: DescribedIndex, photos: Outsid
             version=draft.version,
             bundle=bundle,
             source=Source(spec="test:street", root=str(indexes)),
-            table=rows.table(),
+            table=rows,
             described=lambda some: descriptors[some],
             calibration_photos=photos,
         )
@@ -331,23 +329,20 @@ def test_updates_keep_the_photos_and_say_when_they_cannot(
         monkeypatch.setattr(recalibrating, name, lambda *_: None)
     recalibrate(tmp_path / "indexes", "town", given)
 
-    def update(bundle_of: Describer) -> IndexUpdater:
-        return IndexUpdater(bundle_of, tmp_path / "indexes", "town")
-
     with caplog.at_level(logging.WARNING, "sightfix.index"):
-        update(describer).append(places)
+        append_references(places, describer, tmp_path / "indexes", "town")
     appended = PlaceIndex.open(tmp_path / "indexes" / "town")
     assert (appended.count, appended.manifest.calibration_photos) == (12, 120)
     assert "100 are needed to calibrate" in caplog.text
     assert "calibrated on its own references instead" in caplog.text
     flip_byte(appended.folder / "vectors.faiss")
-    update(describer).build(places)
+    build_index(places, describer, tmp_path / "indexes", "town")
     assert PlaceIndex.open(tmp_path / "indexes" / "town").manifest.calibration_photos == 120
 
     caplog.clear()
     flip_byte(PlaceIndex.open(tmp_path / "indexes" / "town").folder / CALIBRATION_PHOTOS_NAME)
     with caplog.at_level(logging.WARNING, "sightfix.index"):
-        update(describer).build(places)
+        build_index(places, describer, tmp_path / "indexes", "town")
     assert PlaceIndex.open(tmp_path / "indexes" / "town").manifest.calibration_photos == 0
     assert "was calibrated on photos cannot be told" in caplog.text
     recalibrate(tmp_path / "indexes", "town", given)
@@ -355,6 +350,6 @@ def test_updates_keep_the_photos_and_say_when_they_cannot(
     caplog.clear()
     other = Describer(write_other_bundle(describer.bundle, tmp_path / "other"))
     with caplog.at_level(logging.WARNING, "sightfix.index"):
-        update(other).build(places)
+        build_index(places, other, tmp_path / "indexes", "town")
     assert PlaceIndex.open(tmp_path / "indexes" / "town").manifest.calibration_photos == 0
     assert "120 photos that another bundle described" in caplog.text

@@ -11,17 +11,17 @@ from index_builder.describing import DescribeSettings
 from index_builder.index_design import IndexDesign
 from index_builder.parts import PartRecord
 from index_builder.publish import WORK_NAME
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
 from retrieval.errors import IndexNotFoundError, PlaceIndexError, ReferenceDataError
 from retrieval.geo import Position
 from retrieval.index.folder import current_version
 from retrieval.index.place_index import PlaceIndex
 from retrieval.index.vectors.exact import ExactVectors
 from tests.index_builder.counting_describer import CountingDescriber
-from tests.index_builder.recording_watch import RecordingWatch, StoppedError, stop_at
+from tests.index_builder.recording_observer import RecordingObserver, StoppedError, stop_at
 from tests.places import Places, make_places
 
-IN_THE_GATE = 2 * 4
+IN_THE_CHECK = 2 * 4
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +29,20 @@ def counting() -> CountingDescriber:
     return CountingDescriber()
 
 
-def settings(**changes) -> BuildSettings:
+def settings(**changes) -> UpdateSettings:
     describe = DescribeSettings(batch_size=2, decode_threads=1, **changes)
-    return BuildSettings(describe=describe, part_photos=4)
+    return UpdateSettings(describe=describe, part_photos=4)
 
 
-def build(tmp_path: Path, places: Places, describer: CountingDescriber, watch: RecordingWatch | None = None, **changes):
-    return build_index(places, describer, tmp_path / "indexes", "town", settings(**changes), watch=watch)
+def build(
+    tmp_path: Path, places: Places, describer: CountingDescriber, observer: RecordingObserver | None = None, **changes
+):
+    return build_index(places, describer, tmp_path / "indexes", "town", settings(**changes), observer=observer)
 
 
 def stop_after_parts(tmp_path: Path, places: Places, describer: CountingDescriber, count: int, **changes) -> None:
     with pytest.raises(StoppedError):
-        build(tmp_path, places, describer, RecordingWatch(stop_at("part written", count)), **changes)
+        build(tmp_path, places, describer, RecordingObserver(stop_at("part written", count)), **changes)
 
 
 def files(tmp_path: Path) -> tuple[bytes, bytes]:
@@ -65,10 +67,10 @@ def test_the_result_is_the_one_of_an_uninterrupted_build(tmp_path: Path, countin
     before = counting.described
     for count in (1, 1):
         stop_after_parts(tmp_path / "cut", places, counting, count)
-    told: list[int] = []
-    build_index(places, counting, tmp_path / "cut" / "indexes", "town", settings(), on_progress=told.append)
-    assert counting.described - before == 10 + IN_THE_GATE
-    assert told == [8, 2], "first what was there"
+    observer = RecordingObserver()
+    build(tmp_path / "cut", places, counting, observer)
+    assert counting.described - before == 10 + IN_THE_CHECK
+    assert [done for done, _ in observer.progress] == [8, 10], "first what was there"
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
     assert not (tmp_path / "cut/indexes/town" / WORK_NAME).exists()
 
@@ -79,7 +81,7 @@ def test_a_photo_that_changes_between_is_described_again(tmp_path: Path, countin
     before = counting.described
     os.utime(places.rows[5].path, ns=(1, 1))
     built = build(tmp_path, places, counting)
-    assert counting.described - before == 4 + IN_THE_GATE
+    assert counting.described - before == 4 + IN_THE_CHECK
     assert built.manifest.count == 8
 
 
@@ -89,13 +91,13 @@ def test_a_photo_that_is_repaired_between_is_in_the_index(tmp_path: Path, counti
     whole = places.rows[1].path.read_bytes()
     for number in (1, 9):
         places.rows[number].path.write_bytes(b"")
-    with pytest.raises(ReferenceDataError, match="2 photos are unreadable, 1 are allowed") as info:
+    with pytest.raises(ReferenceDataError, match="So far 2 photos are unreadable, 1 may be") as info:
         build(tmp_path, places, counting, max_unreadable=1)
-    assert info.value.where == str(places.rows[1].path)
+    assert info.value.where == "photos/0001.jpg"
     places.rows[1].path.write_bytes(whole)
     before = counting.described
     built = build(tmp_path, places, counting, max_unreadable=1)
-    assert counting.described - before == 4 + 3 + IN_THE_GATE, "of three parts the second was whole and fits"
+    assert counting.described - before == 4 + 3 + IN_THE_CHECK, "of three parts the second was whole and fits"
     assert (built.manifest.count, [one.path for one in built.unreadable]) == (11, ["photos/0009.jpg"])
 
 
@@ -106,8 +108,10 @@ def test_parts_of_another_source_are_removed_before_the_work_begins(
     work = tmp_path / "indexes/town" / WORK_NAME
     assert len(list(work.glob("part-*"))) == 6
     seen: list[int] = []
-    watch = RecordingWatch(lambda step: seen.append(len(list(work.glob("part-*")))) if step == "planned" else None)
-    built = build(tmp_path, make_places(tmp_path / "b", 3, first_seed=40), counting, watch)
+    observer = RecordingObserver(
+        lambda step: seen.append(len(list(work.glob("part-*")))) if step == "planned" else None
+    )
+    built = build(tmp_path, make_places(tmp_path / "b", 3, first_seed=40), counting, observer)
     assert (seen, built.manifest.count) == ([0], 3)
 
 
@@ -130,7 +134,7 @@ def test_what_does_not_find_itself_is_not_gone_on_from(tmp_path: Path, counting:
                 ExactVectors.from_descriptors([spoilt], spoilt.shape[1], "fp16").write(file.write)
 
     with pytest.raises(PlaceIndexError, match="does not find its own references"):
-        build_index(places, counting, tmp_path / "indexes", "town", settings(), on_step=spoil)
+        build_index(places, counting, tmp_path / "indexes", "town", settings(), observer=RecordingObserver(spoil))
     assert list((tmp_path / "indexes").iterdir()) == []
 
 
@@ -143,10 +147,10 @@ def test_the_recall_that_is_not_reached_costs_no_describing(tmp_path: Path, coun
             raise PlaceIndexError("not reached", code="gate_failed")
 
     with pytest.raises(PlaceIndexError):
-        build_index(places, counting, tmp_path / "indexes", "town", wanted, on_step=stop)
+        build_index(places, counting, tmp_path / "indexes", "town", wanted, observer=RecordingObserver(stop))
     before = counting.described
     build(tmp_path, places, counting)
-    assert counting.described - before == IN_THE_GATE
+    assert counting.described - before == IN_THE_CHECK
 
 
 def test_a_part_says_what_is_in_it(tmp_path: Path, counting: CountingDescriber) -> None:

@@ -8,20 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder.describing import DescribeSettings, KnownContent
+from index_builder.describing import DescribeSettings, StoredDescriptors
 from index_builder.index_design import IndexDesign
-from index_builder.update import BuildSettings, BuiltIndex, IndexUpdater, UpdateSettings, build_index
+from index_builder.update import UpdateSettings, append_references, build_index, remove_references
+from index_builder.update_observer import Update
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.images import ImageLimits
 from retrieval.index.place_index import PlaceIndex
 from retrieval.index.reference_table import read_references
 from tests.index_builder.counting_describer import CountingDescriber
-from tests.index_builder.recording_watch import RecordingWatch, StoppedError, stop_at
+from tests.index_builder.recording_observer import RecordingObserver, StoppedError, stop_at
 from tests.places import Places, make_places, pattern
 from tests.retrieval.other_bundle import write_other_bundle
 
-IN_THE_GATE = 2 * 4
+IN_THE_CHECK = 2 * 4
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +30,17 @@ def counting() -> CountingDescriber:
     return CountingDescriber()
 
 
-def settings(**changes) -> BuildSettings:
-    base = BuildSettings(describe=DescribeSettings(batch_size=2, decode_threads=1), part_photos=4)
+def settings(**changes) -> UpdateSettings:
+    base = UpdateSettings(describe=DescribeSettings(batch_size=2, decode_threads=1), part_photos=4)
     return replace(base, **changes)
 
 
-def build(tmp_path: Path, places: Places, describer: Describer, watch=None, **changes) -> BuiltIndex:
-    return build_index(places, describer, tmp_path / "indexes", "town", settings(**changes), watch=watch)
+def build(tmp_path: Path, places: Places, describer: Describer, observer=None, **changes) -> Update:
+    return build_index(places, describer, tmp_path / "indexes", "town", settings(**changes), observer=observer)
 
 
 def described(counting: CountingDescriber, before: int) -> int:
-    return counting.described - before - IN_THE_GATE
+    return counting.described - before - IN_THE_CHECK
 
 
 def vectors_by_id(folder: Path) -> dict[str, bytes]:
@@ -71,8 +72,7 @@ def test_only_what_changed_is_described(tmp_path: Path, counting: CountingDescri
     before = counting.described
     built = build(tmp_path, places, counting, design=design)
     assert described(counting, before) == 2
-    update = built.update
-    assert (update.taken_over, update.added, update.replaced, update.removed, update.count) == (9, 2, 9, 2, 11)
+    assert (built.taken_over, built.added, built.replaced, built.removed, built.count) == (9, 2, 9, 2, 11)
     new = vectors_by_id(built.folder)
     assert new["photos/renamed.jpg"] == old["photos/0004.jpg"]
     same = {f"photos/{number:04d}.jpg" for number in (0, 1, 3, 5, 6, 7, 8, 9)}
@@ -88,7 +88,7 @@ def test_describe_again_describes_everything(tmp_path: Path, counting: CountingD
     places = make_places(tmp_path, 5)
     build(tmp_path, places, counting)
     before = counting.described
-    assert build(tmp_path, places, counting, describe_again=True).update.taken_over == 0
+    assert build(tmp_path, places, counting, describe_again=True).taken_over == 0
     assert described(counting, before) == 5
 
 
@@ -111,14 +111,14 @@ def test_what_may_be_taken_over(tmp_path: Path, describer: Describer, first, the
     """Only what comes out as if it had been described anew: other roundings, whitenings and limits do not."""
     places = make_places(tmp_path, 5)
     build(tmp_path, places, describer, **first)
-    assert build(tmp_path, places, describer, **then).update.taken_over == taken_over
+    assert build(tmp_path, places, describer, **then).taken_over == taken_over
 
 
 def test_nothing_of_another_bundle_is_taken_over(tmp_path: Path, describer: Describer, bundle: Bundle) -> None:
     places = make_places(tmp_path, 3)
     build(tmp_path, places, describer)
     other = Describer(write_other_bundle(bundle, tmp_path / "bundle"), threads=1)
-    assert build(tmp_path, places, other).update.taken_over == 0
+    assert build(tmp_path, places, other).taken_over == 0
 
 
 def test_nothing_of_a_damaged_version_is_taken_over(tmp_path: Path, counting: CountingDescriber) -> None:
@@ -127,7 +127,7 @@ def test_nothing_of_a_damaged_version_is_taken_over(tmp_path: Path, counting: Co
     data = bytearray((folder / "vectors.faiss").read_bytes())
     data[-9] ^= 1
     (folder / "vectors.faiss").write_bytes(data)
-    assert build(tmp_path, places, counting).update.taken_over == 0
+    assert build(tmp_path, places, counting).taken_over == 0
 
 
 def test_a_copy_under_another_name_is_appended_without_describing(tmp_path: Path, counting: CountingDescriber) -> None:
@@ -137,10 +137,9 @@ def test_a_copy_under_another_name_is_appended_without_describing(tmp_path: Path
     shutil.copy(places.rows[1].path, copy)
     places.rows.append(replace(places.rows[1], id="photos/copy.jpg", path=copy))
     before = counting.described
-    updater = IndexUpdater(counting, tmp_path / "indexes", "town", tmp_path / "work", UpdateSettings())
-    update = updater.append(places)
+    update = append_references(places, counting, tmp_path / "indexes", "town")
     assert (update.added, update.kept, update.taken_over) == (1, 3, 1)
-    assert counting.described - before == 2 * 4, "those of the gate"
+    assert counting.described - before == 2 * 4, "those of the quality check"
     vectors = vectors_by_id(tmp_path / "indexes" / "town")
     assert vectors["photos/copy.jpg"] == vectors["photos/0001.jpg"]
 
@@ -152,32 +151,31 @@ def test_a_killed_reindex_goes_on_and_takes_over_too(tmp_path: Path, counting: C
         pattern(60 + number).save(places.rows[number].path, quality=92)
     before = counting.described
     with pytest.raises(StoppedError):
-        build(tmp_path, places, counting, RecordingWatch(stop_at("part written", 2)))
+        build(tmp_path, places, counting, RecordingObserver(stop_at("part written", 2)))
     built = build(tmp_path, places, counting)
-    assert (built.update.taken_over, described(counting, before)) == (9, 3)
+    assert (built.taken_over, described(counting, before)) == (9, 3)
 
 
 def test_digests_are_found_whatever_their_bytes() -> None:
     """Numpy drops zero bytes at the end of what it sorts."""
     digests = [bytes(32), bytes(31) + b"\x01", b"\x01" + bytes(31), b"\xff" * 31 + b"\x00", b"\xff" * 32]
     order = sorted(digests)
-    known = KnownContent("v", np.array(order, "S32"), np.arange(5, dtype=np.int64))
+    known = StoredDescriptors("v", np.array(order, "S32"), np.arange(5, dtype=np.int64))
     assert [known.find(one) for one in order] == [0, 1, 2, 3, 4]
     assert known.find(b"\x02" + bytes(31)) is None
     assert known.find(b"\xff" * 31 + b"\xfe") is None
-    assert KnownContent("v", np.array([], "S32"), np.array([], np.int64)).find(bytes(32)) is None
+    assert StoredDescriptors("v", np.array([], "S32"), np.array([], np.int64)).find(bytes(32)) is None
 
 
 def test_an_append_with_other_limits_says_that_not_all_is_described_alike(tmp_path: Path, describer: Describer) -> None:
     places = make_places(tmp_path, 3)
     build(tmp_path, Places(places.root, places.rows[:2]), describer)
     limits = DescribeSettings(limits=ImageLimits(max_pixels=10_000))
-    work = (tmp_path / "work", tmp_path / "more")
-    updater = IndexUpdater(describer, tmp_path / "indexes", "town", work[0], UpdateSettings(describe=limits))
-    updater.remove(["photos/0001.jpg"])
+    into = (describer, tmp_path / "indexes", "town", UpdateSettings(describe=limits))
+    remove_references(["photos/0001.jpg"], *into)
     described = PlaceIndex.open(tmp_path / "indexes" / "town").manifest.describing
     assert described is not None
     assert described.max_pixels == ImageLimits().max_pixels
-    replace(updater, work=work[1]).append(places)
+    append_references(places, *into)
     assert PlaceIndex.open(tmp_path / "indexes" / "town").manifest.describing is None
-    assert build(tmp_path, places, describer).update.taken_over == 0
+    assert build(tmp_path, places, describer).taken_over == 0

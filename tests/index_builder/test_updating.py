@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +12,9 @@ import pytest
 from index_builder.describing import DescribeSettings
 from index_builder.index_design import IndexDesign
 from index_builder.publish import draft_version, finish_publishing
-from index_builder.update import BuildSettings, IndexUpdater, UpdateSettings, build_index
+from index_builder.quality import QualitySettings
+from index_builder.update import UpdateSettings, append_references, build_index, remove_references
+from index_builder.update_observer import Update
 from retrieval.artefact import replace_file
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
@@ -28,16 +31,36 @@ from retrieval.index.place_index import PlaceIndex
 from retrieval.index.vectors.exact import ExactVectors
 from retrieval.references.reference import SkippedPhoto
 from tests.index_builder.counting_describer import CountingDescriber
-from tests.index_builder.recording_watch import RecordingWatch, StoppedError, stop_at
+from tests.index_builder.recording_observer import RecordingObserver, StoppedError, stop_at
 from tests.places import Places, make_places
 from tests.retrieval.other_bundle import write_other_bundle
 
-SMALL = UpdateSettings(describe=DescribeSettings(batch_size=2, decode_threads=1), part_photos=2)
+SMALL = UpdateSettings(
+    describe=DescribeSettings(batch_size=2, decode_threads=1), part_photos=2, quality=QualitySettings()
+)
 
 
-def updater(tmp_path: Path, describer: Describer, watch: RecordingWatch | None = None, **changes) -> IndexUpdater:
-    settings = replace(SMALL, **changes)
-    return IndexUpdater(describer, tmp_path / "indexes", "town", tmp_path / "work", settings, watch or RecordingWatch())
+class Updater:
+    """The three updates of one index, with one work folder."""
+
+    def __init__(
+        self, folder: Path, describer: Describer, observer: RecordingObserver | None = None, **changes: Any
+    ) -> None:
+        self._into = (describer, folder / "indexes", "town", replace(SMALL, **changes))
+        self._options = {"work": folder / "work", "observer": observer}
+
+    def build(self, places: Places) -> Update:
+        return build_index(places, *self._into, **self._options)
+
+    def append(self, places: Places) -> Update:
+        return append_references(places, *self._into, **self._options)
+
+    def remove(self, reference_ids: list[str] | None) -> Update:
+        return remove_references(reference_ids, *self._into, **self._options)
+
+
+def updater(tmp_path: Path, describer: Describer, observer: RecordingObserver | None = None, **changes: Any) -> Updater:
+    return Updater(tmp_path, describer, observer, **changes)
 
 
 def first(places: Places, count: int) -> Places:
@@ -77,12 +100,12 @@ def test_append_describes_what_is_new_and_keeps_the_rest_bit_by_bit(
     tmp_path: Path, counting: CountingDescriber, storage: str
 ) -> None:
     places = scattered(tmp_path, 9)
-    settings = BuildSettings(design=IndexDesign(storage=storage))
+    settings = UpdateSettings(design=IndexDesign(storage=storage))
     build_index(first(places, 6), counting, tmp_path / "indexes", "town", settings)
     before = vectors_by_id(town(tmp_path))
-    watch = RecordingWatch()
-    update = updater(tmp_path, counting, watch).append(places)
-    assert watch.totals == [3]
+    observer = RecordingObserver()
+    update = updater(tmp_path, counting, observer).append(places)
+    assert observer.totals == [3]
     assert (update.added, update.kept, update.replaced, update.removed, update.count) == (3, 6, 0, 0, 9)
     after = town(tmp_path)
     assert after.version == update.version
@@ -92,8 +115,8 @@ def test_append_describes_what_is_new_and_keeps_the_rest_bit_by_bit(
     now = vectors_by_id(after)
     assert {name: now[name] for name in before} == before
     assert {ref.path for ref in after.references(range(9))} == {row.path for row in places.rows}
-    assert update.gate is not None
-    assert (update.gate.canaries, update.gate.self_matches, update.gate.recall) == (9, 9, 1.0)
+    assert update.quality is not None
+    assert (update.quality.canaries, update.quality.self_matches, update.quality.recall) == (9, 9, 1.0)
 
 
 def test_an_appended_index_is_the_one_that_would_have_been_built(tmp_path: Path, describer: Describer) -> None:
@@ -123,7 +146,7 @@ def test_append_of_what_is_there_makes_no_version(tmp_path: Path, counting: Coun
     before = counting.described
     update = updater(tmp_path, counting).append(places)
     assert counting.described == before
-    assert (update.version, update.kept, update.added, update.gate) == (version, 3, 0, None)
+    assert (update.version, update.kept, update.added, update.quality) == (version, 3, 0, None)
     assert published_versions(tmp_path / "indexes" / "town") == [version]
 
 
@@ -131,9 +154,9 @@ def test_a_row_that_says_something_else_is_described_again(tmp_path: Path, descr
     places = make_places(tmp_path, 4)
     build_index(places, describer, tmp_path / "indexes", "town")
     places.rows[2] = replace(places.rows[2], position=Position(10.0, 20.0))
-    watch = RecordingWatch()
-    update = updater(tmp_path, describer, watch).append(first(places, 3))
-    assert (update.replaced, update.kept, update.added, update.removed, watch.totals) == (1, 3, 0, 0, [1])
+    observer = RecordingObserver()
+    update = updater(tmp_path, describer, observer).append(first(places, 3))
+    assert (update.replaced, update.kept, update.added, update.removed, observer.totals) == (1, 3, 0, 0, [1])
     after = town(tmp_path)
     assert after.references([after.row_of("photos/0002.jpg")])[0].position == Position(10.0, 20.0)
 
@@ -144,7 +167,7 @@ def test_describe_again_takes_photos_that_were_edited_in_place(tmp_path: Path, d
     before = vectors_by_id(town(tmp_path))
     make_places(tmp_path / "edited", 1, first_seed=99)
     shutil.copy(tmp_path / "edited/photos/0000.jpg", places.rows[1].path)
-    update = updater(tmp_path, describer).append(places, describe_again=True)
+    update = updater(tmp_path, describer, describe_again=True).append(places)
     assert (update.replaced, update.kept) == (3, 0)
     after = vectors_by_id(town(tmp_path))
     assert [name for name in before if before[name] != after[name]] == ["photos/0001.jpg"]
@@ -184,10 +207,10 @@ def test_remove_by_id(tmp_path: Path, counting: CountingDescriber) -> None:
     places = scattered(tmp_path, 6)
     build_index(places, counting, tmp_path / "indexes", "town")
     before = vectors_by_id(town(tmp_path))
-    watch = RecordingWatch()
+    observer = RecordingObserver()
     gone = ["photos/0001.jpg", "photos/0004.jpg"]
-    update = updater(tmp_path, counting, watch).remove([*gone, gone[0]])
-    assert (update.removed, update.kept, update.count, watch.totals) == (2, 4, 4, [0])
+    update = updater(tmp_path, counting, observer).remove([*gone, gone[0]])
+    assert (update.removed, update.kept, update.count, observer.totals) == (2, 4, 4, [0])
     assert vectors_by_id(town(tmp_path)) == {name: vector for name, vector in before.items() if name not in gone}
 
 
@@ -271,16 +294,16 @@ def test_photos_left_out_are_told_with_their_path_and_reason(tmp_path: Path, des
     places.rows[1].path.write_bytes(b"no photo")
     places.rows[3].path.unlink()
     places.skipped.append(SkippedPhoto(tmp_path / "photos/x.jpg", "no GPS position in its EXIF"))
-    watch = RecordingWatch()
+    observer = RecordingObserver()
     settings = DescribeSettings(batch_size=2, decode_threads=1, max_unreadable=2)
-    update = updater(tmp_path, describer, watch, describe=settings).build(places)
-    assert (update.unreadable, update.skipped, update.count) == (2, 1, 3)
-    assert [(one.path, one.code) for one in watch.skipped] == [("photos/x.jpg", "skipped")]
-    assert [(one.path, one.code) for one in watch.failures] == [
+    update = updater(tmp_path, describer, observer, describe=settings).build(places)
+    assert (len(update.unreadable), update.skipped, update.count) == (2, 1, 3)
+    assert [(one.path, one.code) for one in observer.skipped] == [("photos/x.jpg", "skipped")]
+    assert [(one.path, one.code) for one in observer.failures] == [
         ("photos/0001.jpg", "unsupported_media_type"),
         ("photos/0003.jpg", "image_unreadable"),
     ]
-    assert watch.progress[-1] == (5, 2)
+    assert observer.progress[-1] == (5, 2)
     assert set(ids_of(town(tmp_path))) == {"photos/0000.jpg", "photos/0002.jpg", "photos/0004.jpg"}
 
 
@@ -288,12 +311,12 @@ def test_too_many_unreadable_photos_are_all_told_before_the_work_stops(tmp_path:
     places = make_places(tmp_path, 6)
     for number in (2, 3):
         places.rows[number].path.write_bytes(b"")
-    watch = RecordingWatch()
+    observer = RecordingObserver()
     settings = DescribeSettings(batch_size=2, decode_threads=1, max_unreadable=1)
-    with pytest.raises(ReferenceDataError, match="2 photos are unreadable so far, 1 are allowed") as info:
-        updater(tmp_path, describer, watch, describe=settings).build(places)
+    with pytest.raises(ReferenceDataError, match="So far 2 photos are unreadable, 1 may be") as info:
+        updater(tmp_path, describer, observer, describe=settings).build(places)
     assert info.value.code == "too_many_unreadable"
-    assert len(watch.failures) == 2
+    assert len(observer.failures) == 2
     assert not published_versions(tmp_path / "indexes" / "town")
 
 
@@ -303,7 +326,7 @@ def test_append_of_unreadable_photos_only_makes_no_version(tmp_path: Path, descr
     places.rows[2].path.write_bytes(b"")
     settings = DescribeSettings(batch_size=2, decode_threads=1, max_unreadable=1)
     update = updater(tmp_path, describer, describe=settings).append(places)
-    assert (update.version, update.unreadable) == (version, 1)
+    assert (update.version, len(update.unreadable)) == (version, 1)
 
 
 # StoppedError, and gone on
@@ -313,21 +336,21 @@ def test_what_was_described_is_not_described_again(tmp_path: Path, counting: Cou
     places = make_places(tmp_path, 7)
     start = counting.described
     with pytest.raises(StoppedError):
-        updater(tmp_path, counting, RecordingWatch(stop_at("part written", 2))).build(places)
+        updater(tmp_path, counting, RecordingObserver(stop_at("part written", 2))).build(places)
     assert counting.described - start == 4
-    watch = RecordingWatch()
-    updater(tmp_path, counting, watch).build(places)
-    in_the_gate = 2 * 7  # each photo as it is, and its middle
-    assert counting.described - start == 7 + in_the_gate
-    assert watch.progress[0] == (4, 0)
-    assert watch.progress[-1] == (7, 0)
+    observer = RecordingObserver()
+    updater(tmp_path, counting, observer).build(places)
+    in_the_check = 2 * 7  # each photo as it is, and its middle
+    assert counting.described - start == 7 + in_the_check
+    assert observer.progress[0] == (4, 0)
+    assert observer.progress[-1] == (7, 0)
     assert town(tmp_path).count == 7
 
 
 def test_a_damaged_or_half_written_part_is_described_again(tmp_path: Path, counting: CountingDescriber) -> None:
     places = make_places(tmp_path, 6)
     with pytest.raises(StoppedError):
-        updater(tmp_path, counting, RecordingWatch(stop_at("described"))).build(places)
+        updater(tmp_path, counting, RecordingObserver(stop_at("described"))).build(places)
     work = tmp_path / "work"
     (work / "part-000000.json").unlink()
     (work / "part-000001.npy").write_bytes((work / "part-000001.npy").read_bytes()[:500])
@@ -339,29 +362,29 @@ def test_a_damaged_or_half_written_part_is_described_again(tmp_path: Path, count
 def test_parts_of_another_bundle_do_not_count(tmp_path: Path, counting: CountingDescriber, bundle: Bundle) -> None:
     places = make_places(tmp_path, 4)
     with pytest.raises(StoppedError):
-        updater(tmp_path, counting, RecordingWatch(stop_at("described"))).build(places)
+        updater(tmp_path, counting, RecordingObserver(stop_at("described"))).build(places)
     other = Describer(write_other_bundle(bundle, tmp_path / "bundle"), threads=1)
-    watch = RecordingWatch()
-    updater(tmp_path, other, watch).build(places)
-    assert watch.steps.count("part written") == 2
+    observer = RecordingObserver()
+    updater(tmp_path, other, observer).build(places)
+    assert observer.steps.count("part written") == 2
     assert town(tmp_path).manifest.bundle.fingerprint == other.bundle.fingerprint
 
 
 def test_photos_that_come_after_the_listing_wait_for_the_next_update(tmp_path: Path, describer: Describer) -> None:
     places = make_places(tmp_path, 4)
     with pytest.raises(StoppedError):
-        updater(tmp_path, describer, RecordingWatch(stop_at("part written"))).build(first(places, 3))
+        updater(tmp_path, describer, RecordingObserver(stop_at("part written"))).build(first(places, 3))
     assert updater(tmp_path, describer).build(places).count == 3
 
 
-@pytest.mark.parametrize("step", ["planned", "part written", "described", "manifest written", "gate passed"])
+@pytest.mark.parametrize("step", ["planned", "part written", "described", "manifest written", "quality checked"])
 def test_an_update_that_is_stopped_publishes_nothing_and_leaves_no_draft(
     tmp_path: Path, describer: Describer, step
 ) -> None:
     places = make_places(tmp_path, 4)
     version = build_index(first(places, 2), describer, tmp_path / "indexes", "town").folder.name
     with pytest.raises(StoppedError):
-        updater(tmp_path, describer, RecordingWatch(stop_at(step))).append(places)
+        updater(tmp_path, describer, RecordingObserver(stop_at(step))).append(places)
     folder = tmp_path / "indexes" / "town"
     assert town(tmp_path).version == version
     assert [entry.name for entry in (folder / "versions").iterdir()] == [version]
@@ -377,7 +400,7 @@ def test_a_version_that_became_current_meanwhile_is_not_overruled(tmp_path: Path
             replace_file(tmp_path / "indexes/town/CURRENT", f"{old}\n".encode())
 
     with pytest.raises(PlaceIndexError, match="another version became current") as info:
-        updater(tmp_path, describer, RecordingWatch(roll_back)).append(places)
+        updater(tmp_path, describer, RecordingObserver(roll_back)).append(places)
     assert info.value.code == "version_conflict"
     assert town(tmp_path).version == old
 
@@ -414,10 +437,8 @@ def test_a_version_that_is_not_activated_stays_beside_the_current_one(tmp_path: 
 def test_old_versions_are_kept(tmp_path: Path, describer: Describer) -> None:
     places = make_places(tmp_path, 4)
     for count in (1, 2, 3, 4):
-        updater(tmp_path / str(count), describer).work.mkdir(parents=True)
-        IndexUpdater(describer, tmp_path / "indexes", "town", tmp_path / str(count) / "work", SMALL).build(
-            first(places, count)
-        )
+        work = tmp_path / str(count) / "work"
+        build_index(first(places, count), describer, tmp_path / "indexes", "town", SMALL, work=work)
     versions = published_versions(tmp_path / "indexes" / "town")
     assert [PlaceIndex.open(tmp_path / "indexes/town/versions" / name).count for name in versions] == [2, 3, 4]
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from index_builder.index_design import IndexDesign
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import ImageError, ModelIndexMismatchError, ParameterError
@@ -285,7 +285,7 @@ def test_a_whitened_index_is_centred_in_its_own_space(
     describer: Describer, published: PublishedPlaces, photos: list[bytes], tmp_path: Path
 ) -> None:
     """A photo of the index is as familiar there as can be, though stored descriptors are shorter than the bundle's."""
-    settings = BuildSettings(design=IndexDesign(whiten=6))
+    settings = UpdateSettings(design=IndexDesign(whiten=6))
     build_index(published.places, describer, tmp_path / "indexes", "white", settings)
     index = PlaceIndex.open(tmp_path / "indexes" / "white")
     assert index.manifest.descriptor_dim == 6

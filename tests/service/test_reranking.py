@@ -10,7 +10,7 @@ from PIL import Image
 
 import retrieval.reranking.reranker
 from index_builder.index_design import IndexDesign
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
 from retrieval.describer import Describer
 from retrieval.index.folder import current_version
 from retrieval.localize.answer import LocalizeAnswer
@@ -29,7 +29,7 @@ JPEG = {"Content-Type": "image/jpeg"}
 
 
 def publish(folder: Path, describer: Describer, *, local_features: bool = True) -> str:
-    settings = BuildSettings(design=IndexDesign(local_features=local_features))
+    settings = UpdateSettings(design=IndexDesign(local_features=local_features))
     build_index(make_textured_places(folder, 6), describer, folder / "indexes", "places", settings)
     return current_version(folder / "indexes" / "places")
 

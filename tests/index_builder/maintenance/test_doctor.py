@@ -10,12 +10,12 @@ import pytest
 
 from index_builder.index_design import IndexDesign
 from index_builder.maintenance.doctor import DoctorSettings, diagnose
-from index_builder.update_plan import ReferenceRows
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import Bundle
 from retrieval.geo import Position, from_local_metres
 from retrieval.index.manifest import Source
 from retrieval.index.place_index import PlaceIndex
+from retrieval.index.reference_table import reference_rows
 from retrieval.references.reference import Reference
 from sightfix.commands.index_group import diagnosis_json
 from sightfix.figures.doctor_page import doctor_page
@@ -46,16 +46,13 @@ def descriptors_of(places: list[float], dim: int, seed: int = 0) -> np.ndarray:
 
 
 def index_of(folder: Path, bundle: Bundle, rows: list[Reference], descriptors: np.ndarray) -> PlaceIndex:
-    table = ReferenceRows(Path("/photos"))
-    for row in rows:
-        table.append(row)
     folder.mkdir(parents=True)
     content = VersionContent(
         name="street",
         version="1",
         bundle=bundle,
         source=Source(spec="test:street", root="/photos"),
-        table=table.table(),
+        table=reference_rows(rows),
         described=lambda some: descriptors[some],
     )
     write_version(folder, content, IndexDesign(calibrate=False))

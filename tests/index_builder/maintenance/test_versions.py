@@ -9,7 +9,7 @@ import pytest
 from index_builder.index_design import IndexDesign
 from index_builder.maintenance.parquet import export_index, import_index, stored_as
 from index_builder.maintenance.versions import as_table, compare_versions, find_version, list_versions, verify_version
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import IndexNotFoundError, ModelIndexMismatchError, ParameterError, ReferenceDataError
@@ -115,7 +115,7 @@ def test_a_photo_that_was_edited_was_described_again(
 def test_a_photo_stored_again_in_other_steps_is_unchanged(tmp_path: Path, describer: Describer) -> None:
     """The steps of int8 are those of the version's own descriptors."""
     places = make_places(tmp_path / "photos", 8)
-    settings = BuildSettings(design=IndexDesign(storage="int8"))
+    settings = UpdateSettings(design=IndexDesign(storage="int8"))
     first = build_index(places, describer, tmp_path / "indexes", "town", settings).folder
     second = build_index(Places(places.root, places.rows[:5]), describer, tmp_path / "indexes", "town", settings).folder
     found = compare_versions(first, second)
@@ -129,7 +129,7 @@ def test_an_exported_index_is_imported_bit_by_bit(
 ) -> None:
     design = IndexDesign(storage=storage)  # type: ignore[arg-type]
     built = build_index(
-        make_places(tmp_path / "photos", 7), describer, tmp_path / "indexes", "town", BuildSettings(design=design)
+        make_places(tmp_path / "photos", 7), describer, tmp_path / "indexes", "town", UpdateSettings(design=design)
     )
     index = PlaceIndex.open(built.folder)
     assert export_index(index, tmp_path / "town.parquet") == 7
@@ -225,7 +225,7 @@ def test_files_of_others_are_refused(tmp_path: Path, describer: Describer, bundl
 
 
 def test_whitened_descriptors_are_not_exported(tmp_path: Path, describer: Describer) -> None:
-    settings = BuildSettings(design=IndexDesign(whiten=4))
+    settings = UpdateSettings(design=IndexDesign(whiten=4))
     folder = build_index(make_places(tmp_path / "photos", 12), describer, tmp_path / "indexes", "town", settings).folder
     with pytest.raises(ParameterError, match="the stored descriptors are whitened"):
         export_index(PlaceIndex.open(folder), tmp_path / "town.parquet")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from index_builder.index_design import build_candidates, parameters_for
-from index_builder.quality import HeldOut, hold_out, hold_out_twice, measure, tune
+from index_builder.quality import Queries, hold_out, hold_out_twice, measure_vectors, tune
 from retrieval.index.vectors.candidates import INDEX_TYPES, StoredVectors
 from retrieval.index.vectors.exact import ExactVectors
 
@@ -29,7 +29,7 @@ def test_no_query_finds_itself(exact: ExactVectors) -> None:
 
 
 def test_exact_search_has_all_of_it(exact: ExactVectors) -> None:
-    report = measure(StoredVectors(exact), hold_out(exact, 50))
+    report = measure_vectors(StoredVectors(exact), hold_out(exact, 50))
     assert (report.at_1, report.at_10, report.queries) == (1.0, 1.0, 50)
 
 
@@ -51,7 +51,7 @@ class _Loses(StoredVectors):
 
 @pytest.mark.parametrize(("first", "at_1", "at_10"), [(True, 0.0, 0.9), (False, 1.0, 0.5)])
 def test_what_is_not_returned_counts(exact: ExactVectors, first: bool, at_1: float, at_10: float) -> None:
-    report = measure(_Loses(exact, first), hold_out(exact, 40))
+    report = measure_vectors(_Loses(exact, first), hold_out(exact, 40))
     assert (report.at_1, report.at_10) == (at_1, pytest.approx(at_10))
 
 
@@ -60,7 +60,7 @@ def test_copies_of_a_photo_may_stand_for_each_other() -> None:
     exact = ExactVectors.from_descriptors([rows], DIM, "fp32")
     held_out = hold_out(exact, 30)
     swapped = StoredVectors(ExactVectors.from_descriptors([rows], DIM, "fp32"))
-    assert measure(swapped, held_out).at_10 == 1.0
+    assert measure_vectors(swapped, held_out).at_10 == 1.0
 
 
 @pytest.mark.parametrize("type_", [name for name in INDEX_TYPES if name != "exact"])
@@ -74,7 +74,7 @@ def test_tuning_reaches_the_target_with_little(exact: ExactVectors, type_: str) 
     assert (modest.effort, modest.rerank) <= (strict.effort, strict.rerank)
     assert modest.effort < (modest.lists or 2048)
     assert modest_report.wanted == 0.6
-    again = measure(StoredVectors(exact, vectors.candidates.with_parameters(strict)), held_out)  # type: ignore[union-attr]
+    again = measure_vectors(StoredVectors(exact, vectors.candidates.with_parameters(strict)), held_out)  # type: ignore[union-attr]
     assert again.at_10 == pytest.approx(strict_report.at_10)
 
 
@@ -84,7 +84,7 @@ def test_queries_to_tune_with_and_to_report_are_different_ones(exact: ExactVecto
     few = ExactVectors.from_descriptors([spread(3)], DIM, "fp16")
     ours, theirs = hold_out_twice(few)
     assert sorted([*ours.rows, *theirs.rows]) == [0, 1, 2]
-    assert measure(StoredVectors(few), theirs).at_10 == 1.0
+    assert measure_vectors(StoredVectors(few), theirs).at_10 == 1.0
 
 
 def test_the_recall_that_is_told_is_that_of_queries_which_tuning_did_not_see() -> None:
@@ -95,14 +95,14 @@ def test_the_recall_that_is_told_is_that_of_queries_which_tuning_did_not_see() -
     vectors = StoredVectors(exact, build_candidates(exact, parameters_for("ivf", exact.count, DIM)))
     every = hold_out(exact, 600)
     some, others = (
-        HeldOut(every.rows[which], every.descriptors[which], every.best[which])
+        Queries(every.descriptors[which], every.best[which], every.rows[which])
         for which in (every.rows < len(easy), every.rows >= len(easy))
     )
     alone, flattering = tune(vectors, some, 0.9)
     both, report = tune(vectors, some, 0.9, others)
     assert both.effort > alone.effort
     assert vectors.candidates is not None
-    confirmed = measure(StoredVectors(exact, vectors.candidates.with_parameters(both)), others)
+    confirmed = measure_vectors(StoredVectors(exact, vectors.candidates.with_parameters(both)), others)
     assert report.at_10 == pytest.approx(confirmed.at_10)
     assert report.at_10 >= 0.9
     assert report.queries == len(others.rows) != flattering.queries

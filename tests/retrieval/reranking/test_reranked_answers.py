@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from index_builder.index_design import IndexDesign
-from index_builder.update import BuildSettings, build_index
+from index_builder.update import UpdateSettings, build_index
 from retrieval.describer import Describer
 from retrieval.errors import PlaceIndexError
 from retrieval.index.place_index import PlaceIndex
@@ -29,7 +29,7 @@ MIXTURES = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (1, 2))
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory, describer: Describer) -> PlaceIndex:
     folder = tmp_path_factory.mktemp("textured")
-    settings = BuildSettings(design=IndexDesign(local_features=True))
+    settings = UpdateSettings(design=IndexDesign(local_features=True))
     return PlaceIndex.open(
         build_index(make_textured_places(folder, 10), describer, folder / "indexes", "textured", settings).folder
     )

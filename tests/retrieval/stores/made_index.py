@@ -77,7 +77,8 @@ def make_index(indexes: Path, bundle: Bundle, *, seed: int, count: int = 120, wh
             described=lambda rows: descriptors[rows],
         )
         write_version(draft.folder, content, IndexDesign(storage="fp32", whiten=whiten, calibrate=False))
-        folder = draft.name_version()
+        draft.name_version()
+        folder = draft.published_folder
         draft.make_current()
     index = PlaceIndex.open(folder)
     return MadeIndex(index, index.descriptors(np.arange(index.count)), index.lat, index.lon)

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from index_builder import parts as described_parts
-from index_builder import parts as part_describing
+from index_builder import parts
 from retrieval import artefact
 from service.jobs import worker
 from service.jobs.work_queue import WorkQueue
-from service.jobs.worker import JobWatch
+from service.jobs.worker import JobObserver
 
 STEPS = [
     "draft opened",
@@ -29,7 +28,7 @@ STEPS = [
     "vectors written",
     "references written",
     "manifest written",
-    "gate passed",
+    "quality checked",
     "before publishing",
     "after publishing",
     "version named",
@@ -71,21 +70,19 @@ def main(given: Sequence[str]) -> int:
     """Work, and die on the way."""
     step, folder, *arguments = given
     death = Death(step, Path(folder))
-    death.around(JobWatch, "listed", None, "listed")
-    death.around(JobWatch, "described", None, "describing")
-    death.around(JobWatch, "publishing", "before publishing", "after publishing")
+    death.around(JobObserver, "listed", None, "listed")
+    death.around(JobObserver, "described", None, "describing")
+    death.around(JobObserver, "publishing", "before publishing", "after publishing")
     death.around(WorkQueue, "succeed", "before success", None)
-    reached, describe, flushed = JobWatch.reached, part_describing.describe_groups, artefact.write_flushed
+    reached, describe, flushed = JobObserver.reached, parts.describe_photos, artefact.write_flushed
 
-    def dying_reached(watch: JobWatch, step: Any) -> None:
-        reached(watch, step)
+    def dying_reached(observer: JobObserver, step: Any) -> None:
+        reached(observer, step)
         death.at(step)
 
     def logged(*arguments: Any, **named: Any) -> Iterator[Any]:
         for batch in describe(*arguments, **named):
-            described = [
-                photo.reference.path for photo in batch.photos if photo.error is None and photo.known_row is None
-            ]
+            described = [Path(photo.path) for photo in batch.photos if photo.error is None and photo.stored_row is None]
             with (Path(folder) / "described").open("a") as file:
                 file.writelines(f"{path.parent.name}/{path.name}\n" for path in described)
             yield batch
@@ -99,10 +96,10 @@ def main(given: Sequence[str]) -> int:
             death.at("half a part")
         flushed(path, data)
 
-    JobWatch.reached = dying_reached  # type: ignore[method-assign]
-    part_describing.describe_groups = logged  # type: ignore[assignment]
+    JobObserver.reached = dying_reached  # type: ignore[method-assign]
+    parts.describe_photos = logged  # type: ignore[assignment]
     artefact.write_flushed = write_flushed
-    described_parts.write_flushed = write_flushed  # type: ignore[attr-defined]
+    parts.write_flushed = write_flushed  # type: ignore[attr-defined]
     return worker.main(arguments)
 
 

@@ -96,8 +96,8 @@ def test_too_many_unreadable_photos(indexed: Town) -> None:
     code, detail = failure_of(indexed, request("append"))
     assert code == "too_many_unreadable"
     assert detail == (
-        "photos/0005.jpg: 1 photos are unreadable so far, 0 are allowed; one of them: the image is empty (0 bytes). "
-        "Repair or remove them, or allow more to be left out (max_unreadable)."
+        "photos/0005.jpg: the image is empty (0 bytes). So far 1 photo is unreadable, none may be. "
+        "Repair or remove what is named, or allow more with --max-unreadable (a job: max_unreadable)."
     )
 
 
@@ -187,9 +187,9 @@ def slow(town: Town) -> list[str]:
     script.write_text(
         "import sys, time\n"
         "from service.jobs import worker\n"
-        "go_on = worker.JobWatch.go_on\n"
-        "def slow(self):\n    time.sleep(0.2)\n    go_on(self)\n"
-        "worker.JobWatch.go_on = slow\n"
+        "check_stopped = worker.JobObserver.check_stopped\n"
+        "def slow(self):\n    time.sleep(0.2)\n    check_stopped(self)\n"
+        "worker.JobObserver.check_stopped = slow\n"
         "sys.exit(worker.main(sys.argv[1:]))\n"
     )
     return [sys.executable, str(script)]

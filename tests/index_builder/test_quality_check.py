@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder.quality import GateReport, GateSettings, check_version, recall_against_exact
+from index_builder.quality import QualityReport, QualitySettings, Queries, check_photos, recall_of
 from index_builder.update import build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer, Descriptors
@@ -17,6 +17,10 @@ from tests.places import Places, make_places
 from tests.retrieval.other_bundle import write_other_bundle
 
 
+def check(folder: Path, describer: Describer, settings: QualitySettings | None = None) -> QualityReport:
+    return check_photos(PlaceIndex.open(folder), describer, settings)
+
+
 def build(tmp_path: Path, describer: Describer, count: int) -> tuple[Places, Path]:
     places = make_places(tmp_path, count)
     return places, build_index(places, describer, tmp_path / "indexes", "town").folder
@@ -25,8 +29,10 @@ def build(tmp_path: Path, describer: Describer, count: int) -> tuple[Places, Pat
 def test_a_whole_version_passes(tmp_path: Path, describer: Describer) -> None:
     _, folder = build(tmp_path, describer, 12)
     asked: list[None] = []
-    report = check_version(folder, describer, GateSettings(canaries=5), lambda: asked.append(None))
-    assert report == GateReport(
+    settings = QualitySettings(canaries=5)
+    index = PlaceIndex.open(folder)
+    report = check_photos(index, describer, settings, check_stopped=lambda: asked.append(None))
+    assert report == QualityReport(
         canaries=5, unreadable_canaries=0, self_matches=5, held_out_queries=5, recall=1.0, recall_at=10
     )
     assert len(asked) > 5
@@ -34,7 +40,7 @@ def test_a_whole_version_passes(tmp_path: Path, describer: Describer) -> None:
 
 def test_an_index_of_one_reference_passes(tmp_path: Path, describer: Describer) -> None:
     _, folder = build(tmp_path, describer, 1)
-    assert check_version(folder, describer) == GateReport(1, 0, 1, 1, 1.0, 1)
+    assert check(folder, describer) == QualityReport(1, 0, 1, 1, 1.0, 1)
 
 
 def test_the_same_photo_many_times_is_a_tie_and_no_loss(tmp_path: Path, describer: Describer) -> None:
@@ -42,7 +48,7 @@ def test_the_same_photo_many_times_is_a_tie_and_no_loss(tmp_path: Path, describe
     for row in places.rows[1:]:
         shutil.copy(places.rows[0].path, row.path)
     folder = build_index(places, describer, tmp_path / "indexes", "town").folder
-    report = check_version(folder, describer)
+    report = check(folder, describer)
     assert (report.self_matches, report.recall) == (6, 1.0)
 
 
@@ -50,14 +56,14 @@ def test_photos_that_are_gone_are_no_failure_but_are_told(tmp_path: Path, descri
     places, folder = build(tmp_path, describer, 4)
     places.rows[0].path.unlink()
     places.rows[1].path.write_bytes(b"damaged")
-    report = check_version(folder, describer)
+    report = check(folder, describer)
     assert (report.canaries, report.unreadable_canaries, report.self_matches) == (2, 2, 2)
 
 
 def test_without_any_photo_the_recall_is_still_measured(tmp_path: Path, describer: Describer) -> None:
     places, folder = build(tmp_path, describer, 4)
     shutil.rmtree(places.root / "photos")
-    report = check_version(folder, describer)
+    report = check(folder, describer)
     assert (report.canaries, report.unreadable_canaries, report.held_out_queries, report.recall) == (0, 4, 4, 1.0)
 
 
@@ -69,7 +75,7 @@ def test_vectors_of_other_photos_do_not_pass(tmp_path: Path, describer: Describe
     for path, content in zip(paths, contents[1:] + contents[:1], strict=True):
         path.write_bytes(content)
     with pytest.raises(PlaceIndexError, match="6 of 6 references do not find themselves first, 'photos/") as info:
-        check_version(folder, describer)
+        check(folder, describer)
     assert info.value.code == "gate_failed"
 
 
@@ -77,37 +83,32 @@ def test_a_few_photos_edited_in_place_may_pass(tmp_path: Path, describer: Descri
     places, folder = build(tmp_path, describer, 10)
     shutil.copy(places.rows[3].path, places.rows[4].path)
     with pytest.raises(PlaceIndexError, match=r"1 of 10 references do not find themselves first, 'photos/0004.jpg'"):
-        check_version(folder, describer)
-    assert check_version(folder, describer, GateSettings(min_self_match=0.9)).self_matches == 9
+        check(folder, describer)
+    assert check(folder, describer, QualitySettings(min_self_match=0.9)).self_matches == 9
 
 
 def test_another_bundle_is_refused(tmp_path: Path, describer: Describer, bundle: Bundle) -> None:
     _, folder = build(tmp_path, describer, 2)
     other = Describer(write_other_bundle(bundle, tmp_path / "bundle"), threads=1)
     with pytest.raises(ModelIndexMismatchError):
-        check_version(folder, other)
-
-
-class _LosesTheBest:
-    """An approximate index by shape: it never returns the best row."""
-
-    def __init__(self, index: PlaceIndex) -> None:
-        self._index = index
-        self.count = index.count
-        self.descriptors = index.descriptors
-
-    def search_whitened(self, descriptors: Descriptors, k: int) -> SearchResult:
-        found = self._index.search_whitened(descriptors, k + 1)
-        return SearchResult(found.rows[:, 1:], found.scores[:, 1:])
+        check(folder, other)
 
 
 def test_recall_counts_what_the_index_does_not_return(tmp_path: Path, describer: Describer) -> None:
     _, folder = build(tmp_path, describer, 8)
     index = PlaceIndex.open(folder)
-    queries = index.descriptors(np.arange(8))
-    assert recall_against_exact(index, queries, 4) == 1.0
-    assert recall_against_exact(_LosesTheBest(index), queries, 4) == 0.75  # type: ignore[arg-type]
-    assert recall_against_exact(_LosesTheBest(index), queries, 1) == 0.0  # type: ignore[arg-type]
+    descriptors = index.descriptors(np.arange(8))
+
+    def search(some: Descriptors, k: int) -> np.ndarray:
+        return index.search_whitened(some, k).rows
+
+    def loses_the_best(some: Descriptors, k: int) -> np.ndarray:
+        return search(some, k + 1)[:, 1:]
+
+    four, one = (Queries.of(index, descriptors, k) for k in (4, 1))
+    assert recall_of(search, index, four) == (1.0, 1.0)
+    assert recall_of(loses_the_best, index, four) == (0.0, 0.75)
+    assert recall_of(loses_the_best, index, one) == (0.0, 0.0)
 
 
 def test_too_low_a_recall_does_not_pass(tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,5 +123,5 @@ def test_too_low_a_recall_does_not_pass(tmp_path: Path, describer: Describer, mo
 
     monkeypatch.setattr(PlaceIndex, "search_whitened", nearly)
     with pytest.raises(PlaceIndexError, match=r"the index returns 75.0% of what exact search finds, 98.0%") as info:
-        check_version(folder, describer, GateSettings(recall_at=4))
+        check(folder, describer, QualitySettings(recall_at=4))
     assert info.value.code == "gate_failed"

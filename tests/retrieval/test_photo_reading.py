@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from retrieval.machine import in_order
+from retrieval.photo_reading import read_ahead
 
 
 def test_outcomes_come_in_order_whoever_is_done_first() -> None:
@@ -11,10 +11,10 @@ def test_outcomes_come_in_order_whoever_is_done_first() -> None:
         time.sleep(0.002 * (item % 3))
         return item * item
 
-    assert list(in_order(work, range(50))) == [item * item for item in range(50)]
+    assert list(read_ahead(work, range(50))) == [item * item for item in range(50)]
 
 
-def test_few_items_are_in_hand() -> None:
+def test_few_items_are_read_ahead() -> None:
     taken = 0
 
     def items():
@@ -23,7 +23,7 @@ def test_few_items_are_in_hand() -> None:
             taken = item + 1
             yield item
 
-    outcomes = in_order(lambda item: item, items())
+    outcomes = read_ahead(lambda item: item, items())
     assert next(outcomes) == 0
     assert taken < 500
     outcomes.close()
@@ -35,8 +35,8 @@ def test_a_failure_comes_in_its_place_and_ends_the_threads() -> None:
             raise ValueError("three")
         return item
 
-    outcomes = in_order(work, range(100))
+    outcomes = read_ahead(work, range(100))
     assert [next(outcomes) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(outcomes)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("work")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]

@@ -1,12 +1,16 @@
-"""Who looks on while an index is updated: told of every step, asked whether to go on."""
+"""What an update reports while it runs, and what it made of the index in the end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from retrieval.photo_reading import LeftOut
 
 if TYPE_CHECKING:
     from index_builder.index_design import Choice
-    from index_builder.quality import GateReport
+    from index_builder.quality import QualityReport
+    from retrieval.index.manifest import PlaceIndexManifest
 
 UpdateStep = Literal[
     "draft opened",
@@ -16,27 +20,10 @@ UpdateStep = Literal[
     "vectors written",
     "references written",
     "manifest written",
-    "gate passed",
+    "quality checked",
     "version named",
     "current",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A photo that will not be in the index.
-
-    Attributes:
-        path: below the root of its source where possible, with ``/``.
-        code: of the error that its photo gave, or ``skipped`` where the source itself left it out.
-        reason: one sentence without a full stop.
-        remedy: what to do about it, or None.
-    """
-
-    path: str
-    code: str
-    reason: str
-    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,46 +31,58 @@ class Update:
     """What an update makes of an index.
 
     Attributes:
-        version: in which the result is found; the one there was if nothing had to change.
+        folder: of the version that holds the result; while it is being published, where it will lie.
+        manifest: of that version.
         base: the version that was current before, or None.
-        count: references in it.
         added, replaced, kept, removed: references that are new, read again in place of old ones, taken over as they
-            were, and no longer in it. ``added + replaced + kept = count``.
+            were, and no longer in it. ``added + replaced + kept`` are all of the version.
         taken_over: of those added or replaced, how many were not described, because the version before holds the
             descriptor of just their content, be it under another name.
         unreadable: photos of the source that could not be decoded.
-        skipped: photos that the source left out.
-        gate: what the gate measured; None if nothing had to change.
+        without_features: photos that have no local features, where the version holds those of the others.
+        skipped: how many photos the source left out.
+        quality: what the quality check measured; None if nothing had to change.
         activated: whether the version is current.
         choices: the types of index that ``auto`` considered.
     """
 
-    version: str
+    folder: Path
+    manifest: "PlaceIndexManifest"
     base: str | None
-    count: int
-    added: int
-    replaced: int
-    kept: int
-    removed: int
-    taken_over: int
-    unreadable: int
-    skipped: int
-    gate: "GateReport | None"
-    activated: bool
+    added: int = 0
+    replaced: int = 0
+    kept: int = 0
+    removed: int = 0
+    taken_over: int = 0
+    unreadable: Sequence[LeftOut] = ()
+    without_features: Sequence[LeftOut] = ()
+    skipped: int = 0
+    quality: "QualityReport | None" = None
+    activated: bool = True
     choices: "Sequence[Choice]" = ()
 
+    @property
+    def version(self) -> str:
+        """The version's name; the one there was if nothing had to change."""
+        return self.manifest.version
 
-class UpdateWatch:
+    @property
+    def count(self) -> int:
+        """References in it."""
+        return self.manifest.count
+
+
+class UpdateObserver:
     """Does nothing; a subclass overrides what it wants to know. Any method may raise, which ends the update."""
 
-    def go_on(self) -> None:
-        """Asked between batches and pieces of work; raises to stop, and nothing is published."""
+    def check_stopped(self) -> None:
+        """Called between batches and pieces of work; raises to stop, and nothing is published."""
 
     def reached(self, step: UpdateStep) -> None:
         """A step of the protocol is done."""
 
     def listed(self, count: int, left_out: Sequence[LeftOut]) -> None:
-        """The source holds so many references; these photos it left out. Not told again after a restart."""
+        """The source holds so many references; these photos it left out. Not reported again after a restart."""
 
     def planned(self, total: int) -> None:
         """So many photos are to be described, those included that an earlier run described already."""
@@ -92,10 +91,10 @@ class UpdateWatch:
         """So many photos are done by now, so many of them unreadable."""
 
     def unreadable(self, photos: Sequence[LeftOut]) -> None:
-        """These could not be decoded. May be told again after a restart."""
+        """These could not be decoded. May be reported again after a restart."""
 
     def local_features(self, done: int, total: int, without: Sequence[LeftOut]) -> None:
-        """So many references have their local features; these photos since then have none. Told anew each run."""
+        """So many references have their local features; these photos since then have none. Reported anew each run."""
 
     def publishing(self, update: Update) -> None:
         """Called once before the version gets its name: the last moment to refuse."""

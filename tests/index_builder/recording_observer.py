@@ -1,15 +1,16 @@
-"""A watch that writes down what it was told, and stops an update where a test wants it."""
+"""A observer that writes down what it was told, and stops an update where a test wants it."""
 
 from collections.abc import Callable, Sequence
 
-from index_builder.update_watch import LeftOut, Update, UpdateStep, UpdateWatch
+from index_builder.update_observer import Update, UpdateObserver, UpdateStep
+from retrieval.photo_reading import LeftOut
 
 
 class StoppedError(Exception):
     """The test stopped the update."""
 
 
-class RecordingWatch(UpdateWatch):
+class RecordingObserver(UpdateObserver):
     """Remembers everything; calls `on_step` after each step."""
 
     def __init__(self, on_step: Callable[[UpdateStep], None] = lambda _: None) -> None:
