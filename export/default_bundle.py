@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from export.exporting import ExportSettings, write_export
 from export.from_pytorch import encoder_model
@@ -33,7 +33,6 @@ def make_default_bundle(
     folder: Path,
     preprocessing: Preprocessing = DEFAULT_PREPROCESSING,
     *,
-    weight_storage: Literal["fp32", "fp16"] = "fp16",
     replace: bool = False,
 ) -> Bundle:
     """Export, compare with PyTorch, and write the default bundle.
@@ -41,11 +40,10 @@ def make_default_bundle(
     Args:
         folder: where to write it.
         preprocessing: input size and resize rule.
-        weight_storage: how the file stores weights; they are computed with in fp32 either way.
         replace: whether a folder that is there may be replaced.
 
     Raises:
-        BundleError: the graph describes images otherwise than PyTorch does (nothing is written).
+        BundleError: the graph differs from PyTorch; nothing is written.
         ParameterError: the folder exists and `replace` is not set.
     """
     backbone = timm_backbone(EFFICIENTNET_LITE0)
@@ -63,7 +61,7 @@ def make_default_bundle(
             training_data="ImageNet-1k classification; never trained for places",
         ),
     )
-    settings = ExportSettings(weight_storage=weight_storage)
+    settings = ExportSettings(weight_storage="fp16")
     return write_export(encoder_model(encoder, NAME), folder, settings, replace_folder=replace)
 
 

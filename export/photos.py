@@ -22,18 +22,15 @@ _RADIUS_M: Final = 25.0
 _BEFORE: Final = "before"
 
 
-def read_photos(
-    references: Sequence[Reference], preprocessing: Preprocessing, at_once: int = _BATCH
-) -> Iterator[NDArray[np.uint8]]:
+def read_photos(references: Sequence[Reference], preprocessing: Preprocessing) -> Iterator[NDArray[np.uint8]]:
     """Decode photos in order, in bounded threads.
 
     Args:
         references: the photos.
         preprocessing: of the bundle.
-        at_once: photos in an array.
 
     Yields:
-        (n, H, W, 3) uint8 RGB, n up to `at_once`.
+        (n, H, W, 3) uint8 RGB, n up to 32.
 
     Raises:
         ImageError: a photo cannot be read; it is named.
@@ -43,8 +40,8 @@ def read_photos(
         return read_image(reference.path, preprocessing)
 
     with ThreadPoolExecutor(available_cores(), "decode") as pool:
-        for begin in range(0, len(references), at_once):
-            yield np.stack(list(pool.map(read, references[begin : begin + at_once])))
+        for begin in range(0, len(references), _BATCH):
+            yield np.stack(list(pool.map(read, references[begin : begin + _BATCH])))
 
 
 def describe_photos(

@@ -32,7 +32,8 @@ from retrieval.errors import EngineError
 # Phase, steps done, steps in all. TensorRT's phases are nested; the names are its own.
 OnProgress = Callable[[str, int, int], None]
 
-DEFAULT_WORKSPACE_BYTES: Final = 4 << 30
+# GPU memory that TensorRT may use for one layer while building and running.
+_WORKSPACE_BYTES: Final = 4 << 30
 
 _log = logging.getLogger("sightfix.tensorrt")
 
@@ -44,7 +45,6 @@ def build_plan(
     *,
     cache: Path | None = None,
     into_bundle: bool = False,
-    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
     on_progress: OnProgress | None = None,
 ) -> Path:
     """Build a plan for this machine, or find that it is there already.
@@ -55,7 +55,6 @@ def build_plan(
         profiles: batch sizes to build for; `default_profiles()` if left out.
         cache: the engine cache; `default_engine_cache()` if left out. Timing caches lie there too.
         into_bundle: whether the plan is written into the bundle instead, to travel with it.
-        workspace_bytes: GPU memory that TensorRT may use for one layer while building and running.
         on_progress: called for every step, from TensorRT's threads; what it raises cancels the build.
 
     Returns:
@@ -67,10 +66,8 @@ def build_plan(
         EngineError: TensorRT cannot parse or build the graph; nothing is written.
         StorageError: the disk refuses; nothing is left behind.
     """
-    profiles = profiles or default_profiles()
-    machine, trt = tensorrt_machine(), load_tensorrt()
-    cache = cache or default_engine_cache()
-    return _PlanBuild(trt, machine, bundle, precision, profiles, cache, workspace_bytes, on_progress).run(into_bundle)
+    profiles, cache = profiles or default_profiles(), cache or default_engine_cache()
+    return _PlanBuild(bundle, precision, profiles, cache, on_progress).run(into_bundle)
 
 
 class _PlanBuild:
@@ -78,24 +75,17 @@ class _PlanBuild:
 
     def __init__(
         self,
-        trt: Any,
-        machine: TensorRtMachine,
         bundle: Bundle,
         precision: Precision,
         profiles: BatchProfiles,
         cache: Path,
-        workspace_bytes: int,
         on_progress: OnProgress | None,
     ) -> None:
-        self._trt = trt
-        self._machine = machine
-        self._bundle = bundle
+        self._trt, self._machine = load_tensorrt(), tensorrt_machine()
+        self._bundle, self._cache, self._on_progress = bundle, cache, on_progress
         self._graph = bundle.graph_path(precision)
-        self._key: EngineKey = plan_key(bundle, precision, profiles, machine)
-        self._cache = cache
-        self._workspace_bytes = workspace_bytes
-        self._on_progress = on_progress
-        self._messages = TensorRtMessages(trt)
+        self._key: EngineKey = plan_key(bundle, precision, profiles, self._machine)
+        self._messages = TensorRtMessages(self._trt)
 
     def run(self, into_bundle: bool) -> Path:
         """Build unless a whole plan is there; a damaged one is replaced."""
@@ -126,7 +116,7 @@ class _PlanBuild:
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self._parse(network)
         config = builder.create_builder_config()
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._workspace_bytes)
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
         # On by default, and it rounds fp32 factors to ten bits: not what the bundle's precision check measured.
         config.clear_flag(trt.BuilderFlag.TF32)
         self._add_profiles(builder, config)

@@ -39,12 +39,11 @@ class Check:
     error: SightfixError | None = None
 
 
-def check_bundle(folder: Path | None = None, *, threads: int | None = None) -> Iterator[Check]:
+def check_bundle(folder: Path | None = None) -> Iterator[Check]:
     """Check a bundle's files against its manifest, and run every graph on made-up images.
 
     Args:
         folder: of the bundle; None is the one shipped with sightfix.
-        threads: of the CPU.
 
     Yields:
         what was checked, as soon as it was. Graphs are not run while a file is damaged.
@@ -65,15 +64,15 @@ def check_bundle(folder: Path | None = None, *, threads: int | None = None) -> I
         else:
             yield Check(name, f"{record.size} bytes, SHA-256 {record.sha256[:12]}")
     if whole:
-        yield from _check_graphs(Bundle(folder, manifest), threads)
+        yield from _check_graphs(Bundle(folder, manifest))
 
 
-def _check_graphs(bundle: Bundle, threads: int | None) -> Iterator[Check]:
+def _check_graphs(bundle: Bundle) -> Iterator[Check]:
     images = made_up_images(bundle.preprocessing)
     fp32: NDArray[np.float32] | None = None
     for precision in sorted(bundle.manifest.graphs, key=lambda name: name != "fp32"):
         try:
-            descriptors = _describe(bundle, precision, images, threads)
+            descriptors = _describe(bundle, precision, images)
             cosine = None if fp32 is None else float((descriptors * fp32).sum(axis=1).min())
             _check_cosine(bundle, precision, cosine)
         except SightfixError as error:
@@ -86,10 +85,8 @@ def _check_graphs(bundle: Bundle, threads: int | None) -> Iterator[Check]:
         yield Check(f"{precision} graph", found)
 
 
-def _describe(
-    bundle: Bundle, precision: Precision, images: NDArray[np.uint8], threads: int | None
-) -> NDArray[np.float32]:
-    describer = Describer(bundle, provider="cpu", precision=precision, threads=threads)
+def _describe(bundle: Bundle, precision: Precision, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    describer = Describer(bundle, provider="cpu", precision=precision)
     try:
         descriptors = describer.describe(images)
     finally:
@@ -238,8 +235,6 @@ def measure_agreement(
     first: Bundle,
     second: Bundle,
     photos: Sequence[Path],
-    *,
-    threads: int | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> DescriptorAgreement:
     """Describe photos with the fp32 graphs of two bundles, on the CPU; each decodes them its own way.
@@ -247,7 +242,6 @@ def measure_agreement(
     Args:
         first, second: of the same D.
         photos: at least one.
-        threads: of the CPU.
         on_progress: called with the number of photos done since the last call.
 
     Raises:
@@ -261,7 +255,7 @@ def measure_agreement(
         )
     if not photos:
         raise ParameterError("there are no photos to compare descriptors on", remedy="Give at least one")
-    describers = [Describer(bundle, provider="cpu", threads=threads) for bundle in (first, second)]
+    describers = [Describer(bundle, provider="cpu") for bundle in (first, second)]
     cosines: list[NDArray[np.float32]] = []
     for begin in range(0, len(photos), _AT_ONCE):
         some = photos[begin : begin + _AT_ONCE]

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export import photos
 from export.photos import describe_photos, evenly, read_photos
 from retrieval.errors import ImageError
 from retrieval.images import Preprocessing, read_image
@@ -11,9 +12,10 @@ from tests.places import make_places
 SIZE = Preprocessing(height=24, width=32)
 
 
-def test_photos_come_in_order_and_in_pieces(tmp_path: Path) -> None:
+def test_photos_come_in_order_and_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "_BATCH", 3)
     rows = make_places(tmp_path, 7).rows
-    parts = list(read_photos(rows, SIZE, at_once=3))
+    parts = list(read_photos(rows, SIZE))
     assert [len(part) for part in parts] == [3, 3, 1]
     for row, image in zip(rows, np.concatenate(parts), strict=True):
         np.testing.assert_array_equal(image, read_image(row.path, SIZE))

@@ -63,11 +63,11 @@ def test_the_manifest_says_all_that_the_plan_depends_on(bundle: Bundle, trt: Fak
 
 
 def test_the_network_is_that_of_the_graph_in_its_own_types(bundle: Bundle, trt: FakeTensorRt, cache: Path) -> None:
-    build_plan(bundle, "fp16", PROFILES, cache=cache, workspace_bytes=12345)
+    build_plan(bundle, "fp16", PROFILES, cache=cache)
     assert trt.parsed == [str(bundle.folder / "model.fp16.onnx")]
     (config,) = trt.configs
     assert config.flags == set(), "no TF32"
-    assert config.pools == {"workspace": 12345}
+    assert config.pools == {"workspace": 4 << 30}
     assert [profile.sizes for profile in config.profiles] == [(1, 1, 1), (2, 4, 8)]
     assert {profile.image for profile in config.profiles} == {(HEIGHT, WIDTH, 3)}
 

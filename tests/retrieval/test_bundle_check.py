@@ -21,7 +21,7 @@ def colours(tmp_path: Path) -> Bundle:
 
 
 def checks(folder: Path) -> list[Check]:
-    return list(check_bundle(folder, threads=1))
+    return list(check_bundle(folder))
 
 
 def change_graph(folder: Path, name: str, *nodes: onnx.NodeProto) -> None:
@@ -44,7 +44,7 @@ def test_a_whole_bundle(colours: Bundle) -> None:
 
 
 def test_the_shipped_bundle() -> None:
-    assert all(check.error is None for check in check_bundle(threads=1))
+    assert all(check.error is None for check in check_bundle())
 
 
 def test_every_damaged_file_is_named_and_no_graph_is_run(colours: Bundle) -> None:

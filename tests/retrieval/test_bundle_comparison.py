@@ -91,7 +91,7 @@ def test_agreement_on_paper(colours: Bundle, tmp_path: Path) -> None:
     other = swap_channels(colours, tmp_path / "swapped")
     photos = [photo(tmp_path / "grey.png", (90, 90, 90)), photo(tmp_path / "red.png", (90, 0, 0))]
     seen: list[int] = []
-    agreement = measure_agreement(colours, other, photos, threads=1, on_progress=seen.append)
+    agreement = measure_agreement(colours, other, photos, on_progress=seen.append)
     assert agreement.photos == sum(seen) == 2
     assert agreement.mean_cosine == pytest.approx(0.5, abs=1e-6)
     assert agreement.worst_cosine == pytest.approx(0.0, abs=1e-6)
@@ -102,8 +102,8 @@ def test_each_bundle_decodes_its_own_way(colours: Bundle, tmp_path: Path) -> Non
     """20 × 16 cut out of 32 × 32 leaves less of the outer stripes than all of it pressed into 20 × 16."""
     other = write_other_bundle(colours, tmp_path / "other")
     stripes = photo(tmp_path / "stripes.png", (90, 0, 0), (0, 90, 0), (0, 90, 0), (90, 0, 0))
-    assert measure_agreement(colours, colours, [stripes], threads=1).worst_cosine == pytest.approx(1.0, abs=1e-6)
-    assert measure_agreement(colours, other, [stripes], threads=1).worst_cosine < 0.99
+    assert measure_agreement(colours, colours, [stripes]).worst_cosine == pytest.approx(1.0, abs=1e-6)
+    assert measure_agreement(colours, other, [stripes]).worst_cosine < 0.99
 
 
 def test_what_cannot_be_compared(colours: Bundle, bundle: Bundle, tmp_path: Path) -> None:
