@@ -240,8 +240,7 @@ def _nearness(manifest: "BundleManifest", precision: "Precision") -> str:
     if report is None:
         return "not stated"
     kept = f"; {counted(len(report.kept_in_fp32), 'layer stays', 'layers stay')} fp32" if report.kept_in_fp32 else ""
-    passed = report.min_cosine >= report.threshold
-    verdict = "[green]passed[/]" if passed else "[yellow]below, accepted when it was made[/]"
+    verdict = "[yellow]failed, accepted when it was made[/]" if report.accepted_loss else "[green]passed[/]"
     return (
         f"cosine {report.min_cosine:.5f} at worst, {report.mean_cosine:.5f} on average, "
         f"on {counted(report.images, 'photo')}; at least {report.threshold:g} is wanted: {verdict}{kept}"

@@ -12,7 +12,6 @@ from sightfix.commands.options import check_choice, open_eval_sets
 from sightfix.console import console, plain_table, progress_bar, require
 
 if TYPE_CHECKING:
-    from export.exportable import ExportableModel
     from export.exporting import WhiteningSettings
     from retrieval.bundle import Bundle, Precision, RecallChange
     from retrieval.references import Reference
@@ -62,7 +61,10 @@ def export(
     """Turn a checkpoint, another bundle or a foreign ONNX model into a bundle that index and server use."""
     require("export")
     from export.bundle_writer import check_free
+    from export.exportable import bundle_model
     from export.exporting import ExportSettings, write_export
+    from export.from_pytorch import checkpoint_model
+    from retrieval.artefact import kind_of
 
     check_free(out, replace=replace)
     whitening = _whitening(whiten, fit, whiten_power)
@@ -77,8 +79,18 @@ def export(
         weight_storage="fp16" if store_fp16 else "fp32",
     )
     with console.status(f"Opening {escape(source)}"):
-        opened = _open(source)
-    bundle = write_export(opened, out, settings, replace_folder=replace, on_step=progress_bar)
+        if source.endswith(".toml"):
+            from export.foreign import read_foreign_model
+
+            foreign = read_foreign_model(Path(source))
+            model, notes = foreign.model, foreign.notes
+        elif source == "default" or kind_of(Path(source)) == "bundle":
+            model, notes = bundle_model(None if source == "default" else Path(source)), ()
+        else:
+            model, notes = checkpoint_model(Path(source)), ()
+    for note in notes:
+        console.print(f"[yellow]note[/] {escape(note)}")
+    bundle = write_export(model, out, settings, replace_folder=replace, on_step=progress_bar)
     _print_made(bundle)
     if triton is not None:
         from export.triton import write_triton_repository
@@ -86,25 +98,6 @@ def export(
         write_triton_repository(bundle, triton)
         console.print(f"[green]wrote[/] {escape(str(triton))}, a Triton model repository")
     console.print(f"Next: sightfix index PHOTOS --bundle {escape(str(out))}")
-
-
-def _open(source: str) -> "ExportableModel":
-    from export.exportable import bundle_model
-    from export.from_pytorch import checkpoint_model
-    from retrieval.artefact import kind_of
-
-    if source == "default":
-        return bundle_model(None)
-    if source.endswith(".toml"):
-        from export.foreign import read_foreign_model
-
-        foreign = read_foreign_model(Path(source))
-        for note in foreign.notes:
-            console.print(f"[yellow]note[/] {escape(note)}")
-        return foreign.model
-    if kind_of(Path(source)) == "bundle":
-        return bundle_model(Path(source))
-    return checkpoint_model(Path(source))
 
 
 def _whitening(dim: int | None, fit: str | None, power: float) -> "WhiteningSettings | None":

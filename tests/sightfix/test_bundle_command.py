@@ -73,7 +73,7 @@ def test_show_whitening_precisions_recall_camera_and_plans(colours: Bundle) -> N
     shown = sightfix("show", str(colours.folder)).stdout
     for text in (
         "cosine 0.99950 at worst, 0.99990 on average, on 128 photos; at least 0.9999 is wanted: "
-        "below, accepted when it was made; 2 layers stay fp32",
+        "failed, accepted when it was made; 2 layers stay fp32",
         "fp16: recall@1 on campus [night] within 25 m 49.1 → 48.2 % (-0.9, 95 % interval -2.0 to +0.1; 90 queries, "
         "chance 8.0 %)",
         "from 9 to 3 numbers (power 0.5), fitted on 700 photos of campus; 87 % of variance kept",
