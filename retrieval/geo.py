@@ -7,12 +7,15 @@ sphere is off by at most 0.56 %: 14 cm at 25 m.
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyproj
 from numpy.typing import ArrayLike, NDArray
 
 from retrieval.errors import ParameterError
+
+if TYPE_CHECKING:
+    import pyproj
 
 EARTH_RADIUS_M = 6_371_008.8
 HALF_CIRCUMFERENCE_M = math.pi * EARTH_RADIUS_M
@@ -167,7 +170,9 @@ def _cell(fraction: Float64Array, side: int) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=64)
-def _utm_transformer(zone: int, south: bool, inverse: bool) -> pyproj.Transformer:
+def _utm_transformer(zone: int, south: bool, inverse: bool) -> "pyproj.Transformer":
+    import pyproj  # here, because most processes never convert UTM
+
     if not 1 <= zone <= 60:
         raise ParameterError(f"UTM zone {zone} does not exist", remedy="Give a zone from 1 to 60")
     utm = f"EPSG:{32700 + zone if south else 32600 + zone}"

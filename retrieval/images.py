@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 import numpy as np
-import pillow_heif
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
@@ -328,6 +327,8 @@ _heif_registered = False
 
 def _register_heif() -> None:
     global _heif_registered
+    import pillow_heif  # here, because most photos are of another format
+
     with _heif_lock:
         if not _heif_registered:
             pillow_heif.register_heif_opener(thumbnails=False)

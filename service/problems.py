@@ -133,6 +133,25 @@ def _fields_problem(wrong: Sequence[tuple[Sequence[int | str], str]]) -> Request
     return RequestError(f"{first.pointer}: {first.message}", code="validation_error", errors=errors)
 
 
+def job_problem(job_id: str, code: str, detail: str) -> Problem:
+    """An error that ended a job.
+
+    Args:
+        job_id: of the job.
+        code: stable and machine-readable.
+        detail: what, where and the remedy, in sentences.
+    """
+    status = STATUS_OF_CODE.get(code, 500)
+    return Problem(
+        type=f"{TYPE_PREFIX}{code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=f"urn:job:{job_id}",
+        code=code,
+    )
+
+
 def problem_of(error: SightfixError, request_id: str) -> Problem:
     """An error as problem details."""
     retry_after_s = error.retry_after_s if isinstance(error, RequestError) else None

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from sightfix.client import RetryPolicy, SightfixClient, encode_photo
+from sightfix.client import ProblemError, RetryPolicy, SightfixClient, encode_photo
 from sightfix.client.answers import BatchItem, Description, IndexListing, IndexVersion, ServerInfo
-from sightfix.client.errors import ProblemError
 from sightfix.client.grpc_stream import FrameOutcome, FrameStream
 
 PAGE: Final = Path(__file__).with_name("python-client.md")
@@ -28,7 +27,7 @@ with SightfixClient("http://127.0.0.1:8080", resize="model") as client:
     answer = client.localize(Path("photo.jpg"), top_k=5, geo_prior=GeoPrior(55.6983, 13.1951, 500))
 ```
 
-Answers are frozen pydantic models with the fields of the [HTTP interface](http.md); what a newer server says beyond them is
+Answers are frozen pydantic models with the fields of the [HTTP interface](http.md); fields that a newer server adds are
 ignored. `AsyncSightfixClient` has the same constructor and the same methods, to be awaited, and is used in `async with`.
 
 | in the signatures | |
@@ -52,7 +51,7 @@ ignored. `AsyncSightfixClient` has the same constructor and the same methods, to
 
 Pauses are drawn at random below `base_s`, doubled each time, and come on top of what `Retry-After` asks for. A pause that would
 end after the call's deadline, or after `total_s`, is not begun: the refusal is raised at once. `deadline_ms` bounds the whole
-call, to the last byte, and is told to the server, which then refuses at once what it cannot answer in time.
+call, to the last byte, and is sent to the server, which then refuses at once what it cannot answer in time.
 
 ## Errors
 
@@ -125,6 +124,8 @@ def _signature(thing: object) -> str:
         assert node.returns is not None
         parts, result = _split(ast.unparse(node.args)), f" -> {ast.unparse(node.returns)}"
     parts = [re.sub(r"^(\w+: .+[^ ])=(?=[^=]*$)", r"\1 = ", part) for part in parts if part not in ("self", "")]
+    # Types that are imported for annotations only stand in quotes.
+    parts = [re.sub(r"^(\w+): '([\w.]+)'", r"\1: \2", part) for part in parts]
     flat = f"({', '.join(parts)}){result}"
     if len(flat) <= 100:
         return flat

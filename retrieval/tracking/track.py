@@ -2,18 +2,20 @@
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from retrieval.errors import ParameterError
 from retrieval.geo import EARTH_RADIUS_M, Float64Array, Position
-from retrieval.index.searchable import SearchablePlaceIndex
 from retrieval.localize.fix import FixStatus
 from retrieval.tracking.belief import Belief, Evidence, Motion, MotionKernel, carry, observe, predict
 from retrieval.tracking.places import PlaceMap
 from retrieval.tracking.settings import Odometry, TrackSettings
+
+if TYPE_CHECKING:
+    from retrieval.index.searchable import SearchablePlaceIndex
 
 # What confidence is the probability of, as in `retrieval.localize.fix`.
 _NEAR_M: Final = 25.0
@@ -121,7 +123,7 @@ def _position(point: Float64Array) -> Position:
 # What the frames of a camera that stands are worth beside those of one that moves. Not 0, for it may have been carried.
 _STANDING: Final = 0.1
 
-References = PlaceMap | SearchablePlaceIndex | tuple[ArrayLike, ArrayLike]
+References: TypeAlias = "PlaceMap | SearchablePlaceIndex | tuple[ArrayLike, ArrayLike]"
 
 
 class Track:
@@ -279,5 +281,5 @@ def _place_map(references: References, place_m: float) -> PlaceMap:
                 remedy="Make both with the same place_m",
             )
         return references
-    lat, lon = references.all_positions() if isinstance(references, SearchablePlaceIndex) else references
+    lat, lon = references if isinstance(references, tuple) else references.all_positions()
     return PlaceMap(lat, lon, place_m)

@@ -14,10 +14,8 @@ from service.jobs.model import (
     Job,
     JobRequest,
     JobState,
-    page_number,
-    parse_key,
 )
-from service.jobs.service import JobService
+from service.jobs.service import JobService, page_number, parse_key
 
 if TYPE_CHECKING:
     from service.grpc.calls import Context

@@ -22,6 +22,10 @@ _LOOK_EVERY_S: Final = 0.25
 
 _FIRST_PAUSE_S: Final = 0.5
 
+_MAX_KEY: Final = 255
+
+_MAX_NUMBER_DIGITS: Final = 18
+
 _LONGEST_PAUSE_S: Final = 30.0
 
 
@@ -215,3 +219,33 @@ class JobService:
     def cancel(self, job_id: str) -> Job:
         """Stop a job; see `JobStore.cancel`."""
         return self.store.cancel(job_id)
+
+
+def parse_key(key: str | None) -> str | None:
+    """Check an Idempotency-Key.
+
+    Raises:
+        RequestError: it is empty, too long, or not printable ASCII (``validation_error``).
+    """
+    if key is not None and not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
+        raise RequestError(
+            f"the Idempotency-Key is not 1 to {_MAX_KEY} printable ASCII characters",
+            code="validation_error",
+            remedy="Send a random UUID",
+        )
+    return key
+
+
+def page_number(token: str | None) -> int | None:
+    """The place that a page token stands for.
+
+    Raises:
+        RequestError: no page gave this token (``validation_error``).
+    """
+    if token is None:
+        return None
+    if not (token.isascii() and token.isdigit() and len(token) <= _MAX_NUMBER_DIGITS):
+        raise RequestError(
+            "the page_token is none that a page gave", code="validation_error", remedy="Leave it out for the first page"
+        )
+    return int(token)

@@ -13,10 +13,10 @@ from service.jobs.model import (
     JobFailure,
     JobResult,
     RemoveJobRequest,
-    job_problem,
 )
 from service.jobs.settings import JobSettings
 from service.jobs.store import JobDatabase
+from service.problems import job_problem
 
 # Deaths of the worker in one job, with no part finished in between, after which the job is given up.
 MAX_DEATHS: Final = 4

@@ -44,12 +44,12 @@ from service.jobs.model import (
     JobRequest,
     JobResult,
     RemoveJobRequest,
-    job_problem,
 )
 from service.jobs.settings import JobSettings
 from service.jobs.sources import ConfinedSource, confined_spec
 from service.jobs.work_queue import TakenJob, WorkQueue
 from service.observing.logs import log_to_stderr
+from service.problems import job_problem
 
 _log = logging.getLogger("sightfix.jobs")
 

@@ -1,4 +1,4 @@
-"""Answers that the client types itself. A newer server may say more: unknown fields are ignored."""
+"""The typed answers of a server. A newer server may say more: unknown fields are ignored."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,18 +8,68 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from retrieval.images import Preprocessing
-from retrieval.index.manifest import Bounds
 from retrieval.localize.answer import IndexAnswer, LocalizeAnswer, ModelAnswer, Problem
+from service.jobs.model import (
+    FINISHED,
+    JOB_REQUEST,
+    AppendJobRequest,
+    FullJobRequest,
+    Job,
+    JobFailurePage,
+    JobPage,
+    JobRequest,
+    JobState,
+    RemoveJobRequest,
+)
+from service.tracking.model import TrackAnswer, TrackedAnswer, TrackParameters
+
+# The other modules of the client import all models from here.
+__all__ = [
+    "FINISHED",
+    "JOB_REQUEST",
+    "AppendJobRequest",
+    "BatchAnswer",
+    "BatchItem",
+    "Bounds",
+    "DescribedAnswer",
+    "Description",
+    "FullJobRequest",
+    "IndexListing",
+    "IndexVersion",
+    "Job",
+    "JobFailurePage",
+    "JobPage",
+    "JobRequest",
+    "JobState",
+    "LocalizeAnswer",
+    "OpenedTrack",
+    "Problem",
+    "RemoveJobRequest",
+    "ServerInfo",
+    "TrackAnswer",
+    "TrackParameters",
+    "TrackedAnswer",
+]
 
 
-class Told(BaseModel):
-    """Base of what a server tells."""
-
+class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class ServerInfo(Told):
-    """What is being served.
+class Bounds(_Answer):
+    """The smallest latitudes and longitudes that hold all references, degrees.
+
+    `lon_min` is the western and `lon_max` the eastern edge: it is smaller where the box crosses the antimeridian.
+    """
+
+    lat_min: float
+    lat_max: float
+    lon_min: float
+    lon_max: float
+
+
+class ServerInfo(_Answer):
+    """The model and the index that are served.
 
     Attributes:
         sightfix_version: of the server.
@@ -42,7 +92,7 @@ class ServerInfo(Told):
     preprocessing: Preprocessing | None = None
 
 
-class IndexVersion(Told):
+class IndexVersion(_Answer):
     """A published version of an index; `size` is its number of references, `bundle` the fingerprint of its model."""
 
     version: str
@@ -51,8 +101,8 @@ class IndexVersion(Told):
     bundle: str
 
 
-class IndexListing(Told):
-    """An index; `current` is what shall be served, `served` what this server answers with."""
+class IndexListing(_Answer):
+    """An index; `current` is the version to be served, `served` the one this server answers with."""
 
     name: str
     current: str | None
@@ -60,14 +110,14 @@ class IndexListing(Told):
     versions: list[IndexVersion]
 
 
-class OpenedTrack(Told):
+class OpenedTrack(_Answer):
     """A track that is open; it is closed when no frame has come for `idle_s` seconds."""
 
     id: str
     idle_s: float
 
 
-class BatchItem(Told):
+class BatchItem(_Answer):
     """What became of one photo of a batch: an answer, or a problem, with the HTTP status it would have got alone."""
 
     status: int
@@ -75,14 +125,14 @@ class BatchItem(Told):
     problem: Problem | None = None
 
 
-class BatchAnswer(Told):
+class BatchAnswer(_Answer):
     """What became of each photo, in order."""
 
     request_id: str
     items: list[BatchItem]
 
 
-class DescribedAnswer(Told):
+class DescribedAnswer(_Answer):
     """A descriptor as JSON has it."""
 
     request_id: str

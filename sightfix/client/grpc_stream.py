@@ -17,31 +17,48 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import grpc
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 
 from retrieval.errors import ParameterError, ServerError
 from retrieval.geo import GeoPrior
 from retrieval.images import Preprocessing
-from retrieval.localize.answer import LocalizeAnswer
-from retrieval.tracking import Odometry
+from retrieval.tracking import Distance, Odometry, Speed
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
-from service.tracking.model import TrackAnswer, TrackParameters
-from sightfix.client.calls import Lane
-from sightfix.client.connection import Certificate
-from sightfix.client.grpc_answers import FrameProblem, frame_problem, localize_answer, track_answer
-from sightfix.client.grpc_frames import add_odometry, options_message, settings_message
+from sightfix.client.answers import LocalizeAnswer, TrackAnswer, TrackParameters
+from sightfix.client.calls import odometry_values
 from sightfix.client.photos import Photo, encode_photo
+from sightfix.client.sending import Certificate, Lane
 
-# How often a frame that waits for room looks whether the stream still runs.
-_LOOK_S: Final = 0.1
-# A robot that drives out of the reach of its network gets no word of it; the server allows a ping every 10 s.
+_LANES: Final = {"robot": pb.LANE_ROBOT, "bulk": pb.LANE_BULK}
+# How often a frame that waits for room checks that the stream still runs.
+_CHECK_S: Final = 0.1
+# Without pings, a robot that leaves its network does not notice; the server allows one every 10 s.
 _KEEPALIVE: Final = (("grpc.keepalive_time_ms", 15_000), ("grpc.keepalive_timeout_ms", 10_000))
 _LOCAL: Final = ("localhost:", "127.0.0.1:", "[::1]:")
 
 
 @dataclass(frozen=True, slots=True)
+class FrameProblem:
+    """Why a frame was not localized.
+
+    Attributes:
+        code: stable, as in the HTTP interface, such as `superseded`.
+        detail: for people.
+        retry_after_s: when it is worth trying again, if it is.
+    """
+
+    code: str
+    detail: str
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FrameOutcome:
-    """What became of a frame: an answer, or a problem such as `superseded`; and the track after it, if there is one."""
+    """The answer for a frame, or a problem such as `superseded`; and the track after it, if there is one."""
 
     frame_id: int
     answer: LocalizeAnswer | None = None
@@ -79,7 +96,7 @@ class FrameStream:
         cert: Certificate | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> None:
-        settings = settings_message(lane, drop_stale, track)
+        settings = _settings_message(lane, drop_stale, track)
         self._target = target
         self._tracks = track is not None
         self._preprocessing = preprocessing
@@ -135,7 +152,7 @@ class FrameStream:
         frame = pb.Frame(
             frame_id=number,
             image=encode_photo(photo, self._preprocessing).data,
-            options=options_message(top_k, geo_prior, min_score),
+            options=_options_message(top_k, geo_prior, min_score),
             deadline_ms=deadline_ms,
             captured_at_s=captured_at_s,
         )
@@ -178,11 +195,11 @@ class FrameStream:
         self.close()
 
     def _messages(self, settings: pb.StreamSettings) -> Iterator[pb.LocalizeStreamRequest]:
-        """What gRPC sends, from a thread of its own."""
+        """The messages of the stream; gRPC reads them in a thread of its own."""
         yield pb.LocalizeStreamRequest(settings=settings)
         while not self._ended.is_set():
             try:
-                message = self._outbox.get(timeout=_LOOK_S)
+                message = self._outbox.get(timeout=_CHECK_S)
             except queue.Empty:
                 continue
             if message is None:
@@ -192,7 +209,7 @@ class FrameStream:
     def _put(self, message: pb.LocalizeStreamRequest | None) -> None:
         while not self._ended.is_set():
             try:
-                self._outbox.put(message, timeout=_LOOK_S)
+                self._outbox.put(message, timeout=_CHECK_S)
                 return
             except queue.Full:
                 continue
@@ -215,6 +232,82 @@ def _outcome(response: pb.LocalizeStreamResponse) -> FrameOutcome:
     if response.WhichOneof("outcome") == "answer":
         return FrameOutcome(response.frame_id, answer=localize_answer(response.answer), track=track)
     return FrameOutcome(response.frame_id, problem=frame_problem(response.error), track=track)
+
+
+def localize_answer(message: pb.LocalizeAnswer) -> LocalizeAnswer:
+    """The answer for one photo, as the HTTP clients give it."""
+    fields = _fields(message)
+    fields["timings_ms"] = {name.removesuffix("_ms"): value for name, value in fields.pop("timings").items()}
+    for match in fields["matches"]:
+        if "heading_deg" in match:
+            match["heading"] = match.pop("heading_deg")
+    return LocalizeAnswer.model_validate(fields)
+
+
+def track_answer(message: pb.TrackAnswer) -> TrackAnswer:
+    """The track after a frame."""
+    return TrackAnswer.model_validate(_fields(message))
+
+
+def frame_problem(status: Status) -> FrameProblem:
+    """Why a frame was not localized."""
+    info, retry = ErrorInfo(), RetryInfo()
+    retry_after_s: float | None = None
+    for detail in status.details:
+        detail.Unpack(info)
+        if detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToMilliseconds() / 1e3
+    return FrameProblem(info.reason.lower() or "internal_error", status.message, retry_after_s)
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    """The fields of an answer by their names; status, fix and covariance as the HTTP interface writes them."""
+    fields = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    fields["status"] = fields["status"].removeprefix("FIX_STATUS_")
+    fix = fields.setdefault("fix", None)
+    if fix is not None:
+        enu = fix["covariance_enu"]
+        east_north = enu["east_north_m2"]
+        fix["covariance_enu"] = [[enu["east_m2"], east_north], [east_north, enu["north_m2"]]]
+    return fields
+
+
+def _settings_message(lane: Lane, drop_stale: bool, track: TrackParameters | None) -> pb.StreamSettings:
+    """The settings of a stream.
+
+    Args:
+        lane: robot goes before bulk.
+        drop_stale: whether the newest frame wins.
+        track: of the camera, or None for none.
+
+    Raises:
+        ParameterError: there is no such lane.
+    """
+    if lane not in _LANES:
+        raise ParameterError(f"there is no lane {lane!r}", remedy=f"Choose among {', '.join(_LANES)}")
+    message = pb.StreamSettings(lane=_LANES[lane], drop_stale=drop_stale)
+    if track is not None:
+        message.track.CopyFrom(pb.TrackSettings(**track.model_dump(exclude_none=True)))
+    return message
+
+
+def _options_message(top_k: int, geo_prior: GeoPrior | None, min_score: float | None) -> pb.LocalizeOptions:
+    """The options of a frame."""
+    message = pb.LocalizeOptions(top_k=top_k, min_score=min_score)
+    if geo_prior is not None:
+        message.geo_prior.CopyFrom(pb.GeoPrior(lat=geo_prior.lat, lon=geo_prior.lon, radius_m=geo_prior.radius_m))
+    return message
+
+
+def add_odometry(frame: pb.Frame, odometry: Odometry) -> None:
+    """Set the motion of the camera since the frame before."""
+    values = odometry_values(odometry)
+    if isinstance(odometry, Speed):
+        frame.speed.CopyFrom(pb.Speed(**values))
+    elif isinstance(odometry, Distance):
+        frame.distance.CopyFrom(pb.Distance(**values))
+    else:
+        frame.displacement.CopyFrom(pb.Displacement(**values))
 
 
 def _channel(target: str, ca: Path | Literal["system"] | None, cert: Certificate | None) -> grpc.Channel:

@@ -1,15 +1,16 @@
-"""From whatever holds a photo to the bytes that are sent; nothing of what the model would see is lost on the way."""
+"""The bytes that are sent of a photo: shrunk to what the server's model sees if wanted, and without further loss."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from retrieval.errors import ImageError, ParameterError
+from retrieval.errors import BundleError, ImageError, ParameterError, ServerError
 from retrieval.images import (
     DEFAULT_LIMITS,
     MEDIA_TYPES,
@@ -19,8 +20,10 @@ from retrieval.images import (
     read_image_bytes,
     sniff_format,
 )
+from sightfix.client.answers import ServerInfo
 
 Photo = Path | bytes | NDArray[np.uint8] | Image.Image
+Resize = Literal["model"] | Preprocessing | None
 
 _WEBP_MAX_SIDE: Final = 16_383
 
@@ -94,3 +97,69 @@ def _lossless(pixels: NDArray[np.uint8]) -> EncodedPhoto:
     # A fifth smaller than PNG, in half the time.
     image.save(buffer, "WEBP", lossless=True, method=0, quality=0)
     return EncodedPhoto(buffer.getvalue(), "image/webp")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A preprocessing, and the fingerprint of the model it belongs to (None: the caller vouches for it)."""
+
+    preprocessing: Preprocessing
+    fingerprint: str | None = None
+
+
+class PreprocessingCache:
+    """The preprocessing of the server's model, to shrink photos with.
+
+    Args:
+        resize: "model" to ask the server; a preprocessing where the caller knows; None to send photos as they are.
+    """
+
+    def __init__(self, resize: Resize) -> None:
+        self._resize = resize
+        self._known = _Known(resize) if isinstance(resize, Preprocessing) else None
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the server must be asked for its preprocessing before a photo is sent."""
+        return self._resize is not None and self._known is None
+
+    def update(self, info: ServerInfo) -> None:
+        """Remember the preprocessing of the server's model.
+
+        Raises:
+            ServerError: the server does not say (``preprocessing_unknown``).
+        """
+        self._known = _Known(_preprocessing_of(info), info.model.fingerprint)
+
+    def matches(self, fingerprint: str | None) -> bool:
+        """Whether the model that answered is the one that photos were shrunk for; if not, the cache becomes stale.
+
+        Args:
+            fingerprint: of the model that answered, if the answer says so.
+        """
+        known = self._known.fingerprint if self._known else None
+        if known is None or fingerprint in (None, known):
+            return True
+        self._known = None
+        return False
+
+    def encode(self, photos: Sequence[Photo]) -> list[EncodedPhoto]:
+        """The photos as they are sent; raises as `encode_photo`."""
+        known = self._known
+        return [encode_photo(photo, known.preprocessing if known else None) for photo in photos]
+
+
+def _preprocessing_of(info: ServerInfo) -> Preprocessing:
+    if info.preprocessing is not None:
+        return info.preprocessing
+    # An older server does not say; most serve the bundle we ship.
+    from retrieval.bundle import BundleManifest, default_bundle_folder
+
+    shipped = BundleManifest.read(default_bundle_folder(), BundleError)
+    if shipped.fingerprint == info.model.fingerprint:
+        return shipped.preprocessing
+    raise ServerError(
+        f"the server does not say how its model {info.model.name} sees photos",
+        remedy='Give the preprocessing of its bundle instead of resize="model", or do not resize',
+        code="preprocessing_unknown",
+    )

@@ -1,4 +1,4 @@
-"""The client for programs without asyncio."""
+"""The client for programs without asyncio. Generated from asynchronous.py by make_synchronous.py: edit that."""
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -7,25 +7,32 @@ from typing import Self
 from numpy.typing import ArrayLike
 
 from retrieval.geo import GeoPrior
-from retrieval.localize.answer import LocalizeAnswer
 from retrieval.tracking import Odometry
-from service.jobs.model import Job, JobFailurePage, JobPage, JobRequest, JobState
-from service.tracking.model import TrackedAnswer, TrackParameters
-from sightfix.client.answers import BatchItem, Description, IndexListing, OpenedTrack, ServerInfo
-from sightfix.client.asynchronous import AsyncSightfixClient
-from sightfix.client.calls import Lane
-from sightfix.client.connection import DEFAULT_TIMEOUT_S, DEFAULT_URL, Certificate, Verify
-from sightfix.client.eyesight import Resize
-from sightfix.client.loop_thread import LoopThread
-from sightfix.client.photos import Photo
-from sightfix.client.retrying import RetryPolicy
+from sightfix.client.answers import (
+    BatchItem,
+    Description,
+    IndexListing,
+    Job,
+    JobFailurePage,
+    JobPage,
+    JobRequest,
+    JobState,
+    LocalizeAnswer,
+    OpenedTrack,
+    ServerInfo,
+    TrackedAnswer,
+    TrackParameters,
+)
+from sightfix.client.asynchronous import AsyncSightfixClient, LoopThread
+from sightfix.client.photos import Photo, Resize
+from sightfix.client.sending import DEFAULT_TIMEOUT_S, DEFAULT_URL, Certificate, Lane, RetryPolicy, Verify
 
 
 class SightfixClient:
     """Talks to one sightfix server over HTTP. Use it in a `with` block, or call `close`. Safe to share among threads.
 
     Every method raises ProblemError when the server refuses and ServerError when it cannot be reached or does not
-    answer, both after the retries that the policy allows.
+    answer, both after the retries that the policy allows. Photos are read and encoded in a thread.
 
     Args:
         url: of the server, such as ``http://127.0.0.1:8080``.
@@ -33,7 +40,7 @@ class SightfixClient:
         api_key: for servers that want one.
         verify: whether to check the server's certificate; a PEM file of authorities, or an SSL context.
         cert: our certificate and its key, PEM files, for servers that want one (mTLS).
-        retry: how often and how patiently to try again.
+        retry: how often to try again, and for how long.
         resize: "model" shrinks photos to what the server's model sees before they are sent; see `encode_photo`. A
             preprocessing does the same without asking the server.
 
@@ -55,7 +62,6 @@ class SightfixClient:
         self._client = AsyncSightfixClient(
             url, timeout_s=timeout_s, api_key=api_key, verify=verify, cert=cert, retry=retry, resize=resize
         )
-        # httpx's own blocking client bounds each read, not the whole: bytes that trickle in would outlast any deadline.
         self._loop = LoopThread()
 
     def localize(
@@ -68,7 +74,7 @@ class SightfixClient:
         lane: Lane | None = None,
         deadline_ms: float | None = None,
     ) -> LocalizeAnswer:
-        """Where was this photo taken?
+        """Localize a photo.
 
         Args:
             photo: a file, encoded bytes, an (H, W, 3) uint8 RGB array, or a Pillow image.
@@ -100,7 +106,7 @@ class SightfixClient:
         lane: Lane | None = None,
         deadline_ms: float | None = None,
     ) -> list[BatchItem]:
-        """Where were these photos taken? Up to 32, each with a status of its own; in the lane bulk unless you say so.
+        """Localize up to 32 photos, each with a status of its own; in the lane bulk unless another is given.
 
         Args and Raises: as `localize`.
         """
@@ -127,7 +133,7 @@ class SightfixClient:
         lane: Lane | None = None,
         deadline_ms: float | None = None,
     ) -> LocalizeAnswer:
-        """Where was the photo of this descriptor taken?
+        """Localize the photo of a descriptor.
 
         Args:
             descriptor: (D,) of unit length, as `describe` gave it.
@@ -140,10 +146,10 @@ class SightfixClient:
         )
 
     def open_track(self, parameters: TrackParameters | None = None) -> OpenedTrack:
-        """Begin a track over the frames of a moving camera. Many frames a second: rather `FrameStream`.
+        """Open a track over the frames of a moving camera. For many frames a second prefer `FrameStream`.
 
         Args:
-            parameters: how the camera moves, and what a frame is worth; None takes all defaults.
+            parameters: how the camera moves, and the weight of a frame; None takes all defaults.
         """
         return self._loop.run(self._client.open_track(parameters))
 
@@ -160,7 +166,7 @@ class SightfixClient:
         lane: Lane | None = None,
         deadline_ms: float | None = None,
     ) -> TrackedAnswer:
-        """Where was this frame taken, and where is the camera by all frames until now? One at a time, in their order.
+        """Localize a frame, and the camera by all frames until now. One at a time, in their order.
 
         Args:
             track_id: of an open track.
@@ -184,19 +190,19 @@ class SightfixClient:
         )
 
     def close_track(self, track_id: str) -> None:
-        """End a track; one that is forgotten ends by itself."""
+        """Close a track; one without frames closes by itself."""
         self._loop.run(self._client.close_track(track_id))
 
     def info(self) -> ServerInfo:
-        """What is being served: model, index, bounds, limits."""
+        """The model and the index that are served, bounds, limits."""
         return self._loop.run(self._client.info())
 
     def indexes(self) -> list[IndexListing]:
-        """Which indexes and versions there are."""
+        """All indexes and their versions."""
         return self._loop.run(self._client.indexes())
 
     def index(self, name: str) -> IndexListing:
-        """Which versions an index has."""
+        """The versions of an index."""
         return self._loop.run(self._client.index(name))
 
     def activate(
@@ -207,7 +213,7 @@ class SightfixClient:
         Args:
             index: name of the index.
             version: one of its versions.
-            expected: the version that must be current now, so that nobody's change is undone unseen.
+            expected: the version that must be current now, so that no change of another client is undone unseen.
             timeout_s: for the answer; the server opens the version and checks it.
 
         Raises:
@@ -227,13 +233,13 @@ class SightfixClient:
         return self._loop.run(self._client.create_job(request, idempotency_key=idempotency_key))
 
     def get_job(self, job_id: str) -> Job:
-        """How far a job is."""
+        """The state of a job."""
         return self._loop.run(self._client.get_job(job_id))
 
     def list_jobs(
         self, *, states: Sequence[JobState] = (), page_size: int = 50, page_token: str | None = None
     ) -> JobPage:
-        """Some jobs, newest first.
+        """One page of jobs, newest first.
 
         Args:
             states: in one of these; in any if none is named.
@@ -243,7 +249,7 @@ class SightfixClient:
         return self._loop.run(self._client.list_jobs(states=states, page_size=page_size, page_token=page_token))
 
     def list_job_failures(self, job_id: str, *, page_size: int = 50, page_token: str | None = None) -> JobFailurePage:
-        """Photos that a job could not index.
+        """One page of the photos that a job could not index.
 
         Args:
             job_id: of the job.
@@ -252,7 +258,7 @@ class SightfixClient:
         return self._loop.run(self._client.list_job_failures(job_id, page_size=page_size, page_token=page_token))
 
     def cancel_job(self, job_id: str) -> Job:
-        """Stop a job: at once while it waits, after the batch in hand while it runs.
+        """Stop a job: at once while it waits, after the current batch while it runs.
 
         Raises:
             ProblemError: it is finished, or its version is being named (``job_not_cancellable``).
@@ -271,9 +277,9 @@ class SightfixClient:
 
         Args:
             job_id: of the job.
-            timeout_s: how long; for ever if left out.
-            pause_s: between two looks.
-            on_progress: gets the job at every look, in the client's own thread.
+            timeout_s: how long; without end if left out.
+            pause_s: between two requests.
+            on_progress: called with the job after each request, by `SightfixClient` in a thread of its own.
 
         Returns:
             the job, SUCCEEDED, FAILED or CANCELLED: see its `state`, `result` and `error`.

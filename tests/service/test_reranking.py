@@ -20,7 +20,7 @@ from service.grpc.messages import answer_message
 from service.http.app import create_app
 from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
-from sightfix.client.grpc_answers import localize_answer
+from sightfix.client.grpc_stream import localize_answer
 from tests.conftest import PublishedPlaces
 from tests.retrieval.encoded import encode
 from tests.textured import make_textured_places, seen_from_elsewhere, textured

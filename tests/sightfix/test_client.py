@@ -1,6 +1,8 @@
 """The Python clients against a real server; what both do is tried with both."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -243,3 +245,13 @@ def test_a_server_that_is_not_there_is_a_clear_error(published: PublishedPlaces)
         "http://127.0.0.1:9: the server cannot be reached (Connection refused). "
         "Check the address, and that the server runs: sightfix serve."
     )
+
+
+def test_importing_the_client_loads_no_readers() -> None:
+    """Neither the package nor its names need what reads references, searches indexes or serves."""
+    code = "import sys, sightfix.client\nfrom sightfix.client import *\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "sightfix.client.synchronous" in loaded
+    for module in ("pyarrow", "pyproj", "faiss", "onnxruntime", "fastapi", "grpc", "retrieval.references"):
+        assert module not in loaded

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,17 +23,13 @@ from sightfix.client import (
     RetryPolicy,
     SightfixClient,
     calls,
-    operating,
-    tracking,
 )
-from sightfix.client.calls import info_call
-from sightfix.client.errors import network_error, retry_after_s
 from sightfix.client.photos import EncodedPhoto
-from sightfix.client.retrying import Attempts
+from sightfix.client.sending import Budget, network_error, retry_after_s
 
 
 class Clock:
-    """Time that passes only when told."""
+    """Time that passes only when it is set."""
 
     now = 100.0
 
@@ -48,20 +45,39 @@ def problem(status: int, retry_after: str | None = None) -> ProblemError:
 UNREACHABLE = network_error("http://robot", httpx.ConnectError("refused"))
 
 
-def longest(policy: RetryPolicy, errors: list[SightfixError], deadline_s: float | None = None) -> list[float]:
-    """The pauses when the dice always say the longest."""
-    clock = Clock()
-    attempts = Attempts(policy, deadline_s, clock=clock, uniform=lambda _, high: high)
-    pauses = []
-    for error in errors:
-        pauses.append(attempts.pause_after(error))
-        clock.now += pauses[-1]
-    return pauses
+def pauses(
+    policy: RetryPolicy,
+    errors: list[SightfixError],
+    deadline_s: float | None = None,
+    *,
+    repeatable: bool = True,
+    jitter: Callable[[float, float], float] = lambda _, high: high,
+) -> list[float]:
+    """The pauses before the attempts that follow these errors, the longest possible ones unless `jitter` says less.
+
+    Raises:
+        SightfixError: the error after which there is no other attempt.
+    """
+    clock, left = Clock(), list(errors)
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.now += seconds
+
+    async def attempt() -> None:
+        if left:
+            raise left.pop(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random, "uniform", jitter)
+        asyncio.run(Budget(policy, deadline_s, clock).retrying(repeatable=repeatable, sleep=sleep)(attempt))
+    return slept
 
 
 def test_pauses_double_up_to_a_limit() -> None:
     policy = RetryPolicy(max_attempts=6, base_s=0.5, max_pause_s=3.0)
-    assert longest(policy, [UNREACHABLE] * 5) == [0.5, 1.0, 2.0, 3.0, 3.0]
+    assert pauses(policy, [UNREACHABLE] * 5) == [0.5, 1.0, 2.0, 3.0, 3.0]
 
 
 def test_jitter_takes_anything_from_nothing_to_the_limit() -> None:
@@ -71,14 +87,13 @@ def test_jitter_takes_anything_from_nothing_to_the_limit() -> None:
         asked.append((low, high))
         return low
 
-    attempts = Attempts(RetryPolicy(base_s=0.5), clock=Clock(), uniform=dice)
-    assert [attempts.pause_after(UNREACHABLE) for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert pauses(RetryPolicy(base_s=0.5), [UNREACHABLE] * 3, jitter=dice) == [0.0, 0.0, 0.0]
     assert asked == [(0.0, 0.5), (0.0, 1.0), (0.0, 2.0)]
 
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503])
 def test_what_may_pass_is_tried_again(status: int) -> None:
-    assert longest(RetryPolicy(base_s=0.5), [problem(status)]) == [0.5]
+    assert pauses(RetryPolicy(base_s=0.5), [problem(status)]) == [0.5]
 
 
 @pytest.mark.parametrize(
@@ -94,33 +109,33 @@ def test_what_may_pass_is_tried_again(status: int) -> None:
     ],
 )
 def test_what_must_not_be_done_twice(error: SightfixError, again: bool) -> None:
-    attempts = Attempts(RetryPolicy(base_s=0.5), clock=Clock(), uniform=lambda _, high: high)
     if again:
-        assert attempts.pause_after(error, repeatable=False) == 0.5
+        assert pauses(RetryPolicy(base_s=0.5), [error], repeatable=False) == [0.5]
     else:
-        with pytest.raises(SightfixError):
-            attempts.pause_after(error, repeatable=False)
+        with pytest.raises(SightfixError) as raised:
+            pauses(RetryPolicy(base_s=0.5), [error], repeatable=False)
+        assert raised.value is error
 
 
 def test_which_calls_may_be_done_twice() -> None:
     photo = EncodedPhoto(b"", "image/jpeg")
     job = AppendJobRequest(kind="append", index="town", source="exif:x")
-    assert operating.activate_call("town", "v1", None, 300.0).repeatable is False
-    assert tracking.open_track_call(None).repeatable is False
-    assert tracking.localize_frame_call("t", photo, 1.0, None, calls.Options()).repeatable is True
+    assert calls.activate_call("town", "v1", None, 300.0).repeatable is False
+    assert calls.open_track_call(None).repeatable is False
+    assert calls.localize_frame_call("t", photo, 1.0, None, calls.Options()).repeatable is True
     assert calls.localize_call(photo, calls.Options()).repeatable is True
     # A job is accepted once, for its key is sent again with it.
-    creating = operating.create_job_call(job, None)
+    creating = calls.create_job_call(job, None)
     assert creating.repeatable is True
     keys = {creating.request(None, None)["headers"]["Idempotency-Key"] for _ in range(3)}
     assert len(keys) == 1
-    assert keys != {operating.create_job_call(job, None).request(None, None)["headers"]["Idempotency-Key"]}
+    assert keys != {calls.create_job_call(job, None).request(None, None)["headers"]["Idempotency-Key"]}
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 415, 422, 500, 504, 507])
 def test_what_will_not_pass_is_not(status: int) -> None:
     with pytest.raises(ProblemError):
-        longest(RetryPolicy(), [problem(status)])
+        pauses(RetryPolicy(), [problem(status)])
 
 
 @pytest.mark.parametrize(
@@ -141,46 +156,67 @@ def test_errors_of_the_network(error: Exception, again: bool) -> None:
     failure = network_error("http://robot/", error)
     assert failure.where == "http://robot"
     if again:
-        assert longest(RetryPolicy(base_s=0.5), [failure]) == [0.5]
+        assert pauses(RetryPolicy(base_s=0.5), [failure]) == [0.5]
         return
     with pytest.raises(ServerError):
-        longest(RetryPolicy(), [failure])
+        pauses(RetryPolicy(), [failure])
 
 
-def test_the_server_says_when_and_nobody_comes_earlier() -> None:
-    assert longest(RetryPolicy(base_s=0.5), [problem(429, "2"), problem(503, "7")]) == [2.5, 8.0]
+def test_retry_after_comes_on_top_of_the_backoff() -> None:
+    assert pauses(RetryPolicy(base_s=0.5), [problem(429, "2"), problem(503, "7")]) == [2.5, 8.0]
 
 
 def test_attempts_are_counted() -> None:
     with pytest.raises(ServerError):
-        longest(RetryPolicy(max_attempts=1), [UNREACHABLE])
-    assert len(longest(RetryPolicy(max_attempts=3), [UNREACHABLE] * 2)) == 2
+        pauses(RetryPolicy(max_attempts=1), [UNREACHABLE])
+    assert len(pauses(RetryPolicy(max_attempts=3), [UNREACHABLE] * 2)) == 2
     with pytest.raises(ServerError):
-        longest(RetryPolicy(max_attempts=3), [UNREACHABLE] * 3)
+        pauses(RetryPolicy(max_attempts=3), [UNREACHABLE] * 3)
 
 
 def test_no_pause_goes_beyond_the_deadline_or_the_whole_time() -> None:
     with pytest.raises(ProblemError):  # a robot that needs an answer in half a second does not wait for two
-        longest(RetryPolicy(), [problem(429, "2")], deadline_s=0.5)
-    assert longest(RetryPolicy(), [problem(429, "2")], deadline_s=5.0) == [2.2]
+        pauses(RetryPolicy(), [problem(429, "2")], deadline_s=0.5)
+    assert pauses(RetryPolicy(), [problem(429, "2")], deadline_s=5.0) == [2.2]
     with pytest.raises(ProblemError):
-        longest(RetryPolicy(total_s=1.0), [problem(429, "2")])
+        pauses(RetryPolicy(total_s=1.0), [problem(429, "2")])
     with pytest.raises(ProblemError):
-        longest(RetryPolicy(total_s=1.0), [problem(429, "2")], deadline_s=60.0)
+        pauses(RetryPolicy(total_s=1.0), [problem(429, "2")], deadline_s=60.0)
 
 
 def test_time_left() -> None:
     clock = Clock()
-    attempts = Attempts(RetryPolicy(), 2.0, clock=clock)
+    budget = Budget(RetryPolicy(), 2.0, clock)
     clock.now += 1.5
-    assert attempts.left_s == pytest.approx(0.5)
+    assert budget.left_s == pytest.approx(0.5)
     clock.now += 1.5
-    assert attempts.left_s == 1e-3
-    assert Attempts(RetryPolicy()).left_s is None
+    assert budget.left_s == 1e-3
+    assert Budget(RetryPolicy()).left_s is None
+
+
+def test_all_requests_of_a_call_share_its_attempts() -> None:
+    """A call may ask for the preprocessing first: that request's failures count, too."""
+    failures = iter([True, False, True, True, False])
+
+    async def sleep(_: float) -> None:
+        pass
+
+    async def attempt() -> None:
+        if next(failures):
+            raise UNREACHABLE
+
+    async def call() -> None:
+        budget = Budget(RetryPolicy(max_attempts=3))
+        await budget.retrying(sleep=sleep)(attempt)
+        await budget.retrying(sleep=sleep)(attempt)
+
+    with pytest.raises(ServerError):
+        asyncio.run(call())
+    assert next(failures) is False
 
 
 @pytest.mark.parametrize("wrong", [{"max_attempts": 0}, {"base_s": -1.0}, {"total_s": -0.1}, {"max_pause_s": -1.0}])
-def test_a_policy_nobody_can_follow(wrong: dict[str, Any]) -> None:
+def test_an_impossible_policy_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ParameterError, match="cannot be followed"):
         RetryPolicy(**wrong)
 
@@ -349,7 +385,7 @@ def test_the_deadline_shrinks_from_attempt_to_attempt(scripted: Any, search: Any
     server = scripted((503, {"Retry-After": "1"}), (503, {"Retry-After": "60"}))
     with pytest.raises(ProblemError) as refusal:
         search(server.url, 30_000.0)
-    assert refusal.value.retry_after_s == 60.0  # nobody waits for what comes after the deadline
+    assert refusal.value.retry_after_s == 60.0  # no pause goes beyond the deadline
     first, second = server.deadlines
     assert second <= first - 1000.0
     assert first == 30_000.0
@@ -369,7 +405,7 @@ def test_a_server_that_is_too_slow_is_left(scripted: Any, search: Any, slow: str
 
 def test_photos_that_take_too_long_to_encode(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server, go = scripted((200, {})), threading.Event()
-    monkeypatch.setattr("sightfix.client.eyesight.encode_photo", lambda *_: go.wait(30))
+    monkeypatch.setattr("sightfix.client.photos.encode_photo", lambda *_: go.wait(30))
     with SightfixClient(server.url) as client:
         with pytest.raises(ServerError, match="did not answer in time"):
             client.localize(b"", deadline_ms=50.0)
@@ -438,7 +474,7 @@ def test_a_client_of_before_the_fork_says_so(scripted: Any, monkeypatch: pytest.
 def test_a_newer_server_may_say_more() -> None:
     told = {"name": "town", "current": "v1", "served": None, "versions": [], "news": {"of": "tomorrow"}}
     request = httpx.Request("GET", "http://robot")
-    assert operating.index_call("town").answer(httpx.Response(200, json=told, request=request)).current == "v1"
+    assert calls.index_call("town").answer(httpx.Response(200, json=told, request=request)).current == "v1"
     model = dict.fromkeys(("name", "fingerprint", "precision", "provider", "runtime", "device"), "x")
     answer = {
         "request_id": "r",
@@ -461,10 +497,10 @@ def test_waiting_for_a_server_ends(scripted: Any) -> None:
         assert len(server.times) == 1
         with pytest.raises(ProblemError):
             client.wait_until_ready(0.5)
-    with SightfixClient("http://127.0.0.1:9") as nobody, pytest.raises(ServerError):
-        nobody.wait_until_ready(0.3)
+    with SightfixClient("http://127.0.0.1:9") as absent, pytest.raises(ServerError):
+        absent.wait_until_ready(0.3)
 
 
-@pytest.mark.parametrize(("left_s", "told"), [(3600.0, "600000"), (600.0, "600000"), (1.5, "1500"), (1e-6, "1")])
-def test_a_deadline_is_told_as_the_server_takes_it(left_s: float, told: str) -> None:
-    assert info_call().request(None, left_s)["headers"] == {"X-Deadline-Ms": told}
+@pytest.mark.parametrize(("left_s", "sent"), [(3600.0, "600000"), (600.0, "600000"), (1.5, "1500"), (1e-6, "1")])
+def test_a_deadline_is_sent_in_the_range_of_the_server(left_s: float, sent: str) -> None:
+    assert calls.info_call().request(None, left_s)["headers"] == {"X-Deadline-Ms": sent}

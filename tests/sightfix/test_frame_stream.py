@@ -22,8 +22,7 @@ from service.settings import ServerSettings
 from service.tracking.model import TrackParameters
 from service.tracking.tracks import MotionParameters
 from sightfix.client import SightfixClient
-from sightfix.client.grpc_frames import add_odometry
-from sightfix.client.grpc_stream import FrameOutcome, FrameStream
+from sightfix.client.grpc_stream import FrameOutcome, FrameStream, add_odometry
 from tests.conftest import PublishedPlaces
 from tests.running_server import running_server
 from tests.service.grpc.conftest import Served, grpc_address, served

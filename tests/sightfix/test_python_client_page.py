@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sightfix.client import AsyncSightfixClient, SightfixClient
+from sightfix.client import AsyncSightfixClient, SightfixClient, make_synchronous
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "python-client.md"
 
@@ -23,6 +23,11 @@ def test_the_page_is_made_of_the_code() -> None:
 @pytest.mark.parametrize("name", sorted(public(SightfixClient)))
 def test_the_page_names_every_method(name: str) -> None:
     assert name in ("__init__", "close") or f"\n{name}(" in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_synchronous_client_is_generated_from_the_other() -> None:
+    made = make_synchronous.synchronous_source()
+    assert made == make_synchronous.TARGET.read_text(encoding="utf-8"), "run sightfix/client/make_synchronous.py"
 
 
 def test_both_clients_have_the_same_methods_and_arguments() -> None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from retrieval.describer import Descriptors
 from retrieval.errors import ParameterError, PlaceIndexError
 from retrieval.index.vectors.exact import ExactVectors, empty_result
 from retrieval.index.vectors.faiss_library import (
@@ -18,6 +17,9 @@ from retrieval.index.vectors.faiss_library import (
     set_up_training,
     write_faiss_index,
 )
+
+if TYPE_CHECKING:
+    from retrieval.describer import Descriptors
 
 ApproximateType = Literal["ivf", "ivf-int8", "ivf-pq", "ivf-pq-fast", "hnsw"]
 
@@ -91,7 +93,7 @@ class Candidates:
         self.parameters = parameters
 
     @classmethod
-    def train(cls, parameters: CandidateParameters, sample: Descriptors) -> "Candidates":
+    def train(cls, parameters: CandidateParameters, sample: "Descriptors") -> "Candidates":
         """An index without rows, trained on a sample of the rows that will be added.
 
         Args:
@@ -141,7 +143,7 @@ class Candidates:
         """The same index, searched in another way."""
         return Candidates(self._index, parameters)
 
-    def add(self, descriptors: Descriptors) -> None:
+    def add(self, descriptors: "Descriptors") -> None:
         """Add (n, D) float32 unit rows on all cores; only while nobody searches."""
         set_up_training(self._faiss)
         self._index.add(np.ascontiguousarray(descriptors, np.float32))
@@ -161,7 +163,7 @@ class Candidates:
         return int(self._index.d)
 
     def search(
-        self, queries: Descriptors, k: int, *, effort: int | None = None, among: NDArray[np.bool_] | None = None
+        self, queries: "Descriptors", k: int, *, effort: int | None = None, among: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best rows that the index finds, best first by its own scores.
 
@@ -251,7 +253,7 @@ class StoredVectors:
         return self.candidates.parameters.type if self.candidates else "exact"
 
     def search(
-        self, queries: Descriptors, k: int, *, effort: int | None = None
+        self, queries: "Descriptors", k: int, *, effort: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best rows of each query, best first, as good as the index's type is.
 
@@ -268,7 +270,7 @@ class StoredVectors:
         return self._candidates(self.candidates, queries, k, effort, None)
 
     def search_rows(
-        self, query: Descriptors, k: int, rows: NDArray[np.int64], *, effort: int | None = None
+        self, query: "Descriptors", k: int, rows: NDArray[np.int64], *, effort: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best of some rows for one query.
 
@@ -303,7 +305,7 @@ class StoredVectors:
     def _candidates(
         self,
         candidates: Candidates,
-        queries: Descriptors,
+        queries: "Descriptors",
         k: int,
         effort: int | None,
         among: NDArray[np.bool_] | None,

@@ -5,12 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.describer import Descriptors
 from retrieval.errors import PlaceIndexError
 from retrieval.index.vectors.faiss_library import (
     BLAS_FROM_QUERIES,
@@ -20,6 +19,9 @@ from retrieval.index.vectors.faiss_library import (
     write_faiss_index,
 )
 from retrieval.machine import available_cores
+
+if TYPE_CHECKING:
+    from retrieval.describer import Descriptors
 
 Storage = Literal["fp32", "fp16", "int8"]
 
@@ -57,7 +59,7 @@ class ExactVectors:
         self.storage = storage
 
     @classmethod
-    def empty(cls, dim: int, storage: Storage, sample: Descriptors | None = None) -> "ExactVectors":
+    def empty(cls, dim: int, storage: Storage, sample: "Descriptors | None" = None) -> "ExactVectors":
         """No rows yet.
 
         Args:
@@ -76,7 +78,7 @@ class ExactVectors:
 
     @classmethod
     def from_descriptors(
-        cls, pieces: Iterable[Descriptors], dim: int, storage: Storage, sample: Descriptors | None = None
+        cls, pieces: Iterable["Descriptors"], dim: int, storage: Storage, sample: "Descriptors | None" = None
     ) -> "ExactVectors":
         """Make from pieces of (n, dim) float32 unit rows, in row order; `sample` as in `empty`."""
         vectors = cls.empty(dim, storage, sample)
@@ -103,7 +105,7 @@ class ExactVectors:
         """No rows, but the same steps of int8: a row that was stored here before stays the same, bit by bit."""
         return ExactVectors(self._empty_alike(), self.storage)
 
-    def add(self, descriptors: Descriptors) -> None:
+    def add(self, descriptors: "Descriptors") -> None:
         """Add (n, D) float32 unit rows; only while nobody searches."""
         self._index.add(np.ascontiguousarray(descriptors, np.float32))
 
@@ -126,7 +128,7 @@ class ExactVectors:
         """Stored bytes of a descriptor."""
         return int(self._index.code_size)
 
-    def search(self, queries: Descriptors, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search(self, queries: "Descriptors", k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best rows of each query by inner product, best first.
 
         Args:
@@ -146,7 +148,7 @@ class ExactVectors:
         return rows, scores
 
     def search_rows(
-        self, query: Descriptors, k: int, rows: NDArray[np.int64]
+        self, query: "Descriptors", k: int, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best of some rows for one query.
 
@@ -173,12 +175,12 @@ class ExactVectors:
             best_rows[0], best_scores[0] = all_rows[order], all_scores[order]
         return best_rows[0], best_scores[0]
 
-    def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
+    def descriptors(self, rows: NDArray[np.int64]) -> "Descriptors":
         """The stored descriptors of some rows: (len(rows), D) float32."""
         found: Descriptors = self._index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
         return found
 
-    def _search_blocks(self, queries: Descriptors, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _search_blocks(self, queries: "Descriptors", k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """As `index.search`, with blocks of rows shared out among the cores: scores (Q, k) and rows (Q, k)."""
         starts = range(0, self.count, _BLOCK_ROWS)
         workers = min(available_cores(), len(starts))
@@ -196,7 +198,7 @@ class ExactVectors:
         return heap.D, heap.I
 
     def _search_some_blocks(
-        self, queries: Descriptors, k: int, starts: range
+        self, queries: "Descriptors", k: int, starts: range
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The k best of some blocks, filled with -inf and -1."""
         set_up_search(self._faiss, self.dim)

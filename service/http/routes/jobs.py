@@ -2,28 +2,38 @@
 
 import asyncio
 from collections import Counter
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from retrieval.localize.answer import Problem
+from retrieval.localize.answer import FieldProblem, Problem
 from service.jobs.model import (
     FINISHED,
     JOB_REQUEST,
+    AppendJobRequest,
+    FullJobRequest,
     Job,
     JobFailurePage,
+    JobKind,
     JobPage,
-    page_number,
-    parse_job_request,
-    parse_key,
-    parse_states,
+    JobRequest,
+    JobState,
+    RemoveJobRequest,
 )
-from service.jobs.service import JobService
-from service.problems import MEDIA_TYPE, RequestError, validation_problem
+from service.jobs.service import JobService, page_number, parse_key
+from service.problems import MAX_NAMED_ERRORS, MEDIA_TYPE, RequestError, validation_problem
 
 _MAX_PAGE: Final = 200
+
+_MAX_ERRORS: Final = 20
+
+_KEYS: Final[dict[str, list[str]]] = {
+    "full": list(FullJobRequest.model_fields),
+    "append": list(AppendJobRequest.model_fields),
+    "remove": list(RemoveJobRequest.model_fields),
+}
 
 _RETRY_AFTER: Final = {"Retry-After": "2"}
 
@@ -208,3 +218,69 @@ def add_no_job_routes(app: FastAPI) -> None:
 
     for path in ("/jobs", "/v1/jobs", "/jobs/{rest:path}", "/v1/jobs/{rest:path}"):
         app.add_api_route(path, reject, methods=["GET", "POST"], include_in_schema=False)
+
+
+async def parse_job_request(request: Request, max_bytes: int) -> JobRequest:
+    """Read the body of ``POST /jobs``.
+
+    Raises:
+        RequestError: another content type (415), too many bytes (413), no JSON (400), an unknown key or a value outside
+            its range (422).
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise RequestError(
+            f"content type {media_type!r} is not accepted" if media_type else "the request has no content type",
+            code="unsupported_media_type",
+            remedy="Send application/json",
+        )
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > max_bytes:
+            raise RequestError(
+                f"the request body has more than {max_bytes} bytes",
+                code="body_too_large",
+                remedy="Name fewer references in one job",
+            )
+    try:
+        return JOB_REQUEST.validate_json(bytes(body))
+    except ValidationError as error:
+        raise _problem_of(error) from error
+
+
+def parse_states(text: str | None) -> tuple[JobState, ...]:
+    """States separated by commas.
+
+    Raises:
+        RequestError: there is no such state (``validation_error``).
+    """
+    known: dict[str, JobState] = {name: name for name in get_args(JobState)}
+    given = [] if text is None else text.split(",")
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise RequestError(
+            f"there is no state {unknown!r}", code="validation_error", remedy=f"Choose among {', '.join(known)}"
+        )
+    return tuple(dict.fromkeys(known[name] for name in given))
+
+
+def _problem_of(error: ValidationError) -> RequestError:
+    if error.error_count() > MAX_NAMED_ERRORS:
+        return validation_problem(error)
+    items = error.errors(include_url=False, include_input=False)
+    if items[0]["type"] == "json_invalid":
+        return RequestError(f"the body is not JSON ({items[0]['msg']})", remedy="Check the request body")
+    errors = [_field_problem(item) for item in items[:_MAX_ERRORS]]
+    return RequestError(f"{errors[0].pointer}: {errors[0].message}", code="validation_error", errors=errors)
+
+
+def _field_problem(item: Any) -> FieldProblem:
+    """One complaint; pydantic puts the kind before the place."""
+    kind, *place = [str(part) for part in item["loc"]] or [""]
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return FieldProblem(pointer="/kind", message=f"Choose among {', '.join(get_args(JobKind))}")
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = f"There is no such key in a job of kind {kind}; its keys are {', '.join(_KEYS[kind])}"
+    return FieldProblem(pointer="/" + "/".join(place), message=message)

@@ -9,8 +9,7 @@ from google.rpc.status_pb2 import Status
 from retrieval.errors import DeviceError, ImageError
 from retrieval.localize.answer import FieldProblem
 from service.grpc.calls import grpc_code, server_fault, status_of, status_of_problem
-from service.jobs.model import job_problem
-from service.problems import STATUS_OF_CODE, RequestError, problem_of
+from service.problems import STATUS_OF_CODE, RequestError, job_problem, problem_of
 from service.serving.admission import RejectedError
 
 CODE = grpc.StatusCode

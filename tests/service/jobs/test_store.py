@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import StorageError
-from service.jobs.model import JobFailure, JobResult, job_problem
+from service.jobs.model import JobFailure, JobResult
 from service.jobs.store import IDEMPOTENCY_S, SCHEMA_VERSION, JobStore
 from service.jobs.work_queue import MAX_DEATHS, TakenJob, WorkQueue
-from service.problems import RequestError
+from service.problems import RequestError, job_problem
 from tests.service.jobs.town import Town, request
 
 RESULT = JobResult(
