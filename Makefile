@@ -31,12 +31,13 @@ browser:  ## Chromium for the tests of the web page, if there is none
 	  exit 1; \
 	fi
 
-lint: $(VENV)/.dev  ## ruff, mypy strict, import floors, protos, Dockerfile, shell
+lint: $(VENV)/.dev  ## ruff, mypy strict, import floors and circles, protos, Dockerfile, shell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy examples/python examples/ros2/sightfix_ros/sightfix_ros
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_architecture.py
 	$(BIN)/python -m service.grpc.make_generated --descriptor-set | \
 	  $(BIN)/buf lint -#format=binpb --config service/grpc/proto/buf.yaml --path sightfix
 	$(BIN)/hadolint Dockerfile

@@ -35,7 +35,7 @@ from retrieval.evaluation import (
 )
 from retrieval.evaluation.report import Estimate
 from retrieval.geo import haversine_m
-from retrieval.photo_reading import read_ahead
+from retrieval.machine import read_ahead
 from retrieval.reranking.local_features import (
     FeatureSettings,
     LocalFeatures,

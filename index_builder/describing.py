@@ -16,13 +16,20 @@ from numpy.typing import NDArray
 
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import ImageError
-from retrieval.images import DEFAULT_LIMITS, ImageLimits, RgbImage, decode_image, read_image_bytes
+from retrieval.images import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    LeftOut,
+    RgbImage,
+    UnreadableTally,
+    decode_image,
+    read_image_bytes,
+)
 from retrieval.index.manifest import DescribingRecord
 from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.index.reference_table import read_references
 from retrieval.index.vectors.exact import Storage
-from retrieval.machine import available_cores
-from retrieval.photo_reading import LeftOut, UnreadableTally, read_ahead
+from retrieval.machine import available_cores, read_ahead
 from retrieval.references.reference import Reference
 
 DEFAULT_BATCH_SIZE: Final = 16

@@ -9,6 +9,7 @@ import numpy as np
 
 from index_builder.quality import hold_out, tune
 from retrieval.errors import ParameterError
+from retrieval.index.sampling import drawn
 from retrieval.index.vectors.candidates import (
     INDEX_TYPES,
     ApproximateType,
@@ -20,7 +21,6 @@ from retrieval.index.vectors.candidates import (
     code_parts_for,
 )
 from retrieval.index.vectors.exact import ExactVectors, Storage
-from retrieval.sampling import drawn
 
 # Four lists for each square root of a row: comparing a query with the lists costs about as much as looking into 25 of
 # them, and k-means still ends in minutes at 10 million rows.

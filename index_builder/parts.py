@@ -27,8 +27,8 @@ from index_builder.update_observer import UpdateObserver
 from index_builder.update_plan import PathsBelow
 from retrieval.artefact import flush_to_disk, write_flushed
 from retrieval.describer import Describer, Descriptors
+from retrieval.images import LeftOut, UnreadableTally
 from retrieval.index.place_index import PlaceIndex
-from retrieval.photo_reading import LeftOut, UnreadableTally
 
 DEFAULT_PART_PHOTOS: Final = 256
 

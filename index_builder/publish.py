@@ -4,8 +4,6 @@ Killed at any point, the last published version stays whole and current; leftove
 """
 
 import contextlib
-import fcntl
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -13,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+from filelock import FileLock, Timeout
 
 from retrieval.artefact import rename_into_place, replace_file, storage_errors
 from retrieval.errors import IndexNotFoundError, SightfixError, StorageError
@@ -156,40 +156,26 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
 @contextlib.contextmanager
 def _exclusive(index_folder: Path) -> Iterator[None]:
     """Hold the index's build lock. The kernel releases it with the process, however that ends."""
-    descriptor = None
-    while descriptor is None:
-        descriptor = _try_lock(index_folder)
+    lock = FileLock(index_folder / _LOCK_NAME)
+    while not lock.is_locked:
+        try:
+            (index_folder / VERSIONS_NAME).mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except FileNotFoundError:  # a first build that failed removed its folder at this moment
+            continue
+        except Timeout:
+            if not (index_folder / _LOCK_NAME).exists():  # or only its lock
+                continue
+            raise StorageError(
+                "another process is building this index",
+                where=str(index_folder),
+                remedy="Wait for it, or stop it",
+                code="build_in_progress",
+            ) from None
     try:
         yield
     finally:
-        os.close(descriptor)
-
-
-def _try_lock(index_folder: Path) -> int | None:
-    """The build lock; None where a first build that failed removed its folder at this moment."""
-    path = index_folder / _LOCK_NAME
-    try:
-        (index_folder / VERSIONS_NAME).mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Locked may be a file that has no name any more: the next build would lock another.
-        if os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
-    except FileNotFoundError:
-        pass
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StorageError(
-            "another process is building this index",
-            where=str(index_folder),
-            remedy="Wait for it, or stop it",
-            code="build_in_progress",
-        ) from None
-    os.close(descriptor)
-    return None
+        lock.release()
 
 
 def _remove_leftovers(index_folder: Path) -> None:

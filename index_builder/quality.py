@@ -17,10 +17,10 @@ from retrieval.errors import ImageError, PlaceIndexError
 from retrieval.images import DEFAULT_LIMITS, ImageLimits, RgbImage, fit_image, read_image
 from retrieval.index.manifest import RecallReport
 from retrieval.index.place_index import PlaceIndex
+from retrieval.index.sampling import drawn, evenly_spaced
 from retrieval.index.searchable import SearchablePlaceIndex
 from retrieval.index.vectors.candidates import CandidateParameters, Candidates, StoredVectors
 from retrieval.index.vectors.exact import ExactVectors
-from retrieval.sampling import drawn, evenly_spaced
 
 Search = Callable[[Descriptors, int], NDArray[np.int64]]
 

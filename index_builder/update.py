@@ -44,12 +44,12 @@ from index_builder.version_writer import FeaturesPlan, VersionContent, write_ver
 from retrieval.artefact import MANIFEST_NAME, storage_errors, verify_files
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import IndexNotFoundError, PlaceIndexError, ReferenceDataError
+from retrieval.images import LeftOut
 from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version
 from retrieval.index.manifest import DescribingRecord
 from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references
 from retrieval.index.vectors.exact import Storage
-from retrieval.photo_reading import LeftOut
 from retrieval.references.reference import ReferenceSource
 from retrieval.reranking.local_features import FeatureSettings, opencv_module
 

@@ -1,15 +1,15 @@
-"""What an update reports while it runs, and what it made of the index in the end."""
+"""What an update reports while it runs, how fast it goes, and what it made of the index in the end."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from retrieval.photo_reading import LeftOut
-
 if TYPE_CHECKING:
     from index_builder.index_design import Choice
     from index_builder.quality import QualityReport
+    from retrieval.images import LeftOut
     from retrieval.index.manifest import PlaceIndexManifest
 
 UpdateStep = Literal[
@@ -54,8 +54,8 @@ class Update:
     kept: int = 0
     removed: int = 0
     taken_over: int = 0
-    unreadable: Sequence[LeftOut] = ()
-    without_features: Sequence[LeftOut] = ()
+    unreadable: "Sequence[LeftOut]" = ()
+    without_features: "Sequence[LeftOut]" = ()
     skipped: int = 0
     quality: "QualityReport | None" = None
     activated: bool = True
@@ -81,7 +81,7 @@ class UpdateObserver:
     def reached(self, step: UpdateStep) -> None:
         """A step of the protocol is done."""
 
-    def listed(self, count: int, left_out: Sequence[LeftOut]) -> None:
+    def listed(self, count: int, left_out: "Sequence[LeftOut]") -> None:
         """The source holds so many references; these photos it left out. Not reported again after a restart."""
 
     def planned(self, total: int) -> None:
@@ -90,10 +90,10 @@ class UpdateObserver:
     def described(self, done: int, failed: int) -> None:
         """So many photos are done by now, so many of them unreadable."""
 
-    def unreadable(self, photos: Sequence[LeftOut]) -> None:
+    def unreadable(self, photos: "Sequence[LeftOut]") -> None:
         """These could not be decoded. May be reported again after a restart."""
 
-    def local_features(self, done: int, total: int, without: Sequence[LeftOut]) -> None:
+    def local_features(self, done: int, total: int, without: "Sequence[LeftOut]") -> None:
         """So many references have their local features; these photos since then have none. Reported anew each run."""
 
     def publishing(self, update: Update) -> None:
@@ -101,3 +101,24 @@ class UpdateObserver:
 
     def not_pruned(self, problem: str) -> None:
         """Old versions could not be removed. The new one is current all the same, and the next update tries again."""
+
+
+class PhotoRate:
+    """Photos a second since the work began here: what an earlier run did does not count, nor does the first batch."""
+
+    def __init__(self) -> None:
+        self._began: tuple[float, int] | None = None
+        self._done = 0
+
+    def update(self, done: int) -> None:
+        """Note how many photos are done by now."""
+        self._done = done
+        if self._began is None:
+            self._began = (time.monotonic(), done)
+
+    @property
+    def per_second(self) -> float | None:
+        """The rate, or None as long as nothing can be said."""
+        if self._began is None or self._done <= self._began[1]:
+            return None
+        return (self._done - self._began[1]) / max(1e-3, time.monotonic() - self._began[0])

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from index_builder.update_observer import UpdateObserver
 from retrieval.artefact import flush_to_disk
 from retrieval.errors import IndexNotFoundError, ReferenceDataError
+from retrieval.images import LeftOut
 from retrieval.index.manifest import Source
 from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references, reference_rows
-from retrieval.photo_reading import LeftOut
 from retrieval.references.reference import Reference, ReferenceSource
 
 LISTING_NAME: Final = "listed.parquet"

@@ -20,7 +20,7 @@ from retrieval.bundle import Bundle
 from retrieval.describer import Descriptors
 from retrieval.errors import ImageError, PlaceIndexError
 from retrieval.geo import hilbert_key, longitude_bounds
-from retrieval.images import DEFAULT_LIMITS, ImageLimits, read_image_bytes
+from retrieval.images import DEFAULT_LIMITS, ImageLimits, LeftOut, read_image_bytes
 from retrieval.index.manifest import (
     Bounds,
     BundleIdentity,
@@ -42,10 +42,11 @@ from retrieval.index.place_index import (
     file_names,
 )
 from retrieval.index.reference_table import read_references, write_reference_table
+from retrieval.index.sampling import drawn
 from retrieval.index.vectors.candidates import CandidateParameters, StoredVectors
 from retrieval.index.vectors.exact import ExactVectors
 from retrieval.index.whitening import Whitening, fit_whitening, score_spread, write_whitening
-from retrieval.photo_reading import LeftOut, read_ahead
+from retrieval.machine import read_ahead
 from retrieval.reranking.local_features import (
     NO_FEATURES,
     FeatureSettings,
@@ -53,7 +54,6 @@ from retrieval.reranking.local_features import (
     decode_features,
     write_features,
 )
-from retrieval.sampling import drawn
 
 WriteStep = Literal["vectors written", "references written", "manifest written"]
 

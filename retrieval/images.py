@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, Literal
+from typing import BinaryIO, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from retrieval.errors import ImageError
+from retrieval.errors import ImageError, ReferenceDataError, counted
 
 RgbImage = NDArray[np.uint8]
 
@@ -34,6 +34,8 @@ MEDIA_TYPES: Final[dict[ImageFormat, tuple[str, ...]]] = {
 }
 FILE_SUFFIXES: Final[frozenset[str]] = frozenset({".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif"})
 
+# An error names so many unreadable photos.
+_NAMED: Final = 10
 _HEIF_BRANDS: Final[frozenset[bytes]] = frozenset({b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"})
 _FILTERS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ORIENTATION_TAG: Final = 0x0112
@@ -85,6 +87,68 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS: Final = ImageLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A photo that is left out.
+
+    Attributes:
+        path: of the photo; in an index relative to the root of its source where possible, with ``/``.
+        code: of the error that its photo gave, or ``skipped`` where the source itself left it out.
+        reason: one sentence without a full stop.
+        remedy: what to do about it, or None.
+    """
+
+    path: str
+    code: str
+    reason: str
+    remedy: str | None = None
+
+    @classmethod
+    def of(cls, path: str | Path, error: ImageError) -> Self:
+        """A photo that gave an error."""
+        return cls(str(path), error.code, error.what, error.remedy)
+
+
+class UnreadableTally:
+    """Counts photos that cannot be read, and ends the work when there are too many.
+
+    Args:
+        allowed: how many there may be.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed = allowed
+        self.count = 0
+        self.photos: list[LeftOut] = []
+
+    def add(self, photo: LeftOut, count: int = 1) -> None:
+        """Note a photo; `count` references share it."""
+        self.photos.append(photo)
+        self.count += count
+
+    def check(self, spare: int = 0) -> None:
+        """Refuse more unreadable photos than are allowed.
+
+        Args:
+            spare: so many more are no reason to stop yet, so that the error can name them together.
+
+        Raises:
+            ReferenceDataError: there are too many (``too_many_unreadable``); the first ones are named.
+        """
+        if self.count <= self.allowed + spare:
+            return
+        first = self.photos[0]
+        others = "".join(f"; {one.path}: {one.reason}" for one in self.photos[1:_NAMED])
+        more = f"; and {len(self.photos) - _NAMED} more" if len(self.photos) > _NAMED else ""
+        unreadable = counted(self.count, "photo is unreadable", "photos are unreadable")
+        raise ReferenceDataError(
+            f"{first.reason}{others}{more}. So far {unreadable}, {self.allowed or 'none'} may be",
+            where=first.path,
+            remedy="Repair or remove what is named, or allow more with --max-unreadable (a job: max_unreadable)",
+            code="too_many_unreadable",
+        )
 
 
 def sniff_format(data: bytes) -> ImageFormat:

@@ -1,14 +1,22 @@
-"""What this machine gives this process: cores by affinity and container quota, and how exactly it sums bytes."""
+"""What this machine gives this process: its cores and work on all of them, how exactly it sums bytes, and its heap."""
 
 import ctypes
 import math
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+# Items in work for each thread: enough that none waits for the slowest.
+_AHEAD_PER_THREAD: Final = 4
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 
 _X86: Final = frozenset({"amd64", "i386", "i686", "x86_64"})
 
@@ -109,3 +117,53 @@ def give_back_free_pages() -> None:
 def _of_glibc(name: str) -> Any:
     """A function of glibc's; None where the C library is another one."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+
+
+def read_ahead(
+    work: Callable[[Item], Outcome],
+    items: Iterable[Item],
+    *,
+    threads: int | None = None,
+    ahead: int | None = None,
+    size: Callable[[Item], int] = lambda _: 1,
+) -> Iterator[Outcome]:
+    """Do some work on many items in threads, with the outcomes in the order of the items.
+
+    The threads have ended when the iterator is exhausted or closed, also by an error or Ctrl-C.
+
+    Args:
+        work: on one item; it should release Python's lock most of its time.
+        items: taken as they are needed, by the caller's thread.
+        threads: by default one for each core.
+        ahead: items, or what `size` counts of them, that are in work or wait to be asked for; by default four for each
+            thread. It bounds the memory: one item is allowed even if it is larger.
+        size: of an item, at least 1.
+
+    Yields:
+        the outcome of each item; what the work raises is raised in its place.
+    """
+    threads = threads or available_cores()
+    allowed = ahead if ahead is not None else threads * _AHEAD_PER_THREAD
+    remaining = iter(items)
+    waiting: deque[tuple[Future[Outcome], int]] = deque()
+    held = 0
+    with ThreadPoolExecutor(threads, "read") as pool:
+        try:
+            while True:
+                while held < allowed:
+                    try:
+                        item = next(remaining)
+                    except StopIteration:
+                        break
+                    count = size(item)
+                    waiting.append((pool.submit(work, item), count))
+                    held += count
+                if not waiting:
+                    return
+                future, count = waiting.popleft()
+                outcome = future.result()
+                held -= count
+                yield outcome
+        finally:
+            for future, _ in waiting:
+                future.cancel()

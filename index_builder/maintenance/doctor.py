@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from retrieval.geo import GeoPrior, Position, from_local_metres, haversine_m, to_local_metres
 from retrieval.index.place_index import PlaceIndex
-from retrieval.sampling import evenly_spaced
+from retrieval.index.sampling import evenly_spaced
 
 _BLOCK: Final = 512
 _NEIGHBOURS: Final = 11

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import ImageError, ParameterError, PlaceIndexError
 from retrieval.images import DEFAULT_LIMITS, ImageLimits, read_image_bytes
-from retrieval.photo_reading import read_ahead
+from retrieval.machine import read_ahead
 from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, decode_features, opencv_module
 
 # Fewer pairs fit some homography by chance, or fit any.

@@ -28,14 +28,13 @@ from index_builder.publish import finish_publishing
 from index_builder.push import PushSettings, push_to
 from index_builder.quality import QualitySettings
 from index_builder.update import UpdateSettings, append_references, build_index, remove_references
-from index_builder.update_observer import Update, UpdateObserver, UpdateStep
+from index_builder.update_observer import PhotoRate, Update, UpdateObserver, UpdateStep
 from retrieval.artefact import storage_errors
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import ArtefactError, SightfixError
-from retrieval.images import ImageLimits
+from retrieval.images import ImageLimits, LeftOut
 from retrieval.index.stores import FolderStore
-from retrieval.photo_reading import LeftOut, PhotoRate
 from retrieval.references import open_references
 from service.jobs.model import (
     AppendJobRequest,

@@ -15,8 +15,8 @@ from sightfix.console import console, plain_table, progress_bar
 
 if TYPE_CHECKING:
     from retrieval.bundle import Bundle, BundleManifest, Precision, RecallChange
-    from retrieval.bundle_inspection import BundleComparison, Check
     from retrieval.images import Preprocessing
+    from sightfix.inspection.bundles import BundleComparison, Check
 
 _MEGABYTE: Final = 1e6
 
@@ -59,7 +59,7 @@ def show(source: BundleArgument = "default", json: JsonOption = False) -> None:
 @bundle.command()
 def verify(source: BundleArgument = "default") -> None:
     """Check every file and run every graph; exits 1 if anything is wrong."""
-    from retrieval.bundle_inspection import check_bundle
+    from sightfix.inspection.bundles import check_bundle
 
     checks = []
     for check in check_bundle(_folder(source)):
@@ -85,7 +85,7 @@ def diff(
 ) -> None:
     """Compare two bundles: what differs, and whether an index of one can be searched with the other."""
     from retrieval.bundle import open_bundle
-    from retrieval.bundle_inspection import compare_bundles, measure_agreement
+    from sightfix.inspection.bundles import compare_bundles, measure_agreement
 
     ours, theirs = open_bundle(_folder(first)), open_bundle(_folder(second))
     agreement = None
@@ -174,7 +174,7 @@ def _print_bundle(bundle: "Bundle") -> None:
 
 
 def _facts(bundle: "Bundle") -> Iterator[tuple[str, str]]:
-    from retrieval.bundle_inspection import manifest_fields
+    from sightfix.inspection.bundles import manifest_fields
 
     manifest = bundle.manifest
     origin = manifest.provenance

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import TextColumn
 
-from index_builder.update_observer import UpdateObserver, UpdateStep
+from index_builder.update_observer import PhotoRate, UpdateObserver, UpdateStep
 from retrieval.errors import counted
 from retrieval.index.folder import DEFAULT_INDEXES
-from retrieval.photo_reading import LeftOut, PhotoRate
 from sightfix.commands.options import (
     CpuFallbackOption,
     IndexesOption,
@@ -34,6 +33,7 @@ from sightfix.console import console, new_progress, parse_bytes, parse_count, pl
 
 if TYPE_CHECKING:
     from index_builder.index_design import Choice, PlannedIndex
+    from retrieval.images import LeftOut
     from retrieval.index.manifest import PlaceIndexManifest
 
 _LINE_EVERY_S: Final = 30.0
@@ -208,7 +208,7 @@ class IndexingProgress(UpdateObserver):
         self._total = total
         self.bar.update(self._task, total=total)
 
-    def local_features(self, done: int, total: int, without: Sequence[LeftOut]) -> None:
+    def local_features(self, done: int, total: int, without: "Sequence[LeftOut]") -> None:
         """The local features of so many photos are written."""
         if done == 1:
             self.bar.reset(self._task, total=total, description="Finding local features", rate="", failed="")

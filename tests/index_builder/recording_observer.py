@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from index_builder.update_observer import Update, UpdateObserver, UpdateStep
-from retrieval.photo_reading import LeftOut
+from retrieval.images import LeftOut
 
 
 class StoppedError(Exception):

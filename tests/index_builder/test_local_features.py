@@ -16,8 +16,8 @@ from index_builder.update import UpdateSettings, append_references, build_index,
 from index_builder.update_observer import Update, UpdateObserver, UpdateStep
 from retrieval.describer import Describer
 from retrieval.errors import MissingExtraError, PlaceIndexError
+from retrieval.images import LeftOut
 from retrieval.index.place_index import LOCAL_FEATURES_NAME, PlaceIndex
-from retrieval.photo_reading import LeftOut
 from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, extract_features
 from tests.index_builder.recording_observer import RecordingObserver, StoppedError
 from tests.places import Places

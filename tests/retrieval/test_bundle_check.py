@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from retrieval.bundle import Bundle
-from retrieval.bundle_inspection import Check, check_bundle, made_up_images
 from retrieval.errors import BundleError
 from retrieval.images import Preprocessing
+from sightfix.inspection.bundles import Check, check_bundle, made_up_images
 from tests.retrieval.engines.colour_bundle import write_colour_bundle
 from tests.retrieval.other_bundle import change_manifest, flip_byte, record_again
 

@@ -9,8 +9,8 @@ from onnx import helper
 from PIL import Image
 
 from retrieval.bundle import Bundle, open_bundle
-from retrieval.bundle_inspection import compare_bundles, manifest_fields, measure_agreement
 from retrieval.errors import ImageError, ParameterError
+from sightfix.inspection.bundles import compare_bundles, manifest_fields, measure_agreement
 from tests.retrieval.engines.colour_bundle import write_colour_bundle
 from tests.retrieval.other_bundle import change_manifest, copy_bundle, record_again, write_other_bundle
 from tests.retrieval.refusal import refused

@@ -8,16 +8,18 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, inliner, numpy_helper, shape_inference, version_converter
 
-from export.foreign_settings import ForeignSettings
+from export.foreign_models.settings import ForeignSettings
 from export.onnx_graph import replace_nodes
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME
 
 # Of all graphs that sightfix exports itself.
 TARGET_OPSET: Final = 20
+
 # Below it, operators that we add had other signatures.
 MIN_OPSET: Final = 11
 
 _EPSILON: Final = 1e-12
+
 _PREFIX: Final = "model/"
 
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from retrieval.photo_reading import read_ahead
+from retrieval.machine import read_ahead
 
 
 def test_outcomes_come_in_order_whoever_is_done_first() -> None:

@@ -1,0 +1,1 @@
+"""Models that others trained: a file, what it says of itself, and the graph that is made of it."""
