@@ -1,4 +1,4 @@
-"""Ground floor: what it means to localize an image (images, bundle, descriptors, place index, fix)."""
+"""What it means to localize an image: images, bundles, descriptors, place indexes, the fix."""
 
 from importlib.metadata import PackageNotFoundError, version
 

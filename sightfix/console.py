@@ -93,6 +93,15 @@ def _parse(text: str, what: str, example: str) -> int:
     return round(float(number) * float((1024 if binary else 1000) ** _POWERS[prefix]))
 
 
+def distance_text(metres: float) -> str:
+    """Such as ``3.2 m``, ``180 m``, ``1.4 km`` or ``539 km``."""
+    if metres >= 10_000:
+        return f"{metres / 1000:.0f} km"
+    if metres >= 1000:
+        return f"{metres / 1000:.1f} km"
+    return f"{metres:.0f} m" if metres >= 10 else f"{metres:.1f} m"
+
+
 def plain_table(*columns: str, right: Collection[str] = (), title: str | None = None) -> Table:
     """A table without lines.
 

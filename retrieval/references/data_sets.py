@@ -1,4 +1,8 @@
-"""GSV-Cities: 530 000 Street View photos of 67 000 places in 23 cities (Ali-bey et al., Neurocomputing 2022)."""
+"""Two data sets as they are downloaded: GSV-Cities and MSLS.
+
+GSV-Cities (Ali-bey et al., Neurocomputing 2022) has 530,000 Street View photos of 67,000 places in 23 cities; MSLS is
+Mapillary Street-level Sequences (Warburg et al., CVPR 2020).
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,25 +12,39 @@ from typing import ClassVar, Final, Literal
 
 from retrieval.errors import ParameterError, ReferenceDataError
 from retrieval.geo import Position
-from retrieval.references.columns import parse_time
 from retrieval.references.reader import (
     ListedOptions,
     ListedReader,
     Names,
     Row,
     check_folder,
-    count_reasons,
     no_such,
     relative_id,
 )
 from retrieval.references.reference import Reference, SkippedPhoto
 from retrieval.references.table_files import CsvRows
+from retrieval.references.tables import parse_time
 
 COLUMNS: Final = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
 
 _PLACES_A_CITY: Final = 10**5
 
 _SUFFIXES: Final = (".JPG", ".jpg")
+
+
+VAL_CITIES: Final = ("cph", "sf")
+
+TRAIN_CITIES: Final = (
+    "trondheim", "london", "boston", "melbourne", "amsterdam", "helsinki", "tokyo", "toronto", "saopaulo", "moscow",
+    "zurich", "paris", "bangkok", "budapest", "austin", "berlin", "ottawa", "phoenix", "goa", "amman", "nairobi",
+    "manila",
+)  # fmt: skip
+
+_TREE: Final = "train_val"
+
+_UNPACK_AGAIN: Final = "Unpack the metadata of MSLS again: its tables list the same images in the same order"
+
+Subtask = Literal["all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d"]
 
 
 class GsvCitiesOptions(ListedOptions):
@@ -52,6 +70,8 @@ class GsvCities(ListedReader[GsvCitiesOptions]):
     """
 
     kind: ClassVar[str] = "gsv-cities"
+    nothing = "the dataframes have no rows"
+    nothing_remedy = unusable_remedy = "Download the data set again: its folder holds Dataframes and Images"
 
     def __init__(self, location: Path, options: GsvCitiesOptions | None = None, spec: str | None = None) -> None:
         check_folder(location)
@@ -119,14 +139,6 @@ class GsvCities(ListedReader[GsvCitiesOptions]):
     def _count(self) -> int:
         return sum(CsvRows.open(table).count() for table in self.tables)
 
-    def _nothing_read(self, skipped: list[SkippedPhoto]) -> ReferenceDataError:
-        found = f"none of {len(skipped)} photos can be used: {count_reasons(skipped)}"
-        return ReferenceDataError(
-            found if skipped else "the dataframes have no rows",
-            where=str(self.location),
-            remedy="Download the data set again: its folder holds Dataframes and Images",
-        )
-
 
 def image_name(record: Mapping[str, str], suffix: str = ".JPG") -> str:
     """The file name of a row: ``London_0000130_2018_04_015_51.4861_-0.0895151_6jFjb3wGyCkcBfq4k559ag.JPG``.
@@ -145,23 +157,6 @@ def image_name(record: Mapping[str, str], suffix: str = ".JPG") -> str:
     lat, lon = repr(float(record["lat"])), repr(float(record["lon"]))
     year, month, north = int(record["year"]), int(record["month"]), int(record["northdeg"])
     return f"{record['city_id']}_{place:07d}_{year:04d}_{month:02d}_{north:03d}_{lat}_{lon}_{record['panoid']}{suffix}"
-
-
-# Mapillary Street-level Sequences (Warburg et al., CVPR 2020) as it is downloaded, not formatted anew.
-
-VAL_CITIES: Final = ("cph", "sf")
-
-TRAIN_CITIES: Final = (
-    "trondheim", "london", "boston", "melbourne", "amsterdam", "helsinki", "tokyo", "toronto", "saopaulo", "moscow",
-    "zurich", "paris", "bangkok", "budapest", "austin", "berlin", "ottawa", "phoenix", "goa", "amman", "nairobi",
-    "manila",
-)  # fmt: skip
-
-_TREE: Final = "train_val"
-
-_UNPACK_AGAIN: Final = "Unpack the metadata of MSLS again: its tables list the same images in the same order"
-
-Subtask = Literal["all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d"]
 
 
 class MslsOptions(ListedOptions):
@@ -230,6 +225,8 @@ class Msls(ListedReader[MslsOptions]):
     """
 
     kind: ClassVar[str] = "msls"
+    nothing = "no frame is of this subtask and in the list of keys"
+    nothing_remedy = unusable_remedy = "Check part, subtask and keys; panoramas never count"
 
     def __init__(self, location: Path, options: MslsOptions | None = None, spec: str | None = None) -> None:
         check_folder(location)
@@ -295,15 +292,6 @@ class Msls(ListedReader[MslsOptions]):
 
     def _count(self) -> int:
         return sum(tables.raw.count() for tables in self._tables.values())
-
-    def _nothing_read(self, skipped: list[SkippedPhoto]) -> ReferenceDataError:
-        what = f"none of {len(skipped)} photos can be used: {count_reasons(skipped)}"
-        asked = "no frame is of this subtask and in the list of keys" if self._keys is not None else "no frame is left"
-        return ReferenceDataError(
-            what if skipped else asked,
-            where=str(self.location),
-            remedy="Check part, subtask and keys; panoramas never count",
-        )
 
 
 def _table(path: Path, columns: Sequence[str]) -> CsvRows:

@@ -1,8 +1,11 @@
-"""The EXIF block of a photo, read from its header: pixels are never decoded."""
+"""Folders of photos that carry their position in their EXIF, such as those of a phone; pixels are never decoded.
+
+Tags are those of Exif 2.32 (CIPA DC-008-2019, sections 4.6.5 and 4.6.6).
+"""
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -12,26 +15,25 @@ import pillow_heif
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
-from retrieval.errors import ImageError, ReferenceDataError
+from retrieval.errors import ImageError
 from retrieval.geo import Position
 from retrieval.images import ImageFormat, open_photo, sniff_format
 from retrieval.references.reader import (
-    Reader,
+    FolderReader,
     ReaderOptions,
-    Row,
-    check_folder,
-    count_reasons,
+    UnusablePhotoError,
     relative_id,
     subfolder_session,
-    walk_photos,
 )
-from retrieval.references.reference import Reference, SkippedPhoto
+from retrieval.references.reference import Reference
 
 _HEAD_BYTES: Final = 32
 
 _PNG_SIGNATURE_BYTES: Final = 8
 
 _WEBP_HEADER_BYTES: Final = 12
+
+_BELOW_SEA_LEVEL: Final = 1
 
 
 def read_exif(path: Path) -> Image.Exif:
@@ -46,7 +48,7 @@ def read_exif(path: Path) -> Image.Exif:
         file.seek(0)
         try:
             exif = _READERS[image_format](file)
-            for directory in (IFD.GPSInfo, IFD.Exif):  # here and not later, where nobody expects a damaged block
+            for directory in (IFD.GPSInfo, IFD.Exif):  # a damaged block raises here, and not when a tag is wanted
                 exif.get_ifd(directory)
             return exif
         except OSError as error:
@@ -104,14 +106,6 @@ _READERS: Final[dict[ImageFormat, Callable[[BinaryIO], Image.Exif]]] = {
     "HEIF": _heif_exif,
 }
 
-# Where and when a photo was taken, by its EXIF tags (Exif 2.32, CIPA DC-008-2019, sections 4.6.5 and 4.6.6).
-
-_BELOW_SEA_LEVEL: Final = 1
-
-
-class NoExifPositionError(ValueError):
-    """A photo has no position that can be used; the text says why, with the photo as its subject."""
-
 
 @dataclass(frozen=True, slots=True)
 class ExifRecord:
@@ -133,7 +127,7 @@ def read_exif_record(exif: Image.Exif) -> ExifRecord:
     The time is DateTimeOriginal with its offset; without that tag the UTC time of the GPS.
 
     Raises:
-        NoExifPositionError: there is no position, only half of one, or an impossible one.
+        UnusablePhotoError: there is no position, only half of one, or an impossible one.
     """
     gps = exif.get_ifd(IFD.GPSInfo)
     details = exif.get_ifd(IFD.Exif)
@@ -161,13 +155,13 @@ def read_exif_record(exif: Image.Exif) -> ExifRecord:
 
 def _position(gps: Mapping[int, Any]) -> Position:
     if GPS.GPSLatitude not in gps and GPS.GPSLongitude not in gps:
-        raise NoExifPositionError("no GPS position in its EXIF")
+        raise UnusablePhotoError("no GPS position in its EXIF")
     lat = _angle(gps, GPS.GPSLatitude, GPS.GPSLatitudeRef, "NS", "latitude")
     lon = _angle(gps, GPS.GPSLongitude, GPS.GPSLongitudeRef, "EW", "longitude")
     if lat == 0.0 and lon == 0.0:
-        raise NoExifPositionError("its GPS position is 0, 0, which cameras write when they have none")
+        raise UnusablePhotoError("its GPS position is 0, 0, which cameras write when they have none")
     if not (-90.0 <= lat <= 90.0 and -180.0 <= lon <= 180.0):
-        raise NoExifPositionError(f"its GPS position {lat:g}, {lon:g} is outside the Earth")
+        raise UnusablePhotoError(f"its GPS position {lat:g}, {lon:g} is outside the Earth")
     return Position(lat, lon)
 
 
@@ -177,10 +171,10 @@ def _angle(gps: Mapping[int, Any], tag: int, ref_tag: int, refs: str, name: str)
     parts = value if isinstance(value, (tuple, list)) else (value,)
     numbers = [_number(part) for part in parts[:3]]
     if not numbers or any(number is None for number in numbers):
-        raise NoExifPositionError(f"its GPS {name} is empty")
+        raise UnusablePhotoError(f"its GPS {name} is empty")
     ref = _letter(gps.get(ref_tag))
     if not ref or ref not in refs:
-        raise NoExifPositionError(f"its GPS {name} does not say {' or '.join(refs)}")
+        raise UnusablePhotoError(f"its GPS {name} does not say {' or '.join(refs)}")
     degrees = sum(number / 60.0**power for power, number in enumerate(numbers) if number is not None)
     return -degrees if ref == refs[1] else degrees
 
@@ -248,14 +242,11 @@ def _gps_time(gps: Mapping[int, Any]) -> datetime | None:
         return None
 
 
-# A folder of photos that carry their position in their EXIF, such as those of a phone.
-
-
 class ExifOptions(ReaderOptions):
     """Options of `exif:`; the common ones only."""
 
 
-class ExifFolder(Reader[ExifOptions]):
+class ExifFolder(FolderReader[ExifOptions]):
     """`exif:FOLDER`: JPEG, PNG, WebP and HEIC photos, subfolders included.
 
     The session of a photo is its subfolder. Photos without a usable position are left out and stand in `skipped`. Only
@@ -266,58 +257,36 @@ class ExifFolder(Reader[ExifOptions]):
     """
 
     kind: ClassVar[str] = "exif"
+    options_type = ExifOptions
+    nothing_remedy = "Give a folder of JPEG, PNG, WebP or HEIC photos; subfolders are searched too"
+    unusable_remedy = (
+        "Take photos with location switched on in the camera, copy them without an app that removes it, or "
+        "list their positions in a CSV with the columns path, lat, lon"
+    )
 
-    def __init__(self, location: Path, options: ExifOptions | None = None, spec: str | None = None) -> None:
-        check_folder(location)
-        super().__init__(location, options or ExifOptions(), location, spec)
-
-    def _read(self, skipped: list[SkippedPhoto]) -> Iterator[tuple[Row | None, Reference]]:
-        for path in walk_photos(self.location, skipped):
-            record = _record_or_reason(path)
-            if isinstance(record, str):
-                skipped.append(SkippedPhoto(path, record))
-                continue
-            yield (
-                None,
-                Reference(
-                    id=relative_id(path, self.root),
-                    path=path,
-                    position=record.position,
-                    altitude_m=record.altitude_m,
-                    heading_deg=record.heading_deg,
-                    captured_at=record.captured_at,
-                    session=subfolder_session(path, self.root),
-                    metadata=record.metadata,
-                ),
-            )
-
-    def _count(self) -> int:
-        return sum(1 for _ in walk_photos(self.location))
-
-    def _nothing_read(self, skipped: list[SkippedPhoto]) -> ReferenceDataError:
-        if not skipped:
-            return ReferenceDataError(
-                "there is no photo in this folder",
-                where=str(self.location),
-                remedy="Give a folder of JPEG, PNG, WebP or HEIC photos; subfolders are searched too",
-            )
-        return ReferenceDataError(
-            f"none of {len(skipped)} photos can be placed: {count_reasons(skipped)}",
-            where=str(self.location),
-            remedy="Take photos with location switched on in the camera, copy them without an app that removes it, or "
-            "list their positions in a CSV with the columns path, lat, lon",
+    def _reference(self, path: Path) -> Reference:
+        record = _read_record(path)
+        return Reference(
+            id=relative_id(path, self.root),
+            path=path,
+            position=record.position,
+            altitude_m=record.altitude_m,
+            heading_deg=record.heading_deg,
+            captured_at=record.captured_at,
+            session=subfolder_session(path, self.root),
+            metadata=record.metadata,
         )
 
 
-def _record_or_reason(path: Path) -> ExifRecord | str:
+def _read_record(path: Path) -> ExifRecord:
     try:
         with warnings.catch_warnings(record=True) as damage:
             warnings.simplefilter("always")  # Pillow warns of a damaged block, and reads of it what it can
             exif = read_exif(path)
         return read_exif_record(exif)
-    except NoExifPositionError as error:
-        return f"{error} (its EXIF is damaged)" if damage else str(error)
+    except UnusablePhotoError as error:
+        raise UnusablePhotoError(f"{error} (its EXIF is damaged)" if damage else str(error)) from None
     except ImageError as error:
-        return error.what
+        raise UnusablePhotoError(error.what) from error
     except OSError as error:
-        return f"the file cannot be read ({error.strerror})"
+        raise UnusablePhotoError(f"the file cannot be read ({error.strerror})") from error

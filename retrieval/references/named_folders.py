@@ -1,12 +1,13 @@
-"""File names that carry a position: ``@UTM_east@UTM_north@zone@letter@lat@lon@…@.jpg``.
+"""Folders of photos whose file names carry the position: UTM names, and the frame numbers of Nordland.
 
-The format of VPR-datasets-downloader (Berton et al., Deep Visual Geo-localization Benchmark, CVPR 2022), in which
-Pitts30k, Tokyo 24/7, MSLS, San Francisco, St Lucia, SVOX and others are kept. Any field after north may be empty.
+UTM names, ``@UTM_east@UTM_north@zone@letter@lat@lon@…@.jpg``, are the format of VPR-datasets-downloader (Berton et al.,
+Deep Visual Geo-localization Benchmark, CVPR 2022), in which Pitts30k, Tokyo 24/7, MSLS, San Francisco, St Lucia, SVOX
+and others are kept. Any field after north may be empty.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,17 +18,14 @@ from pydantic import BeforeValidator, Field
 from retrieval.errors import ParameterError, ReferenceDataError
 from retrieval.geo import Position, utm_to_wgs84
 from retrieval.references.reader import (
-    Reader,
+    FolderReader,
     ReaderOptions,
-    Row,
-    check_folder,
-    count_reasons,
+    UnusablePhotoError,
     no_such,
     relative_id,
     subfolder_session,
-    walk_photos,
 )
-from retrieval.references.reference import Reference, SkippedPhoto
+from retrieval.references.reference import Reference
 
 _FIELDS: Final = (
     "east",
@@ -48,15 +46,18 @@ _FIELDS: Final = (
 
 _METADATA: Final = ("pano_id", "tile_num", "pitch", "roll", "height", "timestamp", "note")
 
+_ZONE: Final = re.compile(r"(\d{1,2})([NS])", re.IGNORECASE)
+
+_FRAME_NUMBER: Final = re.compile(r"\d+")
+
+# Frames within the tolerance are made to lie within this distance.
+_RADIUS_M: Final = 25.0
+
 _DAY: Final = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)(?:[_T ](\d\d):?(\d\d)?:?(\d\d)?)?")
 
 
-class AtNameError(ValueError):
-    """A file name that is not of this format; the text says why, with the photo as its subject."""
-
-
 @dataclass(frozen=True, slots=True)
-class AtName:
+class UtmName:
     """What a file name says.
 
     Attributes:
@@ -83,15 +84,15 @@ class AtName:
         """Read the name of a file, with or without its suffix.
 
         Raises:
-            AtNameError: it does not start with @east@north, or a number in it is none.
+            UnusablePhotoError: it does not start with @east@north, or a number in it is none.
         """
         parts = name.split("@")
         if len(parts) < 4 or parts[0]:
-            raise AtNameError("its name is not of the form @UTM_east@UTM_north@…@.jpg")
+            raise UnusablePhotoError("its name is not of the form @UTM_east@UTM_north@…@.jpg")
         texts = dict(zip(_FIELDS, parts[1:-1], strict=False))  # the last part is the suffix
         east, north = _number(texts, "east"), _number(texts, "north")
         if east is None or north is None:
-            raise AtNameError("its name has no UTM_east or no UTM_north")
+            raise UnusablePhotoError("its name has no UTM_east or no UTM_north")
         letter = texts.get("letter", "").upper()
         heading = _number(texts, "heading")
         return cls(
@@ -116,7 +117,7 @@ def _number(texts: Mapping[str, str], field: str) -> float | None:
     except ValueError:
         number = math.nan
     if not math.isfinite(number) or "_" in text:
-        raise AtNameError(f"the {field} in its name is not a number: '{text}'")
+        raise UnusablePhotoError(f"the {field} in its name is not a number: '{text}'")
     return number
 
 
@@ -125,7 +126,7 @@ def _zone_in_name(texts: Mapping[str, str]) -> int | None:
     if number is None:
         return None
     if number not in range(1, 61):
-        raise AtNameError(f"there is no UTM zone {number:g}")
+        raise UnusablePhotoError(f"there is no UTM zone {number:g}")
     return int(number)
 
 
@@ -134,7 +135,7 @@ def _position(texts: Mapping[str, str]) -> Position | None:
     if lat is None or lon is None:
         return None
     if not (-90.0 <= lat <= 90.0 and -180.0 <= lon <= 180.0):
-        raise AtNameError(f"the position {lat:g}, {lon:g} in its name is outside the Earth")
+        raise UnusablePhotoError(f"the position {lat:g}, {lon:g} in its name is outside the Earth")
     return Position(lat, lon)
 
 
@@ -146,11 +147,6 @@ def _captured_at(text: str) -> datetime | None:
         return datetime(*(int(part) for part in match.groups() if part is not None))  # type: ignore[arg-type]
     except ValueError:
         return None
-
-
-# A folder whose file names carry UTM coordinates, as VPR-datasets-downloader writes them.
-
-_ZONE: Final = re.compile(r"(\d{1,2})([NS])", re.IGNORECASE)
 
 
 def _zone_option(value: object) -> object:
@@ -173,7 +169,7 @@ class UtmOptions(ReaderOptions):
     zone: Annotated[tuple[int, bool] | None, BeforeValidator(_zone_option)] = None
 
 
-class UtmFolder(Reader[UtmOptions]):
+class UtmFolder(FolderReader[UtmOptions]):
     """`utm:FOLDER`: photos named ``@UTM_east@UTM_north@zone@letter@lat@lon@…@.jpg``, subfolders included.
 
     `plane_m` is (east, north). The position is the latitude and longitude of the name; else it is worked out from the
@@ -184,34 +180,23 @@ class UtmFolder(Reader[UtmOptions]):
     """
 
     kind: ClassVar[str] = "utm"
+    options_type = UtmOptions
+    nothing_remedy = unusable_remedy = "Give a folder of photos named @UTM_east@UTM_north@zone@letter@lat@lon@…@.jpg"
 
-    def __init__(self, location: Path, options: UtmOptions | None = None, spec: str | None = None) -> None:
-        check_folder(location)
-        super().__init__(location, options or UtmOptions(), location, spec)
+    def _reference(self, path: Path) -> Reference:
+        name = UtmName.parse(path.name)
+        return Reference(
+            id=relative_id(path, self.root),
+            path=path,
+            position=name.position or self._from_utm(name),
+            plane_m=(name.east, name.north),
+            heading_deg=name.heading_deg,
+            captured_at=name.captured_at,
+            session=subfolder_session(path, self.root),
+            metadata=name.metadata,
+        )
 
-    def _read(self, skipped: list[SkippedPhoto]) -> Iterator[tuple[Row | None, Reference]]:
-        for path in walk_photos(self.location, skipped):
-            try:
-                name = AtName.parse(path.name)
-                position = name.position or self._from_utm(name)
-            except AtNameError as error:
-                skipped.append(SkippedPhoto(path, str(error)))
-                continue
-            yield (
-                None,
-                Reference(
-                    id=relative_id(path, self.root),
-                    path=path,
-                    position=position,
-                    plane_m=(name.east, name.north),
-                    heading_deg=name.heading_deg,
-                    captured_at=name.captured_at,
-                    session=subfolder_session(path, self.root),
-                    metadata=name.metadata,
-                ),
-            )
-
-    def _from_utm(self, name: AtName) -> Position | None:
+    def _from_utm(self, name: UtmName) -> Position | None:
         given_zone, given_southern = self.options.zone or (None, None)
         zone = name.zone if name.zone is not None else given_zone
         southern = name.southern if name.southern is not None else given_southern
@@ -219,26 +204,8 @@ class UtmFolder(Reader[UtmOptions]):
             return None
         lat, lon = (float(degrees) for degrees in utm_to_wgs84(name.east, name.north, zone, southern))
         if not (-90.0 <= lat <= 90.0 and -180.0 <= lon <= 180.0):
-            raise AtNameError(f"there is no point {name.east:g} east, {name.north:g} north in UTM zone {zone}")
+            raise UnusablePhotoError(f"there is no point {name.east:g} east, {name.north:g} north in UTM zone {zone}")
         return Position(lat, lon)
-
-    def _count(self) -> int:
-        return sum(1 for _ in walk_photos(self.location))
-
-    def _nothing_read(self, skipped: list[SkippedPhoto]) -> ReferenceDataError:
-        found = f"none of {len(skipped)} photos can be used: {count_reasons(skipped)}"
-        return ReferenceDataError(
-            found if skipped else "there is no photo in this folder",
-            where=str(self.location),
-            remedy="Give a folder of photos named @UTM_east@UTM_north@zone@letter@lat@lon@…@.jpg",
-        )
-
-
-# Nordland: a train journey filmed in four seasons, where the number of a frame is the only position there is.
-
-RADIUS_M: Final = 25.0
-
-_NUMBER: Final = re.compile(r"\d+")
 
 
 class NordlandOptions(ReaderOptions):
@@ -255,11 +222,11 @@ class NordlandOptions(ReaderOptions):
     names: str | None = None
 
 
-class NordlandFolder(Reader[NordlandOptions]):
-    """`nordland:FOLDER`: photos named by their frame, or with the dummy coordinates ``@0@north@…@.jpg``.
+class NordlandFolder(FolderReader[NordlandOptions]):
+    """`nordland:FOLDER`: photos of the train journey in four seasons, named by frame, or ``@0@north@…@.jpg``.
 
     There is no position, only `plane_m`: (0, frame · 25 / (tolerance + ½)), so that two frames lie within 25 m of each
-    other if their numbers differ by at most `tolerance`. Names that start with @ are taken at their word. The session
+    other if their numbers differ by at most `tolerance`. Names that start with @ are read as UTM names. The session
     is the subfolder (the season); the metadata hold the frame.
 
     Raises:
@@ -267,58 +234,39 @@ class NordlandFolder(Reader[NordlandOptions]):
     """
 
     kind: ClassVar[str] = "nordland"
+    options_type = NordlandOptions
+    nothing_remedy = unusable_remedy = "Give a folder of photos named by their frame, such as summer/images-00001.png"
 
     def __init__(self, location: Path, options: NordlandOptions | None = None, spec: str | None = None) -> None:
-        check_folder(location)
-        super().__init__(location, options or NordlandOptions(), location, spec)
+        super().__init__(location, options, spec)
         names = self.options.names
         self._frames = None if names is None else _numbered(Path(names).expanduser())
 
-    def _read(self, skipped: list[SkippedPhoto]) -> Iterator[tuple[Row | None, Reference]]:
-        metres_a_frame = RADIUS_M / (self.options.tolerance + 0.5)
-        for path in walk_photos(self.location, skipped):
-            try:
-                if path.name.startswith("@"):
-                    name = AtName.parse(path.name)
-                    plane, frame = (name.east, name.north), name.metadata.get("pano_id", "")
-                else:
-                    number = self._frame(path)
-                    plane, frame = (0.0, number * metres_a_frame), str(number)
-            except AtNameError as error:
-                skipped.append(SkippedPhoto(path, str(error)))
-                continue
-            yield (
-                None,
-                Reference(
-                    id=relative_id(path, self.root),
-                    path=path,
-                    position=None,
-                    plane_m=plane,
-                    session=subfolder_session(path, self.root),
-                    metadata={"frame": frame} if frame else {},
-                ),
-            )
+    def _reference(self, path: Path) -> Reference:
+        if path.name.startswith("@"):
+            name = UtmName.parse(path.name)
+            plane, frame = (name.east, name.north), name.metadata.get("pano_id", "")
+        else:
+            number = self._frame(path)
+            plane, frame = (0.0, number * _RADIUS_M / (self.options.tolerance + 0.5)), str(number)
+        return Reference(
+            id=relative_id(path, self.root),
+            path=path,
+            position=None,
+            plane_m=plane,
+            session=subfolder_session(path, self.root),
+            metadata={"frame": frame} if frame else {},
+        )
 
     def _frame(self, path: Path) -> int:
         if self._frames is not None:
             if path.name not in self._frames:
-                raise AtNameError("it is not in the list of names")
+                raise UnusablePhotoError("it is not in the list of names")
             return self._frames[path.name]
-        numbers = _NUMBER.findall(path.stem)
+        numbers = _FRAME_NUMBER.findall(path.stem)
         if not numbers:
-            raise AtNameError("its name has no frame number")
+            raise UnusablePhotoError("its name has no frame number")
         return int(numbers[-1])
-
-    def _count(self) -> int:
-        return sum(1 for _ in walk_photos(self.location))
-
-    def _nothing_read(self, skipped: list[SkippedPhoto]) -> ReferenceDataError:
-        found = f"none of {len(skipped)} photos can be used: {count_reasons(skipped)}"
-        return ReferenceDataError(
-            found if skipped else "there is no photo in this folder",
-            where=str(self.location),
-            remedy="Give a folder of photos named by their frame, such as summer/images-00001.png",
-        )
 
 
 def _numbered(names: Path) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A box of latitudes and longitudes that a reference database can be cut to."""
+"""What all readers of reference databases share: options, filters, and the photos of a folder or a table."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, ClassVar, Final, Generic, Literal, NamedTuple, Self, TypeVar, cast
 from urllib.parse import quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -18,6 +18,21 @@ from retrieval.errors import ParameterError, ReferenceDataError
 from retrieval.geo import Position, check_lat_lon
 from retrieval.images import FILE_SUFFIXES
 from retrieval.references.reference import Reference, SkippedPhoto
+
+# Photos by their suffix, but of formats that `retrieval.images` does not decode.
+FOREIGN_SUFFIXES: Final[frozenset[str]] = frozenset(
+    {".tif", ".tiff", ".bmp", ".gif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
+)
+
+_PHOTO_SUFFIXES: Final = FILE_SUFFIXES | FOREIGN_SUFFIXES
+
+_SHOWN_SESSIONS: Final = 6
+
+_FIRST_SLOTS: Final = 1 << 10
+
+
+class UnusablePhotoError(ValueError):
+    """A photo without a position that can be used; the text says why, with the photo as its subject."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +89,8 @@ class BoundingBox:
         return f"{self.lat_min!r},{self.lon_min!r},{self.lat_max!r},{self.lon_max!r}"
 
 
-# Which ids have come before, for tables too long to keep every id in a Python set.
-
-_FIRST_SLOTS: Final = 1 << 10
-
-
 class SeenIds:
-    """A set of ids in 16 to 32 bytes each: it keeps their 64-bit hashes in an open-addressed table.
+    """A set of ids in 16 to 32 bytes each, for long tables: their 64-bit hashes in an open-addressed table.
 
     Two different ids share a hash once in about 400 000 databases of ten million, so the caller looks again before it
     complains.
@@ -94,7 +104,7 @@ class SeenIds:
         return self._count
 
     def add(self, reference_id: str) -> bool:
-        """Remember an id; whether it is new."""
+        """Remember an id, and return whether it is new."""
         key = (hash(reference_id) & 0xFFFF_FFFF_FFFF_FFFF) or 1  # 0 marks an empty slot
         if not self._put(key):
             return False
@@ -121,11 +131,6 @@ class SeenIds:
                 self._put(key)
 
 
-# What all readers of reference databases share: their options, the filters, and photos that are not there.
-
-_SHOWN_SESSIONS: Final = 6
-
-
 def _split(value: object) -> object:
     return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
 
@@ -138,7 +143,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
 class ReaderOptions(BaseModel):
-    """What every reader can be told; in a spec string after the question mark.
+    """Options of every reader; in a spec string they stand after the question mark.
 
     Attributes:
         sessions: keep references whose session matches one of these globs (``phoneA_*``); empty keeps all.
@@ -155,7 +160,7 @@ class ReaderOptions(BaseModel):
     limit: int | None = Field(default=None, ge=1)
 
     def wants(self, reference: Reference) -> bool:
-        """Whether session and bounding box let the reference pass."""
+        """Whether the reference passes the filters by session and bounding box."""
         if self.sessions:
             session = reference.session
             if session is None or not any(fnmatchcase(session, glob) for glob in self.sessions):
@@ -200,6 +205,11 @@ class Reader(ABC, Generic[Options]):
 
     kind: ClassVar[str]
 
+    # What is wrong when there is no photo at all, and what to do; what to do when none of them can be used.
+    nothing: str
+    nothing_remedy: str
+    unusable_remedy: str
+
     def __init__(self, location: Path, options: Options, root: Path, spec: str | None = None) -> None:
         query = options.as_query()
         self.location = location
@@ -217,12 +227,8 @@ class Reader(ABC, Generic[Options]):
     def _count(self) -> int:
         """How many rows `_read` will yield at most."""
 
-    @abstractmethod
-    def _nothing_read(self, skipped: list[SkippedPhoto]) -> ReferenceDataError:
-        """The error that explains why there is no reference at all."""
-
-    def _settle(self, row: Row | None, reference: Reference, skipped: list[SkippedPhoto]) -> Reference | None:
-        """Look at a reference that passed the filters once more: changed, or None to leave it out."""
+    def _with_photo(self, row: Row | None, reference: Reference, skipped: list[SkippedPhoto]) -> Reference | None:
+        """The reference with the path where its photo lies, or None to leave it out; only after the filters."""
         return reference
 
     def __iter__(self) -> Iterator[Reference]:
@@ -232,7 +238,7 @@ class Reader(ABC, Generic[Options]):
             ReferenceDataError: a row or file that cannot be read; no reference at all; none that passes the filters.
         """
         skipped = self.skipped = []
-        options, read, wanted, given = self.options, 0, 0, 0
+        options, read, passed, given = self.options, 0, 0, 0
         sessions: dict[str, None] = {}
         for row, reference in self._read(skipped):
             read += 1
@@ -240,24 +246,27 @@ class Reader(ABC, Generic[Options]):
                 sessions[reference.session] = None
             if not options.wants(reference):
                 continue
-            wanted += 1
-            if (wanted - 1) % options.every:
+            passed += 1
+            if (passed - 1) % options.every:
                 continue
-            settled = self._settle(row, reference, skipped)
-            if settled is None:
+            found = self._with_photo(row, reference, skipped)
+            if found is None:
                 continue
-            yield settled
+            yield found
             given += 1
             if given == options.limit:
                 return
         if not given:
-            raise self._nothing_given(read, wanted, list(sessions), skipped)
+            raise self._nothing_left(read, list(sessions)) if read and not passed else self._nothing_read(skipped)
 
-    def _nothing_given(
-        self, read: int, wanted: int, sessions: list[str], skipped: list[SkippedPhoto]
-    ) -> ReferenceDataError:
-        if wanted or not read:
-            return self._nothing_read(skipped)
+    def _nothing_read(self, skipped: list[SkippedPhoto]) -> ReferenceDataError:
+        if not skipped:
+            return ReferenceDataError(self.nothing, where=str(self.location), remedy=self.nothing_remedy)
+        what = f"no photo of {len(skipped):,} can be used: {_count_reasons(skipped)}"
+        return ReferenceDataError(what, where=str(self.location), remedy=self.unusable_remedy)
+
+    def _nothing_left(self, read: int, sessions: list[str]) -> ReferenceDataError:
+        """The error of filters that no reference passes."""
         options = self.options
         filters = [f"sessions={','.join(options.sessions)}"] if options.sessions else []
         filters += [f"bbox={options.bbox}"] if options.bbox else []
@@ -265,7 +274,7 @@ class Reader(ABC, Generic[Options]):
         named = f"Its sessions are {', '.join(sessions[:_SHOWN_SESSIONS])}{more}" if sessions else "It has no sessions"
         remedy = named if options.sessions else "Look at its bounds with: sightfix inspect SPEC, without bbox"
         return ReferenceDataError(
-            f"none of {read} references passes {' and '.join(filters)}", where=str(self.location), remedy=remedy
+            f"no reference of {read:,} passes {' and '.join(filters)}", where=str(self.location), remedy=remedy
         )
 
     def __len__(self) -> int:
@@ -274,6 +283,46 @@ class Reader(ABC, Generic[Options]):
             self._counted = self._count()
         rows = -(-self._counted // self.options.every)
         return rows if self.options.limit is None else min(rows, self.options.limit)
+
+
+class FolderReader(Reader[Options]):
+    """A reader of all photos below a folder, each with what its file says.
+
+    Args:
+        location: the folder.
+        options: of this kind of reader; its defaults if left out.
+        spec: the spec string that opens it again; made from location and options if left out.
+
+    Raises:
+        ReferenceDataError: no such folder.
+    """
+
+    options_type: ClassVar[type[ReaderOptions]]
+    nothing = "there is no photo in this folder"
+
+    def __init__(self, location: Path, options: Options | None = None, spec: str | None = None) -> None:
+        check_folder(location)
+        super().__init__(location, options or cast("Options", self.options_type()), location, spec)
+
+    @abstractmethod
+    def _reference(self, path: Path) -> Reference:
+        """The reference of a photo.
+
+        Raises:
+            UnusablePhotoError: it has no position that can be used.
+        """
+
+    def _read(self, skipped: list[SkippedPhoto]) -> Iterator[tuple[Row | None, Reference]]:
+        for path in walk_photos(self.location, skipped):
+            try:
+                reference = self._reference(path)
+            except UnusablePhotoError as error:
+                skipped.append(SkippedPhoto(path, str(error)))
+            else:
+                yield None, reference
+
+    def _count(self) -> int:
+        return sum(1 for _ in walk_photos(self.location))
 
 
 class ListedOptions(ReaderOptions):
@@ -291,13 +340,13 @@ ListedOptionsT = TypeVar("ListedOptionsT", bound=ListedOptions)
 
 
 class ListedReader(Reader[ListedOptionsT]):
-    """A reader whose photos stand in a table: it looks whether each one exists, after the filters."""
+    """A reader whose photos stand in a table: it checks that each one exists, after the filters."""
 
     def _other_places(self, row: Row | None, path: Path) -> Iterator[Path]:
         """Where else the photo may lie."""
         yield from ()
 
-    def _settle(self, row: Row | None, reference: Reference, skipped: list[SkippedPhoto]) -> Reference | None:
+    def _with_photo(self, row: Row | None, reference: Reference, skipped: list[SkippedPhoto]) -> Reference | None:
         path = reference.path
         if self.options.missing == "ignore" or _is_file(path):
             return reference
@@ -342,7 +391,7 @@ def parse_options(kind: str, options_type: type[Options], given: Mapping[str, ob
 
 
 def no_such(location: Path, what: str) -> ReferenceDataError:
-    """The error of a location that is not there or not a file or folder as it should be."""
+    """The error of a location that is missing, or not the file or folder that it should be."""
     if not location.exists():
         return ReferenceDataError(f"there is no such {what}", where=str(location), remedy="Check the path")
     other = "folder" if what == "file" else "file"
@@ -359,16 +408,6 @@ def check_file(location: Path) -> None:
     """Raise ReferenceDataError unless the location is a file."""
     if not location.is_file():
         raise no_such(location, "file")
-
-
-# The photos below a folder, in an order that does not change.
-
-# Photos by their suffix, but of formats that `retrieval.images` does not decode.
-FOREIGN_SUFFIXES: Final[frozenset[str]] = frozenset(
-    {".tif", ".tiff", ".bmp", ".gif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
-)
-
-_PHOTO_SUFFIXES: Final = FILE_SUFFIXES | FOREIGN_SUFFIXES
 
 
 def walk_photos(root: Path, skipped: list[SkippedPhoto] | None = None) -> Iterator[Path]:
@@ -413,9 +452,9 @@ def _refusal(path: Path, suffix: str) -> str | None:
         path.name.encode()
     except UnicodeEncodeError:
         return "its name is not UTF-8"
-    with contextlib.suppress(OSError):  # a link that leads nowhere is told when the photo is read
-        if not stat.S_ISREG(path.stat().st_mode):  # whoever reads a pipe may wait for its writer for ever
-            return "it is no file, but a pipe, a socket or a device"
+    with contextlib.suppress(OSError):  # a link that leads nowhere is reported when the photo is read
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may wait for its writer for ever
+            return "it is not a file, but a pipe, a socket or a device"
     return None
 
 
@@ -430,7 +469,7 @@ def subfolder_session(path: Path, root: Path) -> str | None:
     return None if folder == "." else folder
 
 
-def count_reasons(skipped: list[SkippedPhoto]) -> str:
+def _count_reasons(skipped: list[SkippedPhoto]) -> str:
     """How many photos were left out for which reason, the most frequent first: ``no GPS position (10); … (2)``."""
     counts: dict[str, int] = {}
     for photo in skipped:

@@ -10,16 +10,23 @@ from typing import Any, Final, Generic
 from urllib.parse import unquote
 
 from retrieval.errors import ParameterError, ReferenceDataError
-from retrieval.references.columns import TableOptions
+from retrieval.images import FILE_SUFFIXES
 from retrieval.references.data_sets import GsvCities, GsvCitiesOptions, Msls, MslsOptions
 from retrieval.references.exif import ExifFolder, ExifOptions
 from retrieval.references.named_folders import NordlandFolder, NordlandOptions, UtmFolder, UtmOptions
-from retrieval.references.reader import Options, parse_options
+from retrieval.references.reader import FOREIGN_SUFFIXES, Options, parse_options, walk_photos
 from retrieval.references.reference import ReferenceSource
-from retrieval.references.table_files import CsvTable, ParquetTable, sniff_kind
+from retrieval.references.table_files import CsvRows, CsvTable, ParquetTable
+from retrieval.references.tables import TableOptions, find_columns
+
+# Of paths that cannot be those of a file.
+_IMPOSSIBLE: Final = (errno.ENAMETOOLONG, errno.ELOOP)
+_SHOWN: Final = 200
 
 # At least two letters: C:\photos is a path.
 _PREFIX: Final = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):(.*)", re.DOTALL)
+
+_TABLE_KINDS: Final = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +50,6 @@ READERS: Final[dict[str, ReaderKind[Any]]] = {
     "msls": ReaderKind(Msls, MslsOptions),
     "nordland": ReaderKind(NordlandFolder, NordlandOptions),
 }
-
-
-# What the system answers to a path that can be no file's.
-_IMPOSSIBLE: Final = (errno.ENAMETOOLONG, errno.ELOOP)
-_SHOWN: Final = 200
 
 
 def open_references(spec: str) -> ReferenceSource:
@@ -88,7 +90,7 @@ def _open(spec: str) -> ReferenceSource:
     location = Path(path_text).expanduser()
     if name is not None:
         return READERS[name].open(name, location, given, spec)
-    name, opened = sniff_kind(location)
+    name, opened = _sniff_kind(location)
     rest = text if opened == location else f"{opened}{text[len(path_text) :]}"
     return READERS[name].open(name, opened, given, f"{name}:{rest}")
 
@@ -117,3 +119,58 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
             raise ParameterError(f"option {name!r} is given twice", where=text, remedy="Give it once")
         given[name] = unquote(value)
     return path, given
+
+
+def _sniff_kind(path: Path) -> tuple[str, Path]:
+    """The name of the reader, and the file or folder to open: the table where a folder holds just one.
+
+    A file is recognised by its suffix. A folder is one of GSV-Cities (``Dataframes`` and ``Images``), of MSLS
+    (``train_val``), of photos with ``@`` names if its first photo has one, of a table if just one CSV in it has the
+    columns path, lat and lon, else of photos with EXIF.
+
+    Raises:
+        ReferenceDataError: no such file or folder, a file of another kind, or several tables.
+    """
+    if path.is_dir():
+        return _folder_kind(path)
+    suffix = path.suffix.lower()
+    if suffix in _TABLE_KINDS:
+        return _TABLE_KINDS[suffix], path
+    if not path.exists():
+        raise ReferenceDataError("there is no such file or folder", where=str(path), remedy="Check the path")
+    if suffix in FILE_SUFFIXES | FOREIGN_SUFFIXES:
+        remedy = "Give the folder of your photos, or a table of them"
+        raise ReferenceDataError("this is a single photo", where=str(path), remedy=remedy)
+    raise ReferenceDataError(
+        "this is neither a folder nor a table",
+        where=str(path),
+        remedy="Give a folder of photos, a .csv or a .parquet",
+    )
+
+
+def _folder_kind(path: Path) -> tuple[str, Path]:
+    if (path / "Dataframes").is_dir() and (path / "Images").is_dir():
+        return "gsv-cities", path
+    if (path / "train_val").is_dir() or next(path.glob("*/database/postprocessed.csv"), None) is not None:
+        return "msls", path
+    first = next(walk_photos(path), None)
+    if first is not None and first.name.startswith("@"):
+        return "utm", path
+    tables = [file for file in sorted(path.glob("*.csv")) if _lists_photos(file)]
+    if len(tables) > 1:
+        raise ReferenceDataError(
+            f"the tables {' and '.join(file.name for file in tables[:3])} both list photos"
+            if len(tables) == 2
+            else f"{len(tables)} tables list photos",
+            where=str(path),
+            remedy=f"Name one of them, as in csv:{tables[0]}, or exif:{path} to read the photos themselves",
+        )
+    return ("csv", tables[0]) if tables else ("exif", path)
+
+
+def _lists_photos(file: Path) -> bool:
+    try:
+        find_columns(CsvRows.open(file).header, {}, str(file), "csv")
+    except ReferenceDataError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Rows of a CSV file one by one, with every complaint about the file as a text file."""
+"""CSV and Parquet files of photos with their positions."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -10,25 +10,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.errors import ReferenceDataError, counted
-from retrieval.images import FILE_SUFFIXES
-from retrieval.references.columns import TableOptions, TableReader, find_columns
-from retrieval.references.reader import FOREIGN_SUFFIXES, check_file, walk_photos
+from retrieval.references.reader import check_file
+from retrieval.references.tables import TableOptions, TableReader
 
 _DELIMITERS: Final = ",;\t"
 
 _CHUNK_BYTES: Final = 1 << 20
+
+_BATCH_ROWS: Final = 4096
 
 CsvRow = tuple[int, Sequence[str]]
 
 
 @dataclass(frozen=True)
 class CsvRows:
-    """A CSV file: UTF-8 with or without a byte order mark; the header line decides whether ``,`` ``;`` or tab divides.
+    """The rows of a CSV file in UTF-8; the header line decides whether ``,`` ``;`` or tab is the delimiter.
 
     Attributes:
         path: of the file.
         header: the names of the columns.
-        delimiter: the sign between values.
+        delimiter: between values.
     """
 
     path: Path
@@ -143,9 +144,6 @@ def _unreadable(path: Path, row: int, error: Exception) -> ReferenceDataError:
     )
 
 
-# A CSV of photos with their positions.
-
-
 class CsvTable(TableReader):
     """`csv:FILE`: one photo a row, with at least path, lat and lon; see `TableReader`, `CsvRows`.
 
@@ -170,18 +168,13 @@ class CsvTable(TableReader):
         return self._file.count()
 
 
-# A Parquet table of photos with their positions.
-
-_BATCH_ROWS: Final = 4096
-
-
 class ParquetTable(TableReader):
     """`parquet:FILE`: the same columns as a CSV, read in batches of rows; see `TableReader`.
 
     Binary and nested columns are left out of the metadata. Rows are counted from 1.
 
     Raises:
-        ReferenceDataError: no such file, no Parquet file, a column missing; when iterated: as `CsvTable`.
+        ReferenceDataError: no such file, not a Parquet file, a column missing; when iterated: as `CsvTable`.
     """
 
     kind: ClassVar[str] = "parquet"
@@ -226,7 +219,7 @@ def _values(column: Any) -> list[object]:
         column = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
     try:
         values: list[object] = column.to_pylist()
-    except (OverflowError, ValueError):  # one of them is none that Python has
+    except (OverflowError, ValueError):  # a value that Python does not have
         return [_value(scalar) for scalar in column]
     return values
 
@@ -245,63 +238,3 @@ def _damaged(location: Path, error: Exception) -> ReferenceDataError:
     return ReferenceDataError(
         f"the Parquet file cannot be read ({error})", where=str(location), remedy="Check that it is complete"
     )
-
-
-# Which reader a path is for, when its spec does not say.
-
-_TABLE_KINDS: Final = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet"}
-
-
-def sniff_kind(path: Path) -> tuple[str, Path]:
-    """The name of the reader, and the file or folder to open: the table where a folder holds just one.
-
-    A file is told by its suffix. A folder is one of GSV-Cities (``Dataframes`` and ``Images``), of MSLS
-    (``train_val``), of photos with ``@`` names if its first photo has one, of a table if just one CSV in it has the
-    columns path, lat and lon, else of photos with EXIF.
-
-    Raises:
-        ReferenceDataError: no such file or folder, a file of another kind, or several tables.
-    """
-    if path.is_dir():
-        return _folder_kind(path)
-    suffix = path.suffix.lower()
-    if suffix in _TABLE_KINDS:
-        return _TABLE_KINDS[suffix], path
-    if not path.exists():
-        raise ReferenceDataError("there is no such file or folder", where=str(path), remedy="Check the path")
-    if suffix in FILE_SUFFIXES | FOREIGN_SUFFIXES:
-        remedy = "Give the folder of your photos, or a table of them"
-        raise ReferenceDataError("this is a single photo", where=str(path), remedy=remedy)
-    raise ReferenceDataError(
-        "this is neither a folder nor a table",
-        where=str(path),
-        remedy="Give a folder of photos, a .csv or a .parquet",
-    )
-
-
-def _folder_kind(path: Path) -> tuple[str, Path]:
-    if (path / "Dataframes").is_dir() and (path / "Images").is_dir():
-        return "gsv-cities", path
-    if (path / "train_val").is_dir() or next(path.glob("*/database/postprocessed.csv"), None) is not None:
-        return "msls", path
-    first = next(walk_photos(path), None)
-    if first is not None and first.name.startswith("@"):
-        return "utm", path
-    tables = [file for file in sorted(path.glob("*.csv")) if _lists_photos(file)]
-    if len(tables) > 1:
-        raise ReferenceDataError(
-            f"the tables {' and '.join(file.name for file in tables[:3])} both list photos"
-            if len(tables) == 2
-            else f"{len(tables)} tables list photos",
-            where=str(path),
-            remedy=f"Name one of them, as in csv:{tables[0]}, or exif:{path} to read the photos themselves",
-        )
-    return ("csv", tables[0]) if tables else ("exif", path)
-
-
-def _lists_photos(file: Path) -> bool:
-    try:
-        find_columns(CsvRows.open(file).header, {}, str(file), "csv")
-    except ReferenceDataError:
-        return False
-    return True

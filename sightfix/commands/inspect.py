@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from retrieval.errors import ParameterError, counted
-from sightfix.console import console, plain_table, progress_bar
+from sightfix.console import console, distance_text, plain_table, progress_bar
 
 if TYPE_CHECKING:
     from sightfix.inspection.report import BoundsReport, CoverageReport, InspectionReport, SessionReport
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 _SHOWN_SESSIONS: Final = 12
 
 _SHOWN_GROUPS: Final = 5
-
-_KILOMETRE: Final = 1000.0
 
 
 def inspect(
@@ -98,7 +96,10 @@ def _facts(report: "InspectionReport") -> Iterable[tuple[str, str]]:
     if coverage is not None:
         if coverage.bounds is not None:
             yield "bounds", _bounds(coverage.bounds)
-        yield "extent", f"{_metres(coverage.east_west_m)} east–west, {_metres(coverage.north_south_m)} north–south"
+        yield (
+            "extent",
+            f"{distance_text(coverage.east_west_m)} east–west, {distance_text(coverage.north_south_m)} north–south",
+        )
         yield from _density(coverage)
     times = [time for session in report.sessions for time in (session.first, session.last) if time is not None]
     if times:
@@ -125,7 +126,7 @@ def _density(coverage: "CoverageReport") -> Iterable[tuple[str, str]]:
         )
         yield (
             "spacing",
-            f"{_metres(coverage.spacing_m)} to the nearest other position "
+            f"{distance_text(coverage.spacing_m)} to the nearest other position "
             f"(median of {counted(coverage.distinct_positions, 'position')}{of})",
         )
     hectares = coverage.covered_hectares
@@ -184,11 +185,3 @@ def _wall_clock(time: datetime) -> datetime:
 
 def _share(count: int, total: int) -> str:
     return "(all)" if count == total else f"({count})"
-
-
-def _metres(metres: float) -> str:
-    if metres >= 10 * _KILOMETRE:
-        return f"{metres / _KILOMETRE:.0f} km"
-    if metres >= _KILOMETRE:
-        return f"{metres / _KILOMETRE:.1f} km"
-    return f"{metres:.0f} m" if metres >= 10 else f"{metres:.1f} m"

@@ -212,13 +212,13 @@ def test_notes_say_what_is_amiss_and_only_that() -> None:
     assert "No headings" in notes(at([(0, 0), (10, 0)], session="a"))
     assert "No sessions" in notes(at([(0, 0), (10, 0)], heading_deg=5.0))
     sparse = notes(at([(0, 0), (60, 0)], heading_deg=5.0, session="a"))
-    assert sparse.startswith("Half of the positions have no other one within 60 m")
+    assert sparse.startswith("Half of the positions lie more than 60 m from the nearest other")
     lonely = notes(at([(0, 0), (5, 0), (10, 0), (5000, 0)], heading_deg=5.0, session="a"))
-    assert lonely == "1 position lies more than 1 km from every other one: look for wrong GPS fixes on the map."
+    assert lonely == "1 position lies more than 1 km from every other: look for wrong GPS fixes on the map."
     null_island = notes(Rows([*good.rows, reference(9, 0.0, 0.0, heading_deg=1.0, session="a")]))
     assert "1 reference at 0, 0 in the Atlantic" in null_island
     magnetic = at([(0, 0), (10, 0)], heading_deg=5.0, session="a", metadata={"heading_reference": "magnetic"})
-    assert "Magnetic headings: 2 differ" in notes(magnetic)
+    assert "2 magnetic headings: true north differs" in notes(magnetic)
     assert "not to index" in notes(Rows([reference(1, plane_m=(0.0, 0.0), heading_deg=1.0, session="a")]))
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from retrieval.geo import Position
 from retrieval.references import Reference
-from retrieval.references.columns import TableOptions
 from retrieval.references.table_files import CsvTable
+from retrieval.references.tables import TableOptions
 from tests.hypothesis_profiles import examples
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0\\/", exclude_categories=["Cc"]), min_size=1).filter(

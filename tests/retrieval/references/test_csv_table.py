@@ -9,8 +9,8 @@ import pytest
 from retrieval.errors import ReferenceDataError
 from retrieval.geo import Position
 from retrieval.references import Reference
-from retrieval.references.columns import TableOptions
 from retrieval.references.table_files import CsvTable
+from retrieval.references.tables import TableOptions
 
 
 def table(folder: Path, text: str | bytes, *photos: str) -> Path:
@@ -156,7 +156,7 @@ def test_rows_without_a_position_are_left_out(tmp_path: Path) -> None:
 def test_no_row_with_a_position(tmp_path: Path) -> None:
     path = table(tmp_path, "path,lat,lon\n1.jpg,,\n")
     assert complaint(path) == (
-        f"{path}: none of 1 photos can be used: its row has no latitude and longitude (1). "
+        f"{path}: no photo of 1 can be used: its row has no latitude and longitude (1). "
         "Fill in lat and lon, and check that paths start from the table's folder or from root=FOLDER."
     )
 
@@ -226,7 +226,7 @@ def test_an_id_twice(tmp_path: Path) -> None:
 
 
 def test_two_ids_of_one_hash_are_two_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval.references.columns.SeenIds.add", lambda _self, reference_id: reference_id != "2.jpg")
+    monkeypatch.setattr("retrieval.references.tables.SeenIds.add", lambda _self, reference_id: reference_id != "2.jpg")
     path = table(tmp_path, "path,lat,lon\n1.jpg,1,2\n2.jpg,1,2\n", "1.jpg", "2.jpg")
     assert [reference.id for reference in read(path)] == ["1.jpg", "2.jpg"]
 

@@ -164,7 +164,7 @@ def test_a_folder_without_any_position_is_an_error_with_counts_and_a_remedy(tmp_
     with pytest.raises(ReferenceDataError) as caught:
         list(ExifFolder(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path}: none of 4 photos can be placed: no GPS position in its EXIF (3); "
+        f"{tmp_path}: no photo of 4 can be used: no GPS position in its EXIF (3); "
         "its GPS position is 0, 0, which cameras write when they have none (1). "
         "Take photos with location switched on in the camera, copy them without an app that removes it, "
         "or list their positions in a CSV with the columns path, lat, lon."
@@ -207,7 +207,7 @@ def test_a_pipe_with_the_name_of_a_photo_is_left_out(tmp_path: Path) -> None:
         folder = ExifFolder(tmp_path)
         assert [reference.id for reference in folder] == ["a.jpg"]
         assert [(one.path.name, one.reason) for one in folder.skipped] == [
-            ("b.jpg", "it is no file, but a pipe, a socket or a device")
+            ("b.jpg", "it is not a file, but a pipe, a socket or a device")
         ]
     finally:
         os.close(writer)

@@ -8,7 +8,8 @@ from PIL import Image
 from PIL.ExifTags import GPS
 from PIL.TiffImagePlugin import IFDRational
 
-from retrieval.references.exif import ExifRecord, NoExifPositionError, read_exif_record
+from retrieval.references.exif import ExifRecord, read_exif_record
+from retrieval.references.reader import UnusablePhotoError
 from tests.retrieval.references.exif_photos import NOTHING, exif_of, gps_tags
 
 
@@ -24,7 +25,7 @@ def record(lat: float = 48.5, lon: float = 11.25, *, details: dict[str, Any] | N
 
 
 def refusal(tags: dict[int, Any]) -> str:
-    with pytest.raises(NoExifPositionError) as caught:
+    with pytest.raises(UnusablePhotoError) as caught:
         read_exif_record(through_bytes(exif_of(tags)))
     return str(caught.value)
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from retrieval.errors import ParameterError, ReferenceDataError
 from retrieval.geo import Position
-from retrieval.references.columns import TableOptions
 from retrieval.references.reader import BoundingBox, parse_options
 from retrieval.references.table_files import CsvTable
+from retrieval.references.tables import TableOptions
 from tests.hypothesis_profiles import examples
 
 
@@ -41,12 +41,12 @@ def test_sessions(walk: Path) -> None:
 def test_sessions_compare_capital_letters(walk: Path) -> None:
     with pytest.raises(ReferenceDataError) as caught:
         kept(walk, sessions="Even,odd")
-    assert str(caught.value) == (f"{walk}: none of 10 references passes sessions=Even,odd. Its sessions are even.")
+    assert str(caught.value) == (f"{walk}: no reference of 10 passes sessions=Even,odd. Its sessions are even.")
 
 
 def test_a_bounding_box_with_its_border(walk: Path) -> None:
     assert kept(walk, bbox="5,-179.5,5,-178") == "2345"
-    with pytest.raises(ReferenceDataError, match=r"none of 10 references passes bbox=5\.1,-180\.0,6\.0,180\.0"):
+    with pytest.raises(ReferenceDataError, match=r"no reference of 10 passes bbox=5\.1,-180\.0,6\.0,180\.0"):
         kept(walk, bbox="5.1,-180,6,180")
 
 

@@ -82,6 +82,6 @@ def test_no_frame_numbers(tmp_path: Path) -> None:
     with pytest.raises(ReferenceDataError) as caught:
         read(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: none of 1 photos can be used: its name has no frame number (1). "
+        f"{tmp_path}: no photo of 1 can be used: its name has no frame number (1). "
         "Give a folder of photos named by their frame, such as summer/images-00001.png."
     )

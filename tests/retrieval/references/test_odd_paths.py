@@ -29,7 +29,7 @@ def test_a_pipe_among_photos_is_left_out(tmp_path: Path) -> None:
     source = open_references(f"exif:{tmp_path}")
     assert [row.id for row in source] == ["a.jpg"]
     assert [(one.path.name, one.reason) for one in source.skipped] == [
-        ("b.jpg", "it is no file, but a pipe, a socket or a device")
+        ("b.jpg", "it is not a file, but a pipe, a socket or a device")
     ]
 
 

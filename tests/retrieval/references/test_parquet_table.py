@@ -11,8 +11,8 @@ import pytest
 from retrieval.errors import ReferenceDataError
 from retrieval.geo import Position
 from retrieval.references import Reference, open_references
-from retrieval.references.columns import TableOptions
 from retrieval.references.table_files import ParquetTable
+from retrieval.references.tables import TableOptions
 
 
 def table(folder: Path, row_group_size: int | None = None, **columns: Any) -> Path:

@@ -156,6 +156,6 @@ def test_no_such_name_at_all(tmp_path: Path) -> None:
     with pytest.raises(ReferenceDataError) as caught:
         read(folder(tmp_path, "a.jpg", "b.jpg"))
     assert str(caught.value) == (
-        f"{tmp_path}: none of 2 photos can be used: its name is not of the form @UTM_east@UTM_north@…@.jpg (2). "
+        f"{tmp_path}: no photo of 2 can be used: its name is not of the form @UTM_east@UTM_north@…@.jpg (2). "
         "Give a folder of photos named @UTM_east@UTM_north@zone@letter@lat@lon@…@.jpg."
     )

@@ -1,4 +1,4 @@
-"""Which column of a table holds what."""
+"""Tables of photos: which column holds what, and from the values of a row to a reference."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from retrieval.errors import ReferenceDataError
 from retrieval.geo import Position
-from retrieval.references.reader import ListedOptions, ListedReader, Row, SeenIds, check_folder, count_reasons
+from retrieval.references.reader import ListedOptions, ListedReader, Row, SeenIds, check_folder
 from retrieval.references.reference import Reference, SkippedPhoto
 
 ColumnField = Literal["path", "lat", "lon", "id", "heading", "altitude", "captured_at", "session"]
@@ -34,6 +34,17 @@ ALIASES: Final[Mapping[ColumnField, tuple[str, ...]]] = {
     "captured_at": ("timestamp", "datetime", "date_time", "taken_at", "time"),
     "session": ("session_id", "sequence", "sequence_id", "sequence_key"),
 }
+
+
+_NO_POSITION: Final = "its row has no latitude and longitude"
+
+_DECIMAL_COMMA: Final = re.compile(r"[-+]?\d+,\d+")
+
+_UNIX_TIME: Final = re.compile(r"\d{9,19}(\.\d*)?")
+
+_EXIF_TIME: Final = re.compile(r"(\d{4}):(\d\d):(\d\d) ")
+
+_MAX_TURN_DEG: Final = 720.0
 
 
 class TableOptions(ListedOptions):
@@ -131,19 +142,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(name or "(no name)" for name in names)
 
 
-# From the values of a table row to a reference, with errors that name row, column and value.
-
-_DECIMAL_COMMA: Final = re.compile(r"[-+]?\d+,\d+")
-
-_UNIX_TIME: Final = re.compile(r"\d{9,19}(\.\d*)?")
-
-_EXIF_TIME: Final = re.compile(r"(\d{4}):(\d\d):(\d\d) ")
-
-_MAX_TURN_DEG: Final = 720.0
-
-
 class TableRows:
-    """Makes references of rows.
+    """Turns rows into references, with errors that name row, column and value.
 
     Args:
         file: the table, for errors.
@@ -290,16 +290,15 @@ def parse_time(value: object) -> datetime | None:
     return datetime.fromisoformat(_EXIF_TIME.sub(r"\1-\2-\3 ", text))
 
 
-# What CSV and Parquet tables of photos share: columns, duplicate ids, and rows without a position.
-
-NO_POSITION: Final = "its row has no latitude and longitude"
-
-
 class TableReader(ListedReader[TableOptions]):
     """A table of photos with the columns path, lat, lon and, if there are, id, heading, altitude, captured_at, session.
 
     Further columns become metadata. The id of a photo is its path unless the table gives one.
     """
+
+    nothing = "the table has no rows"
+    nothing_remedy = "List a photo a row"
+    unusable_remedy = "Fill in lat and lon, and check that paths start from the table's folder or from root=FOLDER"
 
     def __init__(self, location: Path, options: TableOptions | None = None, spec: str | None = None) -> None:
         options = options or TableOptions()
@@ -321,7 +320,7 @@ class TableReader(ListedReader[TableOptions]):
         for row, values in self._rows():
             reference = rows.reference(row, values)
             if reference is None:
-                skipped.append(SkippedPhoto(self.root / str(values[self.columns.fields["path"]]), NO_POSITION))
+                skipped.append(SkippedPhoto(self.root / str(values[self.columns.fields["path"]]), _NO_POSITION))
                 continue
             if not seen.add(reference.id):
                 self._refuse_duplicate(row, reference, rows)
@@ -340,13 +339,4 @@ class TableReader(ListedReader[TableOptions]):
             what if listed else f"the photo {reference.id} stands in row {earlier} already",
             where=str(Row(self.location, row)),
             remedy="Give every photo its own id" if listed else "Remove one of the rows, or add an id column",
-        )
-
-    def _nothing_read(self, skipped: list[SkippedPhoto]) -> ReferenceDataError:
-        if not skipped:
-            return ReferenceDataError("the table has no rows", where=str(self.location), remedy="List a photo a row")
-        return ReferenceDataError(
-            f"none of {len(skipped)} photos can be used: {count_reasons(skipped)}",
-            where=str(self.location),
-            remedy="Fill in lat and lon, and check that paths start from the table's folder or from root=FOLDER",
         )
