@@ -1,7 +1,5 @@
 """From a GeoPose request to a photo, and from the answer for it to a pose."""
 
-import base64
-import binascii
 import io
 import math
 from typing import Final
@@ -16,6 +14,7 @@ from retrieval.index.searchable import SearchablePlaceIndex
 from retrieval.localize.answer import FixAnswer, LocalizeAnswer, MatchAnswer
 from retrieval.localize.fix import FixSettings
 from service.geopose.protocol import CameraReading, GeoPose, GeoPoseAccuracy, GeoPosePosition, GeoPoseQuaternion, known
+from service.http.requests import decode_base64
 from service.problems import RequestError
 
 _CHANNELS: Final = {"RGBA32": 4, "GRAY8": 1}
@@ -64,12 +63,7 @@ def photo_of(camera: CameraReading, number: int, limits: ImageLimits) -> "bytes 
 def _decoded(text: str, where: str) -> bytes:
     if text.startswith("data:"):  # as browsers' canvases give it
         text = text.partition(",")[2]
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(
-            f"{where}/imageBytes is not base64 ({error})", remedy="Send the photo's bytes as standard base64"
-        ) from error
+    return decode_base64("".join(text.split()), f"{where}/imageBytes")
 
 
 def _turn(camera: CameraReading) -> tuple[int, bool]:

@@ -5,7 +5,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -51,6 +51,10 @@ URGENCY_PARAMETERS: Final = [
 ]
 
 IMAGE_MEDIA_TYPES: Final = tuple(name for names in MEDIA_TYPES.values() for name in names)
+
+MULTIPART: Final = "multipart/form-data"
+
+JSON: Final = "application/json"
 
 # In one JSON body; the longest descriptors have some tens of thousands.
 _MAX_VALUES: Final = 100_000
@@ -171,6 +175,22 @@ class LocalizeRequest:
 InThread = Callable[[Callable[[], LocalizeRequest]], Awaitable[LocalizeRequest]]
 
 
+def media_type_of(request: Request, accepted: Sequence[str]) -> str:
+    """The content type of a request, without its parameters.
+
+    Raises:
+        RequestError: it is none of those that are accepted (``unsupported_media_type``).
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in accepted:
+        raise RequestError(
+            f"content type {media_type!r} is not accepted" if media_type else "the request has no content type",
+            code="unsupported_media_type",
+            remedy=f"Send {' or '.join(filter(None, (', '.join(accepted[:-1]), accepted[-1])))}",
+        )
+    return media_type
+
+
 async def read_localize_request(request: Request, limits: ImageLimits, in_thread: InThread) -> LocalizeRequest:
     """Read the request in whichever of its three forms it came.
 
@@ -184,35 +204,41 @@ async def read_localize_request(request: Request, limits: ImageLimits, in_thread
             unknown or outside its range (422), no image part (422).
         ImageError: the image is over the byte limit.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type in IMAGE_MEDIA_TYPES:
-        parsed = LocalizeRequest(await request.body(), options_of(dict(request.query_params)))
-    elif media_type == "multipart/form-data":
+    media_type = media_type_of(request, (*IMAGE_MEDIA_TYPES, MULTIPART, JSON))
+    if media_type == MULTIPART:
         parsed = await _read_multipart(request)
-    elif media_type == "application/json":
-        _refuse_query_parameters(request)
+    elif media_type == JSON:
+        _reject_query_parameters(request)
         body = await request.body()
         parsed = await in_thread(lambda: _read_json(body))
     else:
-        raise RequestError(
-            f"content type {media_type!r} is not accepted" if media_type else "the request has no content type",
-            code="unsupported_media_type",
-            remedy="Send image/jpeg, image/png, image/webp, image/heic, multipart/form-data or application/json",
-        )
+        parsed = LocalizeRequest(await request.body(), options_of(dict(request.query_params)))
     check_byte_count(len(parsed.image), limits)
     return parsed
 
 
 def _read_json(body: bytes) -> LocalizeRequest:
     parsed = parse_json(LocalizeBody, body)
+    return LocalizeRequest(decode_base64(parsed.image.content, "/image/content"), parsed.options())
+
+
+def decode_base64(text: str, pointer: str) -> bytes:
+    """Decode a photo in JSON.
+
+    Args:
+        text: standard base64.
+        pointer: to it in the JSON, for errors.
+
+    Raises:
+        RequestError: it is not base64 (``malformed_request``).
+    """
     try:
-        image = base64.b64decode(parsed.image.content, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError(
-            f"/image/content is not base64 ({error})",
+            f"{pointer} is not base64 ({error})",
             remedy="Send the photo's bytes as standard base64, without line breaks",
         ) from error
-    return LocalizeRequest(image, parsed.options())
 
 
 def parse_json(model: type[Body], body: bytes) -> Body:
@@ -305,7 +331,7 @@ def _geo_prior(text: str) -> dict[str, Any]:
     return dict(zip(("lat", "lon", "radius_m"), parts, strict=True))
 
 
-def _refuse_query_parameters(request: Request) -> None:
+def _reject_query_parameters(request: Request) -> None:
     if request.query_params:
         raise RequestError(
             f"query parameter {next(iter(request.query_params))!r} beside a JSON body",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from retrieval.errors import SightfixError
-from service.jobs.model import AppendJobRequest, FullJobRequest, Job, JobFailurePage, JobPage, JobRequest, JobState
+from service.jobs.model import AppendJobRequest, FullJobRequest, Job, JobRequest
 from service.jobs.settings import JobSettings
 from service.jobs.sources import confined_spec
 from service.jobs.store import JobStore
@@ -151,7 +151,7 @@ class WorkerSupervisor:
             process.wait()
 
 
-class JobService:
+class JobService(JobStore):
     """Accepts, lists and cancels jobs, and has a worker process do them.
 
     The calls wait for the disk: call them outside the event loop.
@@ -165,9 +165,8 @@ class JobService:
     """
 
     def __init__(self, settings: JobSettings, command: Sequence[str] | None = None) -> None:
-        self.settings = settings
-        self.store = JobStore(settings)
-        self.supervisor = WorkerSupervisor(settings, self.store, command)
+        super().__init__(settings)
+        self.supervisor = WorkerSupervisor(settings, self, command)
 
     def start(self) -> None:
         """Begin to do jobs, those first that an earlier server left."""
@@ -176,7 +175,7 @@ class JobService:
     def stop(self) -> None:
         """Stop the worker after the current batch, and close the database."""
         self.supervisor.stop()
-        self.store.close()
+        self.close()
 
     def submit(self, request: JobRequest, idempotency_key: str | None = None) -> tuple[Job, bool]:
         """Accept a job.
@@ -187,7 +186,7 @@ class JobService:
         Raises:
             RequestError: see `confined_spec` and `JobStore.submit`.
         """
-        known = self.store.known(request, idempotency_key)
+        known = self.known(request, idempotency_key)
         if known is not None:
             return known, False
         if isinstance(request, (FullJobRequest, AppendJobRequest)):
@@ -196,29 +195,9 @@ class JobService:
             raise RequestError(
                 "this server accepts no jobs", code="jobs_disabled", remedy="Start it with at least one source root"
             )
-        job, is_new = self.store.submit(request, idempotency_key)
+        job, is_new = super().submit(request, idempotency_key)
         self.supervisor.wake()
         return job, is_new
-
-    def get(self, job_id: str) -> Job:
-        """One job; see `JobStore.get`."""
-        return self.store.get(job_id)
-
-    def page(self, states: tuple[JobState, ...] = (), size: int = 50, before: int | None = None) -> JobPage:
-        """Jobs, newest first; see `JobStore.page`."""
-        return self.store.page(states, size, before)
-
-    def failures(self, job_id: str, size: int = 50, after: int = 0) -> JobFailurePage:
-        """Photos that a job could not index; see `JobStore.failures`."""
-        return self.store.failures(job_id, size, after)
-
-    def counts(self) -> dict[tuple[str, str], int]:
-        """How many jobs there are of each kind and state."""
-        return self.store.counts()
-
-    def cancel(self, job_id: str) -> Job:
-        """Stop a job; see `JobStore.cancel`."""
-        return self.store.cancel(job_id)
 
 
 def parse_key(key: str | None) -> str | None:

@@ -226,10 +226,10 @@ class JobStore:
     """
 
     def __init__(self, settings: JobSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._database = JobDatabase(settings.database, settings.indexes)
 
-    def submit(self, request: JobRequest, idempotency_key: str | None) -> tuple[Job, bool]:
+    def submit(self, request: JobRequest, idempotency_key: str | None = None) -> tuple[Job, bool]:
         """Accept a job; when this returns it is on the disk.
 
         Returns:
@@ -276,7 +276,7 @@ class JobStore:
             raise _not_found(job_id)
         return job_of(rows[0])
 
-    def page(self, states: tuple[JobState, ...], size: int, before: int | None) -> JobPage:
+    def page(self, states: tuple[JobState, ...] = (), size: int = 50, before: int | None = None) -> JobPage:
         """Jobs, newest first.
 
         Args:
@@ -294,7 +294,7 @@ class JobStore:
         more = len(rows) > size
         return JobPage(jobs=[job_of(row) for row in shown], next_page_token=str(shown[-1]["number"]) if more else None)
 
-    def failures(self, job_id: str, size: int, after: int) -> JobFailurePage:
+    def failures(self, job_id: str, size: int = 50, after: int = 0) -> JobFailurePage:
         """Photos that a job could not index, in the order they were found, from the `after`-th on."""
         with self._database.transaction() as connection:
             job = _row(connection, job_id)
@@ -351,7 +351,7 @@ class JobStore:
 
     def _check_room(self, connection: Connection) -> None:
         waiting = connection.execute(f"SELECT COUNT(*) FROM jobs WHERE {_WAITING}").fetchone()[0]  # noqa: S608
-        if waiting >= self._settings.max_waiting:
+        if waiting >= self.settings.max_waiting:
             raise RequestError(
                 f"{waiting} jobs are waiting already", code="queue_full", remedy="Wait until some are finished"
             )
@@ -361,7 +361,7 @@ class JobStore:
         connection.execute(
             f"DELETE FROM jobs WHERE NOT {_UNFINISHED}"  # noqa: S608
             " AND number <= (SELECT MAX(number) FROM jobs) - ? AND (idempotency_key IS NULL OR created_at < ?)",
-            (self._settings.kept_jobs, now - IDEMPOTENCY_S),
+            (self.settings.kept_jobs, now - IDEMPOTENCY_S),
         )
 
 

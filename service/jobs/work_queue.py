@@ -127,69 +127,46 @@ class WorkQueue:
 
     def progress(self, job: TakenJob, *, done: int, total: int, failed: int, rate_per_s: float | None) -> None:
         """Record how far the job is."""
-        with self._database.transaction() as connection:
-            connection.execute(
-                "UPDATE jobs SET done = ?, total = ?, failed = ?, rate_per_s = ? WHERE number = ?",
-                (done, total, failed, rate_per_s, job.number),
-            )
+        self._set(job, "done = ?, total = ?, failed = ?, rate_per_s = ?", done, total, failed, rate_per_s)
 
     def survived(self, job: TakenJob) -> None:
         """Record that a part is finished: deaths before it no longer count."""
-        with self._database.transaction() as connection:
-            connection.execute("UPDATE jobs SET deaths = 0 WHERE number = ? AND deaths > 0", (job.number,))
+        self._set(job, "deaths = 0", only_if="deaths > 0")
 
     def writing_version(self, job: TakenJob) -> None:
         """Record that all photos are described, and the version is being written."""
-        with self._database.transaction() as connection:
-            connection.execute(
-                "UPDATE jobs SET state = 'PUBLISHING' WHERE number = ? AND state = 'RUNNING'", (job.number,)
-            )
+        self._set(job, "state = 'PUBLISHING'", only_if="state = 'RUNNING'")
 
     def publishing(self, job: TakenJob, result: JobResult) -> bool:
         """Record what is published next. False when the job was cancelled; from here on it cannot be."""
-        with self._database.transaction() as connection:
-            changed = connection.execute(
-                "UPDATE jobs SET update_made = ? WHERE number = ? AND state = 'PUBLISHING'",
-                (result.model_dump_json(), job.number),
-            )
-            return changed.rowcount == 1
+        return self._set(job, "update_made = ?", result.model_dump_json(), only_if="state = 'PUBLISHING'")
 
     def not_published(self, job: TakenJob) -> None:
         """Record that what was about to be published never was, and is made again."""
-        with self._database.transaction() as connection:
-            connection.execute("UPDATE jobs SET update_made = NULL WHERE number = ?", (job.number,))
+        self._set(job, "update_made = NULL")
 
     def put_back(self, job: TakenJob, waiting_for: str | None = None) -> None:
         """Have the job wait again, or cancel it if that was asked for meanwhile."""
-        with self._database.transaction() as connection:
-            connection.execute(
-                "UPDATE jobs SET state = CASE state WHEN 'CANCELLING' THEN 'CANCELLED' ELSE 'PENDING' END,"
-                " finished_at = CASE state WHEN 'CANCELLING' THEN ? ELSE NULL END, waiting_for = ? WHERE number = ?",
-                (time.time(), waiting_for, job.number),
-            )
+        self._set(
+            job,
+            "state = CASE state WHEN 'CANCELLING' THEN 'CANCELLED' ELSE 'PENDING' END,"
+            " finished_at = CASE state WHEN 'CANCELLING' THEN ? ELSE NULL END, waiting_for = ?",
+            time.time(),
+            waiting_for,
+        )
 
     def succeed(self, job: TakenJob, result: JobResult) -> None:
         """End the job with a result."""
-        with self._database.transaction() as connection:
-            connection.execute(
-                "UPDATE jobs SET state = 'SUCCEEDED', finished_at = ?, update_made = ? WHERE number = ?",
-                (time.time(), result.model_dump_json(), job.number),
-            )
+        self._set(job, "state = 'SUCCEEDED', finished_at = ?, update_made = ?", time.time(), result.model_dump_json())
 
     def fail(self, job: TakenJob, problem: Problem) -> None:
         """End the job with an error."""
-        with self._database.transaction() as connection:
-            connection.execute(
-                "UPDATE jobs SET state = 'FAILED', finished_at = ?, update_made = NULL, error = ? WHERE number = ?",
-                (time.time(), problem.model_dump_json(exclude_none=True), job.number),
-            )
+        error = problem.model_dump_json(exclude_none=True)
+        self._set(job, "state = 'FAILED', finished_at = ?, update_made = NULL, error = ?", time.time(), error)
 
     def cancelled(self, job: TakenJob) -> None:
         """End the job that was to stop."""
-        with self._database.transaction() as connection:
-            connection.execute(
-                "UPDATE jobs SET state = 'CANCELLED', finished_at = ? WHERE number = ?", (time.time(), job.number)
-            )
+        self._set(job, "state = 'CANCELLED', finished_at = ?", time.time())
 
     def beat(self, pid: int) -> None:
         """Record a heartbeat. It is counted, not timed: clocks jump."""
@@ -203,6 +180,12 @@ class WorkQueue:
     def close(self) -> None:
         """Close the database."""
         self._database.close()
+
+    def _set(self, job: TakenJob, assignments: str, *values: float | str | None, only_if: str = "TRUE") -> bool:
+        """Change a job's row, if a condition holds; whether it did."""
+        with self._database.transaction() as connection:
+            query = f"UPDATE jobs SET {assignments} WHERE number = ? AND {only_if}"  # noqa: S608 - our own texts
+            return connection.execute(query, (*values, job.number)).rowcount == 1
 
 
 def _worker_died(job_id: str) -> Problem:

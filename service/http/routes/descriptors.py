@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field
 from retrieval.localize.answer import LocalizeAnswer, ModelAnswer
 from retrieval.localize.localizer import Localizer
 from service.http.requests import (
-    IMAGE_MEDIA_TYPES,
     URGENCY_PARAMETERS,
     LocalizeParameters,
     parse_json,
@@ -19,7 +18,7 @@ from service.http.requests import (
     urgency_of,
     while_present,
 )
-from service.http.routes.localize import answer_response, problem_responses
+from service.http.routes.localize import PHOTO_CONTENT, answer_response, problem_responses
 from service.problems import RequestError, request_id_of
 from service.serving.localization import LocalizationService
 
@@ -86,7 +85,10 @@ def add_descriptor_routes(app: FastAPI, localization: LocalizationService) -> No
             summary="Describe a photo",
             description=f"The descriptor as JSON; with `Accept: {OCTETS}` as little-endian float32.",
             response_model=DescribeAnswer,
-            openapi_extra={"parameters": URGENCY_PARAMETERS, "requestBody": _photo_body()},
+            openapi_extra={
+                "parameters": URGENCY_PARAMETERS,
+                "requestBody": {"required": True, "content": PHOTO_CONTENT},
+            },
             **shared,
         )
         app.add_api_route(
@@ -103,11 +105,6 @@ def add_descriptor_routes(app: FastAPI, localization: LocalizationService) -> No
             },
             **shared,
         )
-
-
-def _photo_body() -> dict[str, Any]:
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    return {"required": True, "content": dict.fromkeys(IMAGE_MEDIA_TYPES, binary)}
 
 
 def checked_descriptor(

@@ -13,7 +13,7 @@ from retrieval.localize.fix import FixStatus
 from retrieval.localize.localizer import LocalizeOptions
 from service.geopose.localization import photo_of, pose_of
 from service.geopose.protocol import MEDIA_TYPE, REQUEST_SCHEMA, GeoPoseRequest, GeoPoseResponse, version_of
-from service.http.requests import URGENCY_PARAMETERS, parse_json, urgency_of, while_present
+from service.http.requests import JSON, URGENCY_PARAMETERS, media_type_of, parse_json, urgency_of, while_present
 from service.http.routes.localize import problem_responses, server_timing
 from service.problems import RequestError, problem_response, request_id_of
 from service.serving.admission import Urgency
@@ -33,7 +33,7 @@ def add_geopose_routes(app: FastAPI, localization: LocalizationService) -> None:
         use_prior = _uses_prior(request)
         urgency = urgency_of(request, localization)
         localization.check_room(urgency)
-        _check_content_type(request)
+        media_type_of(request, (JSON, MEDIA_TYPE))
         body = await request.body()
         asked, photos = await localization.in_decoder(lambda: _read(body, localization.limits))
         options = LocalizeOptions(geo_prior=asked.prior() if use_prior else None)
@@ -79,16 +79,6 @@ def _uses_prior(request: Request) -> bool:
     if prior not in _PRIORS:
         raise RequestError(f"/prior {prior!r} is none", code="validation_error", remedy=f"Send {' or '.join(_PRIORS)}")
     return prior == "geolocation"
-
-
-def _check_content_type(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in ("application/json", MEDIA_TYPE):
-        raise RequestError(
-            f"content type {media_type!r} is not accepted here",
-            code="unsupported_media_type",
-            remedy="Send application/json",
-        )
 
 
 def _read(body: bytes, limits: ImageLimits) -> "tuple[GeoPoseRequest, list[bytes | SightfixError]]":
@@ -155,6 +145,6 @@ def _geopose_openapi() -> dict[str, Any]:
         ],
         "requestBody": {
             "required": True,
-            "content": {name: {"schema": REQUEST_SCHEMA} for name in ("application/json", MEDIA_TYPE)},
+            "content": {name: {"schema": REQUEST_SCHEMA} for name in (JSON, MEDIA_TYPE)},
         },
     }

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retrieval.localize.answer import FieldProblem, Problem
+from service.http.requests import JSON, media_type_of
 from service.jobs.model import (
     FINISHED,
     JOB_REQUEST,
@@ -126,7 +127,8 @@ class _JobRoutes:
 
     async def submit(self, request: Request) -> Response:
         key = parse_key(request.headers.get("idempotency-key"))
-        asked = await parse_job_request(request, self._jobs.settings.max_request_bytes)
+        media_type_of(request, (JSON,))
+        asked = parse_job_request(await _read_body(request, self._jobs.settings.max_request_bytes))
         job, is_new = await asyncio.to_thread(self._jobs.submit, asked, key)
         location = f"{request.url.path.rstrip('/')}/{job.id}"
         return _answer(job, 202 if is_new else 200, {"Location": location, **_RETRY_AFTER})
@@ -148,6 +150,19 @@ class _JobRoutes:
 
     async def cancel(self, job_id: str) -> Response:
         return _answer(await asyncio.to_thread(self._jobs.cancel, job_id), 202)
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > max_bytes:
+            raise RequestError(
+                f"the request body has more than {max_bytes} bytes",
+                code="body_too_large",
+                remedy="Name fewer references in one job",
+            )
+    return bytes(body)
 
 
 def _answer(model: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -220,31 +235,15 @@ def add_no_job_routes(app: FastAPI) -> None:
         app.add_api_route(path, reject, methods=["GET", "POST"], include_in_schema=False)
 
 
-async def parse_job_request(request: Request, max_bytes: int) -> JobRequest:
-    """Read the body of ``POST /jobs``.
+def parse_job_request(body: bytes) -> JobRequest:
+    """Parse the JSON of ``POST /jobs``.
 
     Raises:
-        RequestError: another content type (415), too many bytes (413), no JSON (400), an unknown key or a value outside
-            its range (422).
+        RequestError: no JSON (``malformed_request``), an unknown key or a value outside its range
+            (``validation_error``).
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise RequestError(
-            f"content type {media_type!r} is not accepted" if media_type else "the request has no content type",
-            code="unsupported_media_type",
-            remedy="Send application/json",
-        )
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > max_bytes:
-            raise RequestError(
-                f"the request body has more than {max_bytes} bytes",
-                code="body_too_large",
-                remedy="Name fewer references in one job",
-            )
     try:
-        return JOB_REQUEST.validate_json(bytes(body))
+        return JOB_REQUEST.validate_json(body)
     except ValidationError as error:
         raise _problem_of(error) from error
 

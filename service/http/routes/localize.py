@@ -1,8 +1,6 @@
 """POST /localize and POST /localize/batch: photos in, matches and fixes out, as JSON or GeoJSON (RFC 7946)."""
 
 import asyncio
-import base64
-import binascii
 import json
 import math
 from typing import Any, Final
@@ -19,10 +17,14 @@ from retrieval.localize.answer import FixAnswer, LocalizeAnswer, Problem, Timing
 from retrieval.localize.localizer import LocalizeOptions
 from service.http.requests import (
     IMAGE_MEDIA_TYPES,
+    JSON,
+    MULTIPART,
     URGENCY_PARAMETERS,
     ImageBody,
     LocalizeBody,
     LocalizeParameters,
+    decode_base64,
+    media_type_of,
     open_form,
     options_of,
     parse_json,
@@ -52,13 +54,25 @@ PROBLEMS: Final[dict[int | str, str]] = {
     504: "The deadline passed",
 }
 
-GEO_PRIOR_PARAMETER: Final[dict[str, Any]] = {
-    "name": "geo_prior",
-    "in": "query",
-    # No example value: the documentation page would send it along with every trial.
-    "description": "Circle in which the answer must lie: lat,lon,radius_m, such as 55.6983,13.1951,500",
-    "schema": {"type": "string"},
-}
+_PROPERTIES: Final = LocalizeParameters.model_json_schema()["properties"]
+
+PHOTO_PARAMETERS: Final[list[dict[str, Any]]] = [
+    {"name": "top_k", "in": "query", "schema": _PROPERTIES["top_k"]},
+    {
+        "name": "geo_prior",
+        "in": "query",
+        # No example value: the documentation page would send it along with every trial.
+        "description": "Circle in which the answer must lie: lat,lon,radius_m, such as 55.6983,13.1951,500",
+        "schema": {"type": "string"},
+    },
+    {"name": "min_score", "in": "query", "schema": _PROPERTIES["min_score"]},
+    *URGENCY_PARAMETERS,
+]
+
+_BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+
+# A photo as raw bytes.
+PHOTO_CONTENT: Final[dict[str, Any]] = dict.fromkeys(IMAGE_MEDIA_TYPES, _BINARY)
 
 _PRIOR_EXAMPLE: Final = {"lat": 55.6983, "lon": 13.1951, "radius_m": 500}
 
@@ -113,29 +127,22 @@ def _localize_openapi() -> dict[str, Any]:
     """What FastAPI cannot see because the request is read by hand: the three bodies and the query parameters."""
     body = LocalizeBody.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = body.pop("$defs", {})
-    properties = LocalizeParameters.model_json_schema()["properties"]
-    binary = {"schema": {"type": "string", "format": "binary"}}
     example = {"image": {"content": "/9j/4AAQSkZJRg..."}, "top_k": 5, "geo_prior": _PRIOR_EXAMPLE}
     return {
-        "parameters": [
-            {"name": "top_k", "in": "query", "schema": properties["top_k"]},
-            GEO_PRIOR_PARAMETER,
-            {"name": "min_score", "in": "query", "schema": properties["min_score"]},
-            *URGENCY_PARAMETERS,
-        ],
+        "parameters": PHOTO_PARAMETERS,
         "requestBody": {
             "required": True,
             "content": {
-                **dict.fromkeys(IMAGE_MEDIA_TYPES, binary),
+                **PHOTO_CONTENT,
                 "multipart/form-data": {
                     "schema": {
                         "type": "object",
                         "required": ["image"],
                         "properties": {
                             "image": {"type": "string", "format": "binary"},
-                            "top_k": properties["top_k"],
+                            "top_k": _PROPERTIES["top_k"],
                             "geo_prior": {"type": "string", "description": "lat,lon,radius_m"},
-                            "min_score": properties["min_score"],
+                            "min_score": _PROPERTIES["min_score"],
                         },
                     }
                 },
@@ -248,16 +255,9 @@ async def _one(
 async def _read(
     request: Request, localization: LocalizationService
 ) -> "tuple[list[bytes | SightfixError], LocalizeOptions]":
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "application/json":
+    if media_type_of(request, (MULTIPART, JSON)) == JSON:
         body = await request.body()
         return await localization.in_decoder(lambda: _read_json(body))
-    if media_type != "multipart/form-data":
-        raise RequestError(
-            f"content type {media_type!r} is not accepted here",
-            code="unsupported_media_type",
-            remedy="Send multipart/form-data with parts named image, or application/json",
-        )
     async with open_form(request, max_files=MAX_PHOTOS) as form:
         files = [part for name, part in form.multi_items() if name == "image" and isinstance(part, UploadFile)]
         if not files:
@@ -277,12 +277,9 @@ def _read_json(body: bytes) -> "tuple[list[bytes | SightfixError], LocalizeOptio
 
 def _decoded(number: int, image: ImageBody) -> "bytes | SightfixError":
     try:
-        return base64.b64decode(image.content, validate=True)
-    except (binascii.Error, ValueError) as error:
-        return RequestError(
-            f"/images/{number}/content is not base64 ({error})",
-            remedy="Send the photo's bytes as standard base64, without line breaks",
-        )
+        return decode_base64(image.content, f"/images/{number}/content")
+    except RequestError as error:
+        return error
 
 
 def geojson(answer: LocalizeAnswer) -> dict[str, Any]:

@@ -18,14 +18,13 @@ from retrieval.localize.answer import Problem
 from retrieval.localize.localizer import LocalizeOptions
 from service.http.requests import (
     IMAGE_MEDIA_TYPES,
-    URGENCY_PARAMETERS,
-    LocalizeParameters,
+    media_type_of,
     options_of,
     parse_json,
     urgency_of,
     while_present,
 )
-from service.http.routes.localize import GEO_PRIOR_PARAMETER, problem_responses, server_timing
+from service.http.routes.localize import PHOTO_CONTENT, PHOTO_PARAMETERS, problem_responses, server_timing
 from service.problems import MEDIA_TYPE, RequestError, request_id_of, validation_problem
 from service.serving.admission import Urgency
 from service.serving.localization import LocalizationService
@@ -188,7 +187,7 @@ def add_track_routes(app: FastAPI, localization: LocalizationService) -> None:
     async def localize(request: Request, track_id: str) -> Response:
         urgency = urgency_of(request, localization)
         track = tracks.find(track_id, _owner(request))
-        _check_content_type(request)
+        media_type_of(request, IMAGE_MEDIA_TYPES)
         motion, options = _read_query(request)
         async with track.frame():
             localization.check_room(urgency)
@@ -268,16 +267,6 @@ def _read_query(request: Request) -> tuple[FrameMotion, LocalizeOptions]:
     return motion, options_of(given)
 
 
-def _check_content_type(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in IMAGE_MEDIA_TYPES:
-        raise RequestError(
-            f"content type {media_type!r} is not accepted here",
-            code="unsupported_media_type",
-            remedy=f"Send the photo's bytes as {', '.join(IMAGE_MEDIA_TYPES)}",
-        )
-
-
 def _owner(request: Request) -> str | None:
     """The name of the API key that the request came with."""
     name: str | None = getattr(request.state, "api_key", None)
@@ -294,19 +283,12 @@ def _body(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _frame_openapi() -> dict[str, Any]:
-    asked = LocalizeParameters.model_json_schema()["properties"]
     moved = MotionParameters.model_json_schema()
-    binary = {"schema": {"type": "string", "format": "binary"}}
+    motion = [
+        {"name": name, "in": "query", "required": name in moved["required"], "schema": schema}
+        for name, schema in moved["properties"].items()
+    ]
     return {
-        "parameters": [
-            *(
-                {"name": name, "in": "query", "required": name in moved["required"], "schema": schema}
-                for name, schema in moved["properties"].items()
-            ),
-            {"name": "top_k", "in": "query", "schema": asked["top_k"]},
-            GEO_PRIOR_PARAMETER,
-            {"name": "min_score", "in": "query", "schema": asked["min_score"]},
-            *URGENCY_PARAMETERS,
-        ],
-        "requestBody": {"required": True, "content": dict.fromkeys(IMAGE_MEDIA_TYPES, binary)},
+        "parameters": [*motion, *PHOTO_PARAMETERS],
+        "requestBody": {"required": True, "content": PHOTO_CONTENT},
     }

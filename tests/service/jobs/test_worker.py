@@ -357,7 +357,7 @@ def test_settings_are_absolute_for_another_process(tmp_path: Path, monkeypatch: 
 def test_a_service_reports_what_it_counts(indexed: Town) -> None:
     jobs = JobService(indexed.settings())
     jobs.submit(request("append"))
-    assert jobs.store.counts() == {("append", "PENDING"): 1}
+    assert jobs.counts() == {("append", "PENDING"): 1}
     jobs.stop()
 
 
