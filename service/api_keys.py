@@ -54,7 +54,7 @@ class ApiKeyError(SightfixError):
 
 
 class ApiKey(BaseModel):
-    """One key as the file knows it.
+    """One key in the file.
 
     Attributes:
         name: of its owner, for people and logs.

@@ -60,7 +60,7 @@ def read_configuration(
         for name in known
     }
     try:
-        # Every name is given, so that pydantic does not look at the environment of this process again.
+        # Every name is given, so that pydantic does not read the environment of this process again.
         defaults = {name: field.get_default(call_default_factory=True) for name, field in known.items()}
         settings = ServerSettings.model_validate({**defaults, **in_file, **variables, **given})
     except ValidationError as error:

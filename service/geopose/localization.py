@@ -24,7 +24,7 @@ _TURNED_SIDE: Final = 1024
 
 _EXIF_ORIENTATION: Final = 0x0112
 
-# Photos of one thing differ by up to half a field of view in where they look: an assumption, not a measurement.
+# The directions of photos of one object differ by up to half a field of view: an assumption, not a measurement.
 _MIN_ORIENTATION_DEG: Final = 30.0
 
 _UNKNOWN_DEG: Final = 180.0

@@ -51,7 +51,7 @@ _CODE_OF_STATUS: Final[Mapping[int, grpc.StatusCode]] = {
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
     409: grpc.StatusCode.ABORTED,
     412: grpc.StatusCode.FAILED_PRECONDITION,
-    # As gRPC itself says of a message over its limit.
+    # As gRPC's own error for a message over its limit.
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     415: grpc.StatusCode.INVALID_ARGUMENT,
     422: grpc.StatusCode.INVALID_ARGUMENT,
@@ -63,7 +63,7 @@ _CODE_OF_STATUS: Final[Mapping[int, grpc.StatusCode]] = {
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
-# Where HTTP has one status for what gRPC tells apart: ABORTED invites to try the same again.
+# Where gRPC distinguishes what HTTP has one status for: ABORTED invites clients to retry.
 _CODE_OF_PROBLEM: Final[Mapping[str, grpc.StatusCode]] = {
     "frame_out_of_order": grpc.StatusCode.FAILED_PRECONDITION,
     "idempotency_conflict": grpc.StatusCode.ALREADY_EXISTS,
@@ -138,7 +138,7 @@ def wrong_fields(error: ValidationError, prefix: str = "", moved: Mapping[str, s
     Args:
         error: of a model whose fields are named as the message's.
         prefix: path of the message that was checked, such as ``options.``.
-        moved: fields that stand elsewhere in the message than in the model: path in the model → path below the prefix.
+        moved: fields whose paths differ: path in the model → path in the message, below the prefix.
     """
     items = error.errors(include_url=False, include_input=False)[:_MAX_VIOLATIONS]
     paths = [".".join(str(part) for part in item["loc"]) for item in items]
@@ -245,7 +245,7 @@ class Call:
             self.notes.span, self.notes.trace_id = span, trace_id_of(span)
 
     def name(self, request_id: str) -> None:
-        """Take the request id that stands in the request message, if there is one."""
+        """Take the request id of the request message, if there is one."""
         if request_id:
             self.notes.request_id = plain_request_id(request_id)
 

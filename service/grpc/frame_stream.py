@@ -60,7 +60,7 @@ class StreamTrack:
         return cls(tracks, await tracks.open(parameters, lambda: localization.live.require().place_index))
 
     def motion_of(self, frame: pb.Frame) -> FrameMotion:
-        """What a frame says of its time and motion; called for every frame, in their order.
+        """The time and motion of a frame; called for every frame, in their order.
 
         Raises:
             RequestError: a value that is missing or outside its range (``validation_error``), or a time before that of
@@ -132,18 +132,18 @@ class StreamRules:
         Raises:
             RequestError: a value outside its range.
         """
-        wanted = (
+        count = (
             settings.max_in_flight
             if settings.HasField("max_in_flight")
             else 1
             if settings.drop_stale
             else MAX_IN_FLIGHT
         )
-        if not 1 <= wanted <= MAX_IN_FLIGHT:
+        if not 1 <= count <= MAX_IN_FLIGHT:
             raise wrong_field(
-                "settings.max_in_flight", f"{wanted} is outside [1, {MAX_IN_FLIGHT}]", remedy="Leave it out"
+                "settings.max_in_flight", f"{count} is outside [1, {MAX_IN_FLIGHT}]", remedy="Leave it out"
             )
-        return cls(request_id, lane_of(settings.lane, "settings.lane"), settings.drop_stale, wanted)
+        return cls(request_id, lane_of(settings.lane, "settings.lane"), settings.drop_stale, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +308,7 @@ def stream_deadline(left_s: float | None) -> float | None:
     """When a stream must be over, on `time.monotonic`.
 
     Args:
-        left_s: seconds left, as gRPC says; None without a deadline.
+        left_s: seconds left, from gRPC; None without a deadline.
     """
     return None if left_s is None else time.monotonic() + left_s
 

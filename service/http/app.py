@@ -105,7 +105,7 @@ def create_app(localization: LocalizationService, jobs: JobService | None = None
 
 
 def describe_problems(app: FastAPI) -> None:
-    """Have the app's description say of each error that it is a `Problem`, in place of FastAPI's own errors."""
+    """Describe each error in the app's description as a `Problem`, in place of FastAPI's own errors."""
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -66,15 +66,15 @@ class _WebFiles:
 
     Args:
         folder: is read whole.
-        tiles: are told to the page, and to browsers as the only other host it may load pictures from.
+        tiles: for the page, and for browsers as the only other host it may load pictures from.
         jobs: whether the page should ask for jobs.
     """
 
     def __init__(self, folder: Path, tiles: MapTiles | None, jobs: bool) -> None:
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in _MEDIA_TYPES)
         self._files = {path.relative_to(folder).as_posix(): _web_file(path.suffix, path.read_bytes()) for path in paths}
-        told = {"tiles": tiles and asdict(tiles), "jobs": jobs}
-        self._files[_SETTINGS] = _web_file(".json", json.dumps(told).encode())
+        page_settings = {"tiles": tiles and asdict(tiles), "jobs": jobs}
+        self._files[_SETTINGS] = _web_file(".json", json.dumps(page_settings).encode())
         self._headers = {
             "Content-Security-Policy": content_security_policy(tiles),
             "X-Content-Type-Options": "nosniff",
@@ -86,7 +86,7 @@ class _WebFiles:
         }
 
     def response(self, request: Request, name: str) -> Response:
-        """A file, or 304 to whom has it already.
+        """A file, or 304 if the client has it already.
 
         Raises:
             HTTPException: there is none of that name (404), or another method than GET and HEAD (405).

@@ -216,7 +216,7 @@ def parse_key(key: str | None) -> str | None:
 
 
 def page_number(token: str | None) -> int | None:
-    """The place that a page token stands for.
+    """The position that a page token encodes.
 
     Raises:
         RequestError: no page gave this token (``validation_error``).

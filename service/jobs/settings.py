@@ -27,7 +27,7 @@ class JobSettings(BaseModel):
         decode_threads: photos that the worker decodes at the same time.
         niceness: of the worker, 0 (as the server) to 19 (only when no other process needs the core).
         batch_size: photos described at once; a cancelled job stops after the current batch.
-        part_photos: photos described between two points from which a killed job goes on.
+        part_photos: photos described between two points from which a killed job is resumed.
         max_image_bytes, max_pixels: of a photo.
         keep: versions of an index that remain after one was published.
         max_waiting: jobs that may wait; more are rejected with 429.

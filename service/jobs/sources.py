@@ -52,7 +52,7 @@ class ConfinedSource:
     Args:
         source: the opened source.
         roots: the configured source roots.
-        spec: what the job asked for, told in place of the source's own.
+        spec: of the job, reported in place of the source's own.
     """
 
     def __init__(self, source: ReferenceSource, roots: Sequence[Path], spec: str) -> None:
@@ -121,7 +121,7 @@ def _confined_path(text: str, starts: Sequence[Path], roots: Sequence[Path], spe
         if held and found:
             return path, start
         leaves = leaves or not held
-    # Of a path outside nothing is told, not even whether it exists.
+    # An error for a path outside reveals nothing, not even whether it exists.
     if leaves:
         raise _not_allowed(spec, "it lies outside the source roots")
     raise RequestError(

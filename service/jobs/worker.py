@@ -290,9 +290,7 @@ class JobRunner:
             self._fail(job, error.code, str(error))
         except Exception:
             _log.exception("job %s failed", job.id)
-            self._fail(
-                job, "internal_error", "The job failed for a reason that it should not; the server's log says which."
-            )
+            self._fail(job, "internal_error", "The job failed because of a fault of the server; its log says which.")
         else:
             self._queue.succeed(job, result)
             self._clear(job)

@@ -24,7 +24,7 @@ _READ_LIMIT_S: Final = 10.0
 
 
 class MetricsServer:
-    """Answers every GET with the metrics; OpenMetrics for who asks for it, compressed for who can read that.
+    """Answers every GET with the metrics; as OpenMetrics and compressed if the client accepts that.
 
     Args:
         registry: what to show.
@@ -71,7 +71,7 @@ class _IPv6Server(_Server):
 
 
 class _SilentHandler(WSGIRequestHandler):
-    """Logs nothing, and gives a client that sends nothing its leave."""
+    """Logs nothing, and drops a client that sends nothing."""
 
     timeout = _READ_LIMIT_S
 
@@ -81,7 +81,7 @@ class _SilentHandler(WSGIRequestHandler):
 
 @contextlib.contextmanager
 def metrics_served(settings: "ServerSettings", metrics: Metrics | None) -> Iterator[None]:
-    """Serve the metrics on their own port while the server runs, if the settings want that.
+    """Serve the metrics on their own port while the server runs, if the settings say so.
 
     Raises:
         ServerError: the port that was asked for cannot be listened on.

@@ -112,7 +112,7 @@ def trace_response(span: "Span") -> str:
 
 
 def configured_tracing(endpoint: str | None, variables: Mapping[str, str] = environ) -> Tracing | None:
-    """What the settings and OpenTelemetry's standard variables ask for; None if they ask for nothing.
+    """Tracing as the settings and OpenTelemetry's standard variables define it; None if they do not enable it.
 
     Args:
         endpoint: of the collector, such as ``http://localhost:4318``; None leaves it to the variables.

@@ -26,7 +26,7 @@ _REMEMBERED: Final = 256
 # Of so many latencies or more the longest is left out: a single outlier is no rule, and a stall delays many photos.
 _MANY: Final = 32
 
-# A photo whose deadline passed would have taken longer than was measured; nobody knows by how much.
+# A photo whose deadline passed would have taken longer than was measured, by an unknown time.
 _TOO_LATE: Final = 1.25
 
 # Share of the fitted latency that is kept free for what is not foreseen, such as other processes. A longer queue would

@@ -19,14 +19,14 @@ from service.problems import RequestError, problem_response, request_id_of
 from service.serving.admission import Urgency
 from service.serving.localization import LocalizationService
 
-# Where the protocol's clients look for it: as it says itself, and where its JavaScript client goes by default.
+# The path in the protocol, and the default of its JavaScript client.
 PATHS: Final = ("/geopose", "/v1/geopose", "/scrs/geopose")
 
 _PRIORS: Final = ("geolocation", "off")
 
 
 def add_geopose_routes(app: FastAPI, localization: LocalizationService) -> None:
-    """Add POST /geopose, and GET /geopose, which says that there is one."""
+    """Add POST /geopose, and GET /geopose, which reports that it is running."""
 
     async def geopose(request: Request) -> Response:
         version = version_of(request.headers.get("accept", ""))

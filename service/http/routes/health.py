@@ -77,7 +77,7 @@ def info_answer(localization: LocalizationService) -> InfoAnswer:
 
 
 def add_health_routes(app: FastAPI, localization: LocalizationService) -> None:
-    """Add liveness, readiness and info, with the names that Kubernetes and KServe (v2) clients ask for."""
+    """Add liveness, readiness and info, under the paths of Kubernetes and of KServe (v2)."""
 
     live = localization.live
 

@@ -310,7 +310,7 @@ def _circle(fix: FixAnswer) -> list[dict[str, Any]]:
     centre = Position(fix.lat, fix.lon)
     if not 0 < fix.radius_m < 1e6 or abs(fix.lat) + fix.radius_m / 110_000 > 89.9:
         return []
-    # Counter-clockwise, as RFC 7946 wants outer rings, and closed.
+    # Counter-clockwise, as RFC 7946 requires of outer rings, and closed.
     angles = [math.tau * corner / _CORNERS for corner in range(_CORNERS)]
     corners = [
         from_local_metres(centre, fix.radius_m * math.cos(angle), fix.radius_m * math.sin(angle)) for angle in angles
