@@ -20,7 +20,10 @@ from tests.places import pattern
 JPEG = {"Content-Type": "image/jpeg"}
 SMALLER = "Send a smaller photo: the model looks at a small version of it anyway."
 INCOMPLETE = "Check that the file is complete; it may have been cut off while copying or sending."
-MEDIA_TYPES = "Send image/jpeg, image/jpg, image/png, image/webp, image/heic, image/heif, multipart/form-data or application/json."
+MEDIA_TYPES = (
+    "Send image/jpeg, image/jpg, image/png, image/webp, image/heic, image/heif, multipart/form-data "
+    "or application/json."
+)
 
 
 def jpeg(seed: int = 1, size: tuple[int, int] = (96, 72)) -> bytes:
