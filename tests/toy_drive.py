@@ -17,6 +17,7 @@ from sightfix.toy_town import PlannedPhoto, ToyTown, generator, photographs, pla
 from tests.places import Places
 
 _REFERENCES = 150
+_SIZE = (240, 180)
 _AT = datetime(2026, 9, 12, tzinfo=UTC)
 
 
@@ -67,7 +68,7 @@ def make_toy_drive(folder: Path, describer: Describer, *, seed: int, number: int
 def _photographed(town: ToyTown, plans: list[PlannedPhoto], folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
     paths = []
-    for number, (_, photo) in enumerate(photographs(town, plans)):
+    for number, (_, photo) in enumerate(photographs(town, plans, _SIZE)):
         paths.append(folder / f"{number:05d}.jpg")
         Image.fromarray(np.asarray(photo)).save(paths[-1], quality=92)
     return paths

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
         TrackParameters,
     )
     from sightfix.client.asynchronous import AsyncSightfixClient
+    from sightfix.client.generated.synchronous import SightfixClient
     from sightfix.client.photos import Photo, encode_photo
     from sightfix.client.sending import DEFAULT_URL, ProblemError, RetryPolicy
-    from sightfix.client.synchronous import SightfixClient
 
 __all__ = [
     "DEFAULT_URL",
@@ -72,7 +72,7 @@ _MODULES: Final = {
     "Photo": "sightfix.client.photos",
     "ProblemError": "sightfix.client.sending",
     "RetryPolicy": "sightfix.client.sending",
-    "SightfixClient": "sightfix.client.synchronous",
+    "SightfixClient": "sightfix.client.generated.synchronous",
     "Speed": "retrieval.tracking",
     "encode_photo": "sightfix.client.photos",
 }

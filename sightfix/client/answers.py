@@ -77,9 +77,9 @@ class ServerInfo(_Answer):
         index: is searched.
         bounds: where the references lie.
         passed_over: why the model does not compute on a better provider.
-        last_swap: what became of the version published last, if it is not served.
+        last_swap: why the version published last is not served, if it is not.
         limits: by name, such as `max_image_bytes`.
-        preprocessing: how the model sees photos, if the server says so.
+        preprocessing: the size and filter to which the model's photos are resized, if the server says so.
     """
 
     sightfix_version: str
@@ -118,7 +118,7 @@ class OpenedTrack(_Answer):
 
 
 class BatchItem(_Answer):
-    """What became of one photo of a batch: an answer, or a problem, with the HTTP status it would have got alone."""
+    """The answer for one photo of a batch, or a problem; with the HTTP status that it would have got alone."""
 
     status: int
     answer: LocalizeAnswer | None = None
@@ -126,7 +126,7 @@ class BatchItem(_Answer):
 
 
 class BatchAnswer(_Answer):
-    """What became of each photo, in order."""
+    """The items of a batch, in the order of its photos."""
 
     request_id: str
     items: list[BatchItem]

@@ -76,7 +76,7 @@ class FrameStream:
         lane: robot goes before bulk.
         track: keeps a track over the frames, smoothed by how the camera moves; `TrackParameters()` takes all defaults.
         api_key: for servers that want one.
-        ca: PEM file of the server's authority, or "system" for those that gRPC knows; None speaks without TLS.
+        ca: PEM file of the server's authority, or "system" for those of gRPC's own list; None connects without TLS.
         cert: our certificate and its key, PEM files, for servers that want one (mTLS).
         preprocessing: of the server's bundle, to shrink frames before they are sent; see `encode_photo`.
 

@@ -1,4 +1,4 @@
-"""Write synchronous.py from asynchronous.py: ``python sightfix/client/make_synchronous.py``.
+"""Write generated/synchronous.py from asynchronous.py: ``python sightfix/client/make_synchronous.py``.
 
 Each public method of `AsyncSightfixClient` becomes one of `SightfixClient` with the same signature and docstring, which
 runs the coroutine on an event loop in a thread. httpx's own blocking client would not do: it bounds each read, not the
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 SOURCE: Final = Path(__file__).with_name("asynchronous.py")
-TARGET: Final = Path(__file__).with_name("synchronous.py")
+TARGET: Final = Path(__file__).parent / "generated" / "synchronous.py"
 
 _HEAD: Final = '''\
 """The client for programs without asyncio. Generated from asynchronous.py by make_synchronous.py: edit that."""
@@ -39,7 +39,7 @@ _FIRST_LINE: Final = (
 
 
 def synchronous_source() -> str:
-    """The text of synchronous.py, formatted."""
+    """The text of generated/synchronous.py, formatted."""
     module = ast.parse(SOURCE.read_text(encoding="utf-8"))
     client = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "AsyncSightfixClient")
     imports = [ast.unparse(node) for node in module.body if isinstance(node, ast.Import | ast.ImportFrom)]

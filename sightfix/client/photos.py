@@ -111,7 +111,7 @@ class PreprocessingCache:
     """The preprocessing of the server's model, to shrink photos with.
 
     Args:
-        resize: "model" to ask the server; a preprocessing where the caller knows; None to send photos as they are.
+        resize: "model" to ask the server; a preprocessing to use; None to send photos as they are.
     """
 
     def __init__(self, resize: Resize) -> None:
@@ -124,7 +124,7 @@ class PreprocessingCache:
         return self._resize is not None and self._known is None
 
     def update(self, info: ServerInfo) -> None:
-        """Remember the preprocessing of the server's model.
+        """Store the preprocessing of the server's model.
 
         Raises:
             ServerError: the server does not say (``preprocessing_unknown``).

@@ -37,7 +37,7 @@ Verify = bool | Path | ssl.SSLContext
 Certificate = tuple[Path, Path]
 Answer = TypeVar("Answer")
 
-# No connection was made: the server knows nothing of the request.
+# No connection was made: the request did not reach the server.
 _UNREACHABLE: Final = "server_unreachable"
 # The connection broke before the answer arrived: the server may have handled the request, or not.
 _CONNECTION_LOST: Final = "connection_lost"
@@ -121,7 +121,7 @@ class Connection:
         Raises:
             ParameterError: the PEM files cannot be read.
         """
-        import httpx  # with what it imports a fifth of the time that importing this package takes
+        import httpx  # here, because it takes a quarter of the time to import the client
 
         # A proxy of the environment is for other hosts, whatever its no_proxy says.
         local = httpx.URL(self.url).host in ("localhost", "127.0.0.1", "::1")
@@ -387,13 +387,13 @@ def network_error(base_url: str, error: Exception) -> ServerError:
         return ServerError(
             "the server did not answer in time",
             where=where,
-            remedy="Give it more time, or look whether it is overloaded or far away",
+            remedy="Give it more time, or check whether it is overloaded or far away",
             code="server_timeout",
         )
     return ServerError(
         f"the connection broke before the answer came ({reason})",
         where=where,
-        remedy="Look into the server's log; a proxy may have cut it off, or a server that wants a certificate of yours",
+        remedy="Read the server's log; a proxy may have cut it off, or a server that wants a certificate of yours",
         code=_CONNECTION_LOST,
     )
 

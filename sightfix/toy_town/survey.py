@@ -33,7 +33,7 @@ _SPACING_M: Final = 10.5
 _VERSION: Final = 2
 _VIEWS_DEG: Final = (0.0, 40.0)
 _STAMP_NAME: Final = "survey.json"
-# Nobody takes photos with the nose at the house that ends a street.
+# No photo is taken right in front of the house that ends a street.
 _END_M: Final = 4.0
 # Block and street, as the plan draws them on average.
 _MEAN_COLUMN_M: Final = 72.0

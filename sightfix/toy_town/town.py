@@ -17,7 +17,7 @@ from sightfix.toy_town.houses import draw_facade, draw_side, random_house
 from sightfix.toy_town.plan import LANE_M, Street, generator, paint_ground, plan_town
 from sightfix.toy_town.rendering import Atlas, Ground, Scene, Walls, light_named, render
 
-# Point Nemo, the place in the ocean farthest from any land: nobody can mistake the toy town for a real one.
+# Point Nemo, the place in the ocean farthest from any land, so that the toy town is not mistaken for a real one.
 ORIGIN: Final = Position(-48.876667, -123.393333)
 
 _SCALE: Final = 12.0

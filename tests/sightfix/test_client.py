@@ -252,6 +252,6 @@ def test_importing_the_client_loads_no_readers() -> None:
     code = "import sys, sightfix.client\nfrom sightfix.client import *\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert "sightfix.client.synchronous" in loaded
+    assert "sightfix.client.generated.synchronous" in loaded
     for module in ("pyarrow", "pyproj", "faiss", "onnxruntime", "fastapi", "grpc", "retrieval.references"):
         assert module not in loaded

@@ -1,1 +1,1 @@
-"""A camera's position from a sightfix server, for ROS 2. Only `node` knows ROS."""
+"""A camera's position from a sightfix server, for ROS 2. Only `node` imports ROS."""

@@ -46,34 +46,40 @@ class SightfixNode(Node):
         for name, default in PARAMETERS.items():
             self.declare_parameter(name, default)
         self._server = Server(
-            self._told("url"), os.environ.get(self._told("api_key_env")), 1.0 + self._told("deadline_ms") / 1e3
+            self._parameter("url"),
+            os.environ.get(self._parameter("api_key_env")),
+            1.0 + self._parameter("deadline_ms") / 1e3,
         )
-        self._rules = FixRules(self._told("ambiguous_is_fix"), self._told("min_confidence"), self._told("min_radius_m"))
+        self._rules = FixRules(
+            self._parameter("ambiguous_is_fix"), self._parameter("min_confidence"), self._parameter("min_radius_m")
+        )
         self._sees: dict | None = None
         self._gps: NavSatFix | None = None
-        self._publisher = self.create_publisher(NavSatFix, self._told("fix_topic"), 10)
-        self._worker: OneAtATime[Any] = OneAtATime(self._work, self._told("max_rate_hz"))
-        kind = CompressedImage if self._told("compressed") else Image
-        self.create_subscription(kind, self._told("image_topic"), self._worker.offer, qos_profile_sensor_data)
-        if self._told("gps_topic"):
-            self.create_subscription(NavSatFix, self._told("gps_topic"), self._heard_gps, qos_profile_sensor_data)
+        self._publisher = self.create_publisher(NavSatFix, self._parameter("fix_topic"), 10)
+        self._worker: OneAtATime[Any] = OneAtATime(self._work, self._parameter("max_rate_hz"))
+        kind = CompressedImage if self._parameter("compressed") else Image
+        self.create_subscription(kind, self._parameter("image_topic"), self._worker.offer, qos_profile_sensor_data)
+        if self._parameter("gps_topic"):
+            self.create_subscription(NavSatFix, self._parameter("gps_topic"), self._on_gps, qos_profile_sensor_data)
 
     def destroy_node(self) -> None:
-        """Finish the frame in hand, then go."""
+        """Finish the current frame, then stop."""
         self._worker.stop()
         super().destroy_node()
 
-    def _told(self, name: str) -> Any:
+    def _parameter(self, name: str) -> Any:
         return self.get_parameter(name).value
 
-    def _heard_gps(self, message: NavSatFix) -> None:
+    def _on_gps(self, message: NavSatFix) -> None:
         self._gps = message
 
     def _work(self, message: Any) -> float:
         """Localize one frame and publish; returns for how long the server wants to be left alone, seconds."""
         try:
             photo = self._photo_of(message)
-            answer = self._server.localize(photo, prior=self._prior(message), deadline_ms=self._told("deadline_ms"))
+            answer = self._server.localize(
+                photo, prior=self._prior(message), deadline_ms=self._parameter("deadline_ms")
+            )
         except NotLocalizedError as failure:
             self.get_logger().warning(str(failure), throttle_duration_sec=_QUIET_S)
             return failure.retry_after_s
@@ -87,7 +93,7 @@ class SightfixNode(Node):
         return 0.0
 
     def _photo_of(self, message: Any) -> bytes:
-        if self._told("compressed"):
+        if self._parameter("compressed"):
             photo = bytes(message.data)
         else:
             photo = jpeg_of_pixels(
@@ -97,7 +103,7 @@ class SightfixNode(Node):
                 step=message.step,
                 encoding=message.encoding,
             )
-        if not self._told("shrink"):
+        if not self._parameter("shrink"):
             return photo
         if self._sees is None:
             self._sees = self._server.info().get("preprocessing", {})
@@ -107,18 +113,18 @@ class SightfixNode(Node):
         gps = self._gps
         if gps is None or gps.status.status < NavSatStatus.STATUS_FIX:
             return None
-        if abs(_seconds(message.header.stamp) - _seconds(gps.header.stamp)) > self._told("gps_max_age_s"):
+        if abs(_seconds(message.header.stamp) - _seconds(gps.header.stamp)) > self._parameter("gps_max_age_s"):
             return None
         known = gps.position_covariance_type != NavSatFix.COVARIANCE_TYPE_UNKNOWN
         variance = max(gps.position_covariance[0], gps.position_covariance[4]) if known else None
-        return prior_of(gps.latitude, gps.longitude, variance, self._told("gps_min_radius_m"))
+        return prior_of(gps.latitude, gps.longitude, variance, self._parameter("gps_min_radius_m"))
 
     def _message(self, image: Any, position: Position | None) -> NavSatFix:
         """What is published: with the stamp of the image, for the camera was there then."""
         message = NavSatFix()
         message.header.stamp = image.header.stamp
-        message.header.frame_id = self._told("frame_id") or image.header.frame_id
-        message.altitude = float(self._told("altitude_m"))
+        message.header.frame_id = self._parameter("frame_id") or image.header.frame_id
+        message.altitude = float(self._parameter("altitude_m"))
         if position is None:
             message.status.status = NavSatStatus.STATUS_NO_FIX
             message.latitude = message.longitude = math.nan

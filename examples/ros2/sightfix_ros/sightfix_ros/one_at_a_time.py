@@ -1,4 +1,4 @@
-"""Works on one frame at a time in a thread, so that whoever brings frames never waits."""
+"""Works on one frame at a time in a thread, so that the caller never waits."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ class OneAtATime(Generic[Frame]):
     Args:
         work: is called with a frame, in a thread of its own. Returns for how many seconds no frame shall be taken.
         max_rate_hz: no more frames a second than this; 0 for no limit.
-        clock: seconds that only grow.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class OneAtATime(Generic[Frame]):
             return True
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Take no more frames, and wait for the one in hand."""
+        """Take no more frames, and wait for the current one."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()

@@ -1,0 +1,1 @@
+"""The synchronous client, written by make_synchronous.py."""
