@@ -18,7 +18,7 @@ from sightfix_ros.server import NotLocalizedError, Server
 
 from retrieval.describer import Describer
 from retrieval.images import decode_image
-from sightfix.toy_town import photographs, plan_queries, town_for
+from sightfix.toy_town import ToyTown, photographs, plan_queries
 from tests.conftest import PublishedPlaces
 from tests.examples.conftest import EXAMPLES
 from tests.examples.scripted import scripted
@@ -108,7 +108,7 @@ def test_grey_images_and_unreadable_ones() -> None:
 
 def test_a_large_frame_is_shrunk_to_what_the_model_sees(describer: Describer) -> None:
     """The descriptor is that of the whole frame."""
-    town = town_for(12)
+    town = ToyTown(columns=1, rows=1)
     (_, pixels), *_ = photographs(town, plan_queries(town, 1), (1024, 768))
     frame = jpeg_of_pixels(pixels.tobytes(), height=768, width=1024, step=3072, encoding="rgb8")
     preprocessing = describer.bundle.preprocessing

@@ -14,15 +14,14 @@ from retrieval.errors import ServerError
 from retrieval.images import Preprocessing, decode_image
 from sightfix.client import SightfixClient
 from sightfix.client.photos import Photo, encode_photo
-from sightfix.toy_town import photographs, plan_queries, town_for
+from sightfix.toy_town import ToyTown, photographs, plan_queries
 
 
 @pytest.fixture(scope="module")
 def town_photos() -> list[np.ndarray]:
     """Three photos of the toy town, (768, 1024, 3)."""
-    town = town_for(12)
-    planned = plan_queries(town, 3)
-    return [image for _, image in photographs(town, planned, (1024, 768))]
+    town = ToyTown(columns=1, rows=1)
+    return [image for _, image in photographs(town, plan_queries(town, 3), (1024, 768))]
 
 
 def jpeg(pixels: np.ndarray, **options: object) -> bytes:

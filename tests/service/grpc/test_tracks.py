@@ -32,7 +32,7 @@ FAST = {"speed_mps": 40.0, "max_speed_mps": 100.0}
 
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory, describer: Describer) -> ToyDrive:
-    return make_toy_drive(tmp_path_factory.mktemp("drive"), describer, seed=303, number=3, frames=14)
+    return make_toy_drive(tmp_path_factory.mktemp("drive"), describer, seed=302, number=0, frames=14)
 
 
 def tracked(**values: object) -> pb.LocalizeStreamRequest:
@@ -81,7 +81,7 @@ def test_a_drive_through_the_toy_town_is_followed(drive: ToyDrive) -> None:
     medians = {name: float(np.median(some)) for name, some in errors.items()}
     assert near["track"] >= near["alone"] + 0.25, near
     assert near["odometry"] >= near["alone"] + 0.25, near
-    assert max(medians["track"], medians["odometry"]) < 0.7 * medians["alone"], medians
+    assert max(medians["track"], medians["odometry"]) < 0.5 * medians["alone"], medians
     assert max(errors["track"][-1], errors["odometry"][-1]) < 25.0
 
 

@@ -88,11 +88,12 @@ def test_a_wall_is_not_seen_from_behind() -> None:
     assert not reddish(render(scene, Camera(0.0, 0.0, 1.5, 0.0, fov_deg=90.0), SIZE)).any()
 
 
-def test_the_same_seed_gives_the_same_pixels_and_another_seed_another_town(town: ToyTown) -> None:
+def test_the_same_seed_gives_the_same_pixels_and_another_seed_another_town() -> None:
+    town = ToyTown(0, 1, 1)
     camera = Camera(*town.streets[1].at(30.0, 1.8), heading_deg=20.0)
     first = town.photograph(camera, SIZE, "day", moment=7)
-    np.testing.assert_array_equal(first, ToyTown(0, 2, 2).photograph(camera, SIZE, "day", moment=7))
-    other = ToyTown(1, 2, 2).photograph(camera, SIZE, "day", moment=7)
+    np.testing.assert_array_equal(first, ToyTown(0, 1, 1).photograph(camera, SIZE, "day", moment=7))
+    other = ToyTown(1, 1, 1).photograph(camera, SIZE, "day", moment=7)
     assert np.abs(first.astype(int) - other).mean() > 10
     assert (first != town.photograph(camera, SIZE, "day", moment=8)).any(), "another moment, other cars and noise"
 
