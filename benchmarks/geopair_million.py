@@ -35,17 +35,21 @@ def main() -> None:
     report("table", time.perf_counter() - started - streaming, f"{streaming:.1f} s of making the references left out")
     settings = GeoPairSettings(heading_window_deg=45.0, other_session_only=True, positive="random")
     started = time.perf_counter()
-    pairs = planner(table, settings)
+    pairs = geopairs(table, settings)
     report("who has a positive", time.perf_counter() - started, f"{len(pairs.trainable_queries)} photos have one")
     started = time.perf_counter()
-    plan = pairs.compose_epoch(0)
-    report("one epoch, random positives", time.perf_counter() - started, says(plan))
-    mined = planner(table, settings.model_copy(update={"positive": "nearest", "negative_mining": "partial"}))
+    composed = pairs.compose_epoch(0)
+    report("one epoch, random positives", time.perf_counter() - started, summary(composed))
+    mined = geopairs(table, settings.model_copy(update={"positive": "nearest", "negative_mining": "partial"}))
     describe = Describer()
     started = time.perf_counter()
-    plan = mined.compose_epoch(0, describe)
+    composed = mined.compose_epoch(0, describe)
     seconds = time.perf_counter() - started - describe.seconds
-    report("one epoch, nearest positives, partial mining", seconds, f"{says(plan)}, {describe.rows} photos described")
+    report(
+        "one epoch, nearest positives, partial mining",
+        seconds,
+        f"{summary(composed)}, {describe.rows} photos described",
+    )
 
 
 def city(photos: int) -> Iterator[Reference]:
@@ -86,7 +90,7 @@ class Describer:
         return described
 
 
-def planner(table: PhotoTable, settings: GeoPairSettings) -> GeoPairs:
+def geopairs(table: PhotoTable, settings: GeoPairSettings) -> GeoPairs:
     mined = settings.negative_mining != "none"
     return GeoPairs(
         table,
@@ -98,8 +102,8 @@ def planner(table: PhotoTable, settings: GeoPairSettings) -> GeoPairs:
     )
 
 
-def says(plan: EpochBatches) -> str:
-    return f"{len(plan.batches)} batches, {plan.dropped} queries dropped"
+def summary(composed: EpochBatches) -> str:
+    return f"{len(composed.batches)} batches, {composed.dropped} queries dropped"
 
 
 def report(what: str, seconds: float, note: str) -> None:

@@ -32,7 +32,7 @@ def test_gem_by_hand() -> None:
     assert GeM(3.0, normalise_locations=True)(bright).tolist()[0] == pytest.approx([0.6, 0.8])
 
 
-def test_the_exponent_is_trained_unless_told_otherwise() -> None:
+def test_the_exponent_is_trained_by_default() -> None:
     pool = GeM()
     pool(torch.rand(2, 3, 4, 4)).sum().backward()
     assert pool.p.item() == 3.0

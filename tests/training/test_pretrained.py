@@ -49,7 +49,7 @@ def test_a_local_file_fills_every_tensor(tmp_path: Path, suffix: str) -> None:
     assert all(torch.equal(tensors[name], tensor) for name, tensor in pretrained.backbone.state_dict().items())
 
 
-def test_the_classifier_is_dropped_only_when_told(tmp_path: Path) -> None:
+def test_the_classifier_is_dropped_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(weights_with_classifier(), path)
     text = (

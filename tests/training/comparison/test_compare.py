@@ -53,7 +53,7 @@ class Trainer:
 
 
 class Watching(ComparisonObserver):
-    """Collects what it is told."""
+    """Collects what the comparison reports."""
 
     def __init__(self) -> None:
         self.headlines: list[str] = []

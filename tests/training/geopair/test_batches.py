@@ -19,11 +19,11 @@ def test_no_two_pairs_of_a_batch_show_the_same_place(seed: int, separation_m: fl
     apart = 25.0 if separation_m is None else separation_m
     distances, by_hand = distances_m(table), positives_by_hand(table, settings)
     pairs = geopairs(table, settings, seed=seed)
-    plan = pairs.compose_epoch(3)
-    queries = np.concatenate([batch.queries for batch in plan.batches])
+    composed = pairs.compose_epoch(3)
+    queries = np.concatenate([batch.queries for batch in composed.batches])
     assert len(np.unique(queries)) == len(queries)
-    assert len(queries) + plan.dropped == len(pairs.trainable_queries)
-    for batch in plan.batches:
+    assert len(queries) + composed.dropped == len(pairs.trainable_queries)
+    for batch in composed.batches:
         assert batch.negatives is None
         assert 4 <= len(batch.queries) <= 8
         assert all(p in by_hand[q] for q, p in zip(batch.queries.tolist(), batch.positives.tolist(), strict=True))
@@ -34,8 +34,8 @@ def test_no_two_pairs_of_a_batch_show_the_same_place(seed: int, separation_m: fl
 
 def test_most_pairs_of_a_wide_town_find_a_batch() -> None:
     pairs = geopairs(town(0, photos=800, side_m=1500), GeoPairSettings(positive="random"), queries_per_batch=16)
-    plan = pairs.compose_epoch(0)
-    assert plan.dropped <= 0.05 * len(pairs.trainable_queries)
+    composed = pairs.compose_epoch(0)
+    assert composed.dropped <= 0.05 * len(pairs.trainable_queries)
 
 
 def test_pairs_just_far_enough_apart_share_a_batch() -> None:
@@ -43,15 +43,17 @@ def test_pairs_just_far_enough_apart_share_a_batch() -> None:
     # From the second photo of one place to the first of the next: 20 m, the border, and 20.001 m.
     with pytest.raises(GeoPairError):
         geopairs(places(0, 23), settings, queries_per_batch=2).compose_epoch(0)
-    plan = geopairs(places(0, 23.001), settings, queries_per_batch=2).compose_epoch(0)
-    assert [sorted(batch.queries // 2) for batch in plan.batches] == [[0, 1], [0, 1]]
+    composed = geopairs(places(0, 23.001), settings, queries_per_batch=2).compose_epoch(0)
+    assert [sorted(batch.queries // 2) for batch in composed.batches] == [[0, 1], [0, 1]]
 
 
 def test_a_pair_that_does_not_fit_waits_for_a_later_batch() -> None:
     # Four places at which each of two photos is a query: two batches of four, whatever the order.
-    plan = geopairs(places(0, 100, 200, 300), GeoPairSettings(positive="random"), queries_per_batch=4).compose_epoch(0)
-    assert [sorted(batch.queries // 2) for batch in plan.batches] == [[0, 1, 2, 3], [0, 1, 2, 3]]
-    assert plan.dropped == 0
+    composed = geopairs(
+        places(0, 100, 200, 300), GeoPairSettings(positive="random"), queries_per_batch=4
+    ).compose_epoch(0)
+    assert [sorted(batch.queries // 2) for batch in composed.batches] == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    assert composed.dropped == 0
 
 
 def test_a_short_batch_holds_half_or_is_given_up() -> None:
@@ -68,9 +70,9 @@ def test_a_short_batch_holds_half_or_is_given_up() -> None:
 
 
 def test_equal_batches_are_full_ones() -> None:
-    plan = geopairs(town(1), GeoPairSettings(positive="random"), equal_batches=True).compose_epoch(0)
-    assert {len(batch.queries) for batch in plan.batches} == {8}
-    assert plan.dropped > 0
+    composed = geopairs(town(1), GeoPairSettings(positive="random"), equal_batches=True).compose_epoch(0)
+    assert {len(batch.queries) for batch in composed.batches} == {8}
+    assert composed.dropped > 0
 
 
 def test_no_batch_says_how_many_fit_and_what_to_change() -> None:

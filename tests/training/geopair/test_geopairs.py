@@ -29,23 +29,23 @@ def same(one: EpochBatches, other: EpochBatches) -> bool:
 def test_a_plan_depends_on_seed_epoch_and_descriptors_alone(positive: str, mining: str) -> None:
     table, units = town(0), random_units(240)
 
-    def plan(seed: int, epoch: int) -> EpochBatches:
+    def composed(seed: int, epoch: int) -> EpochBatches:
         pairs = geopairs(table, choice(positive, mining), seed=seed, queries_per_epoch=100)
         return pairs.compose_epoch(epoch, lambda rows: units[rows])
 
-    assert same(plan(4, 7), plan(4, 7))
-    assert not same(plan(4, 7), plan(4, 8))
-    assert not same(plan(4, 7), plan(5, 7))
+    assert same(composed(4, 7), composed(4, 7))
+    assert not same(composed(4, 7), composed(4, 8))
+    assert not same(composed(4, 7), composed(5, 7))
 
 
 @pytest.mark.parametrize(("positive", "mining"), CHOICES)
 def test_plans_survive_a_checkpoint(positive: str, mining: str) -> None:
     units = random_units(240)
-    plan = geopairs(town(1), choice(positive, mining)).compose_epoch(2, lambda rows: units[rows])
-    again = EpochBatches.from_arrays(plan.to_arrays())
-    assert same(plan, again)
-    assert (again.epoch, again.dropped, len(again.batches)) == (2, plan.dropped, len(plan.batches))
-    for batch, read in zip(plan.batches, again.batches, strict=True):
+    composed = geopairs(town(1), choice(positive, mining)).compose_epoch(2, lambda rows: units[rows])
+    again = EpochBatches.from_arrays(composed.to_arrays())
+    assert same(composed, again)
+    assert (again.epoch, again.dropped, len(again.batches)) == (2, composed.dropped, len(composed.batches))
+    for batch, read in zip(composed.batches, again.batches, strict=True):
         assert batch.queries.tolist() == read.queries.tolist()
         assert (batch.negatives is None) == (read.negatives is None)
         assert {array.dtype for array in (read.queries, read.positives)} == {np.dtype(np.int64)}
@@ -56,12 +56,12 @@ def test_plans_survive_a_checkpoint(positive: str, mining: str) -> None:
 def test_full_mining_goes_on_from_its_state() -> None:
     table, units, settings = town(0), random_units(240), choice("random", "full")
     through = geopairs(table, settings)
-    plans = [through.compose_epoch(epoch, lambda rows: units[rows]) for epoch in range(2)]
+    epochs = [through.compose_epoch(epoch, lambda rows: units[rows]) for epoch in range(2)]
     first = geopairs(table, settings)
     first.compose_epoch(0, lambda rows: units[rows])
     second = geopairs(table, settings)
     second.load_state_dict(first.state_dict())
-    assert same(second.compose_epoch(1, lambda rows: units[rows]), plans[1])
+    assert same(second.compose_epoch(1, lambda rows: units[rows]), epochs[1])
     assert geopairs(table, choice("nearest", "partial")).state_dict() == {}
 
 
@@ -78,9 +78,9 @@ def test_queries_are_sampled_without_repetition() -> None:
     pairs = geopairs(table, GeoPairSettings(positive="random"), queries_per_epoch=100)
     seen = []
     for epoch in range(3):
-        plan = pairs.compose_epoch(epoch)
-        queries = np.concatenate([batch.queries for batch in plan.batches])
-        assert len(np.unique(queries)) == len(queries) == 100 - plan.dropped
+        composed = pairs.compose_epoch(epoch)
+        queries = np.concatenate([batch.queries for batch in composed.batches])
+        assert len(np.unique(queries)) == len(queries) == 100 - composed.dropped
         assert np.isin(queries, pairs.trainable_queries).all()
         seen.append(set(queries.tolist()))
     assert len(seen[0] | seen[1] | seen[2]) > 250
@@ -88,8 +88,8 @@ def test_queries_are_sampled_without_repetition() -> None:
 
 def test_an_epoch_never_exceeds_the_trainable_queries() -> None:
     pairs = geopairs(town(0), GeoPairSettings(positive="random"), queries_per_epoch=10_000)
-    plan = pairs.compose_epoch(0)
-    assert sum(len(batch.queries) for batch in plan.batches) + plan.dropped == len(pairs.trainable_queries)
+    composed = pairs.compose_epoch(0)
+    assert sum(len(batch.queries) for batch in composed.batches) + composed.dropped == len(pairs.trainable_queries)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_mining_ten_thousand_queries_takes_seconds() -> None:
     settings = GeoPairSettings(positive="random", negative_mining="partial")
     pairs = geopairs(table, settings, queries_per_batch=32, separate_negatives=True)
     started = time.perf_counter()
-    plan = pairs.compose_epoch(0, lambda rows: units[rows])
+    composed = pairs.compose_epoch(0, lambda rows: units[rows])
     assert time.perf_counter() - started < 15
-    assert sum(len(batch.queries) for batch in plan.batches) > 9_000
+    assert sum(len(batch.queries) for batch in composed.batches) > 9_000
 
 
 def refused(table, code: str, changes: dict | None = None, **settings) -> str:

@@ -23,8 +23,8 @@ def test_negatives_keep_to_their_rules(kind: str, each: int, separate: int, seed
     settings = mining(kind, negatives_per_query=each, negative_sample=100)
     pairs = geopairs(table, settings, seed=seed, queries_per_batch=6, separate_negatives=bool(separate))
     for epoch in range(2):
-        plan = pairs.compose_epoch(epoch, lambda rows: units[rows])
-        for batch in plan.batches:
+        composed = pairs.compose_epoch(epoch, lambda rows: units[rows])
+        for batch in composed.batches:
             assert batch.negatives is not None
             assert batch.negatives.shape == (len(batch.queries), each)
             rows = photos_of(batch)
@@ -48,9 +48,9 @@ def test_the_hardest_is_that_of_brute_force(kind: str) -> None:
     table, units = far_places(), random_units(80)
     pairs = geopairs(table, mining(kind, negatives_per_query=3), queries_per_batch=1, min_queries=1)
     cosines = units @ units.T
-    plan = pairs.compose_epoch(0, lambda rows: units[rows])
-    assert (len(plan.batches), plan.dropped) == (80, 0)
-    for batch in plan.batches:
+    composed = pairs.compose_epoch(0, lambda rows: units[rows])
+    assert (len(composed.batches), composed.dropped) == (80, 0)
+    for batch in composed.batches:
         query = int(batch.queries[0])
         allowed = [row for row in range(80) if row // 2 != query // 2]
         expected = sorted(allowed, key=lambda row, query=query: -cosines[query, row])[:3]
@@ -67,9 +67,9 @@ def test_only_the_sample_is_mined_and_described() -> None:
         return units[rows]
 
     pairs = geopairs(table, mining("partial", negative_sample=12), queries_per_batch=3, queries_per_epoch=9)
-    plan = pairs.compose_epoch(0, describe)
-    queries = np.concatenate([batch.queries for batch in plan.batches])
-    mined = np.concatenate([batch.negatives.ravel() for batch in plan.batches if batch.negatives is not None])
+    composed = pairs.compose_epoch(0, describe)
+    queries = np.concatenate([batch.queries for batch in composed.batches])
+    mined = np.concatenate([batch.negatives.ravel() for batch in composed.batches if batch.negatives is not None])
     (rows,) = asked
     assert (np.diff(rows) > 0).all()
     assert set(queries) | set(mined) <= set(rows)
@@ -80,7 +80,7 @@ def test_only_the_sample_is_mined_and_described() -> None:
 
 
 def test_a_taken_negative_sends_the_next_query_down_its_ranking() -> None:
-    # All descriptors nearly agree with photo 8's: everybody's hardest is the photo that only one may have.
+    # All descriptors nearly agree with photo 8's: the hardest of every query is the photo that only one may have.
     units = np.eye(12, dtype=np.float32) + 0.01
     units[:, 8] += 1
     units /= np.linalg.norm(units, axis=1, keepdims=True)
@@ -113,8 +113,8 @@ def test_a_query_without_room_for_negatives_is_dropped() -> None:
     # Two places 30 m apart: each may be the other's negative, but beside both pairs there is no third place.
     table = plane_table([[0, 0], [2, 0], [40, 0], [42, 0]])
     pairs = geopairs(table, mining("random"), queries_per_batch=2, min_queries=1, separate_negatives=True)
-    plan = pairs.compose_epoch(0)
-    assert [len(batch.queries) for batch in plan.batches] == [1, 1, 1, 1]
+    composed = pairs.compose_epoch(0)
+    assert [len(batch.queries) for batch in composed.batches] == [1, 1, 1, 1]
     with pytest.raises(GeoPairError, match=r"of 4 pairs no more than 1, each with 1 mined negative, fit"):
         geopairs(table, mining("random"), queries_per_batch=2, separate_negatives=True).compose_epoch(0)
 
@@ -136,8 +136,8 @@ def test_full_mining_remembers_its_hardest() -> None:
     cosines = units @ units.T
     hardness = []
     for epoch in range(6):
-        plan = pairs.compose_epoch(epoch, lambda rows: units[rows])
-        found = {int(batch.queries[0]): int(batch.negatives[0, 0]) for batch in plan.batches}  # type: ignore[index]
+        composed = pairs.compose_epoch(epoch, lambda rows: units[rows])
+        found = {int(batch.queries[0]): int(batch.negatives[0, 0]) for batch in composed.batches}  # type: ignore[index]
         hardness.append([cosines[query, found[query]] for query in range(80)])
     # What was hardest is tried again, so with the same descriptors negatives only get harder.
     assert (np.diff(hardness, axis=0) >= 0).all()

@@ -133,6 +133,6 @@ def test_a_dense_spot_is_walked_in_bounded_pieces() -> None:
     assert sum(sizes) == 5000 * 4999 + 2
     assert max(sizes) <= 1_000_000
     started = time.perf_counter()
-    planned = geopairs(table, GeoPairSettings(positive="random"), queries_per_batch=2).compose_epoch(0)
-    assert len(planned.batches) >= 1
+    composed = geopairs(table, GeoPairSettings(positive="random"), queries_per_batch=2).compose_epoch(0)
+    assert len(composed.batches) >= 1
     assert time.perf_counter() - started < 20

@@ -1,4 +1,4 @@
-"""What was freed stays for the next step while a net trains, and goes back to the system when told to."""
+"""What was freed stays for the next step while a net trains, and goes back to the system on request."""
 
 import os
 import platform

@@ -64,7 +64,7 @@ def test_a_signal_to_one_process_stops_both_and_saves(tmp_path: Path) -> None:
             os.killpg(started.pid, signal.SIGKILL)
             started.wait()
     assert started.returncode == 0, errors
-    told = [(tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1)]
-    assert told[0] == told[1]
-    assert "stopped by SIGTERM after epoch 0, batch 1; the run is saved" in told[0]
+    messages = [(tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1)]
+    assert messages[0] == messages[1]
+    assert "stopped by SIGTERM after epoch 0, batch 1; the run is saved" in messages[0]
     assert (tmp_path / "run" / "last" / "manifest.json").exists()

@@ -30,7 +30,7 @@ HEADS = {
 
 
 class Watching(RunObserver):
-    """Collects what it is told, and may send a signal after some batches."""
+    """Collects what the run reports, and may send a signal after some batches."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.epochs: list[EpochSummary] = []
