@@ -119,9 +119,9 @@ def test_mining_ten_thousand_queries_takes_seconds() -> None:
     units = random_units(len(table), 1024)
     settings = GeoPairSettings(positive="random", negative_mining="partial")
     pairs = geopairs(table, settings, queries_per_batch=32, separate_negatives=True)
-    started = time.perf_counter()
+    started = time.process_time()
     composed = pairs.compose_epoch(0, lambda rows: units[rows])
-    assert time.perf_counter() - started < 15
+    assert time.process_time() - started < 15
     assert sum(len(batch.queries) for batch in composed.batches) > 9_000
 
 

@@ -132,7 +132,7 @@ def test_a_dense_spot_is_walked_in_bounded_pieces() -> None:
     sizes = [len(pairs.rows) for pairs in Neighbours(table.points).pairs_within(np.arange(len(table)), 10.0)]
     assert sum(sizes) == 5000 * 4999 + 2
     assert max(sizes) <= 1_000_000
-    started = time.perf_counter()
+    started = time.process_time()
     composed = geopairs(table, GeoPairSettings(positive="random"), queries_per_batch=2).compose_epoch(0)
     assert len(composed.batches) >= 1
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
