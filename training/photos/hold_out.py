@@ -19,6 +19,8 @@ from training.geopair import PhotoTable
 
 DEFAULT_SHARE: Final = 0.15
 
+# Photos nearer than this to the held-out part are left out of training.
+_MARGIN_M: Final = 25.0
 _FEWEST: Final = 4
 
 
@@ -58,7 +60,7 @@ class HeldOut:
     margin: int
 
 
-def hold_out(references: Sequence[Reference], share: float = DEFAULT_SHARE, margin_m: float = 25.0) -> HeldOut:
+def hold_out(references: Sequence[Reference], share: float = DEFAULT_SHARE) -> HeldOut:
     """Hold out one end of the area.
 
     Whole sessions of the held-out photos become its queries and the others its database, about half each; with a single
@@ -67,7 +69,6 @@ def hold_out(references: Sequence[Reference], share: float = DEFAULT_SHARE, marg
     Args:
         references: all photos, in the order of their reader.
         share: of the photos, to be held out.
-        margin_m: photos nearer than this to the held-out part are left out of training.
 
     Raises:
         HoldOutError: a share outside (0, 0.5], or nothing would be left on one of the sides.
@@ -78,7 +79,7 @@ def hold_out(references: Sequence[Reference], share: float = DEFAULT_SHARE, marg
     along = _along_main_direction(points) * EARTH_RADIUS_M
     border = float(np.quantile(along, 1 - share)) if len(along) else 0.0
     held = along > border
-    kept = along < border - margin_m
+    kept = along < border - _MARGIN_M
     if held.sum() < _FEWEST or kept.sum() < 2:
         raise HoldOutError(
             f"of {len(references)} photos {int(held.sum())} would be validated on and {int(kept.sum())} trained on: "

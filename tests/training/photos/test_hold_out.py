@@ -24,7 +24,7 @@ def street(count: int, metres: float, sessions: tuple[str | None, ...] = ("a", "
 
 
 def test_one_end_is_held_out_with_a_margin() -> None:
-    held = hold_out(street(100, 10.0), share=0.2, margin_m=25.0)
+    held = hold_out(street(100, 10.0), share=0.2)
     validated = [int(row.id) for row in (*held.validation.database, *held.validation.queries)]
     trained = [int(row.id) for row in held.training]
     assert sorted(validated) == list(range(80, 100)) or sorted(validated) == list(range(20))
@@ -38,7 +38,7 @@ def test_no_trained_photo_lies_near_a_validated_one_on_scattered_places() -> Non
     rng = np.random.default_rng(0)
     spots = [Position(48 + a / 111_000, 11 + b / 74_400) for a, b in rng.uniform(0, 600, (300, 2))]
     references = [Reference(str(i), Path("x"), spot, session=f"s{i % 3}") for i, spot in enumerate(spots)]
-    held = hold_out(references, share=0.25, margin_m=25.0)
+    held = hold_out(references, share=0.25)
     for row in (*held.validation.database, *held.validation.queries):
         away = haversine_m(
             row.position.lat,
