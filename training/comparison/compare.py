@@ -14,7 +14,7 @@ import torch
 
 from retrieval import __version__
 from retrieval.artefact import replace_file, storage_errors
-from retrieval.errors import SightfixError, StorageError
+from retrieval.errors import SightfixError, StorageError, counted
 from retrieval.evaluation.eval_set import OVERLAP_M, Truth, overlap
 from retrieval.images import Preprocessing
 from retrieval.machine import available_cores
@@ -310,8 +310,7 @@ class _Comparison:
 
 def machine_line(device: torch.device) -> str:
     """Versions, and the processor that computed."""
-    cores = available_cores()
-    cpu = f"{platform.machine()} CPU, {cores} {'core' if cores == 1 else 'cores'}"
+    cpu = f"{platform.machine()} CPU, {counted(available_cores(), 'core')}"
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return (
         f"sightfix {__version__}, PyTorch {torch.__version__}, timm {version('timm')}, "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from retrieval.errors import counted
 from retrieval.evaluation import Protocol
 from retrieval.evaluation.bootstrap import FEW_GROUPS
 from retrieval.evaluation.eval_set import Truth
@@ -172,7 +173,7 @@ class ReportBuilder:
             base = baselines.get(records.row.backbone)
             if base is None or base is records:
                 continue
-            for name, index, radius in self._places_to_look():
+            for name, index, radius in self._sets_and_radii():
                 points = paired_difference(
                     self._first_match(records, name, index),
                     self._first_match(base, name, index),
@@ -187,7 +188,7 @@ class ReportBuilder:
                 family: [r for r in rows if r.row.backbone == backbone and r.row.method in members]
                 for family, members in FAMILIES.items()
             }
-            for name, index, radius in self._places_to_look():
+            for name, index, radius in self._sets_and_radii():
                 groups = self.truths[name].groups[self.truths[name].counted[index]]
                 for first, second in CONTRASTS:
                     if not families[first] or not families[second]:
@@ -210,7 +211,7 @@ class ReportBuilder:
         ours, theirs = (self._family_by_seed(family, shared, name, radius) for family in (first, second))
         return tuple(float(points) for points in ours - theirs)
 
-    def _places_to_look(self) -> Iterator[tuple[str, int, float]]:
+    def _sets_and_radii(self) -> Iterator[tuple[str, int, float]]:
         for name in self.truths:
             for index, radius in enumerate(self.protocol.radii_m):
                 yield name, index, radius
@@ -218,12 +219,15 @@ class ReportBuilder:
     def _notes(self, rows: Sequence[RowRecords], baselines: Mapping[str, RowRecords]) -> Iterator[str]:
         for name, truth in self.truths.items():
             if 0 < truth.sessions < FEW_GROUPS:
-                sessions = "1 session" if truth.sessions == 1 else f"{truth.sessions} sessions"
-                yield (f"The queries of {name} come from {sessions}: intervals say nothing about another day or camera")
+                yield (
+                    f"The queries of {name} come from {counted(truth.sessions, 'session')}: "
+                    "intervals say nothing about another day or camera"
+                )
             for index, radius in enumerate(self.protocol.radii_m):
-                if truth.places(index) < FEW_GROUPS:
+                places = truth.places(index)
+                if places < FEW_GROUPS:
                     yield (
-                        f"The queries of {name} that count at {radius:g} m lie in {truth.places(index)} places: with "
+                        f"The queries of {name} that count at {radius:g} m lie in {counted(places, 'place')}: with "
                         f"fewer than {FEW_GROUPS} to draw from an interval is a guess"
                     )
         for backbone in dict.fromkeys(records.row.backbone for records in rows):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from retrieval.errors import counted
 from retrieval.geo import EARTH_RADIUS_M
 from training.geopair.negatives import NegativeRanking
 from training.geopair.photo_table import BoolArray, Float64Array, GeoPairError, Int64Array
@@ -166,7 +167,7 @@ def explain_no_batches(composition: Composition, pairs: int, rules: BatchRules) 
         pairs: how many there were.
         rules: what a batch had to keep to.
     """
-    mined = f"{rules.negatives} mined negative{'' if rules.negatives == 1 else 's'}"
+    mined = counted(rules.negatives, "mined negative")
     if composition.without_negatives == pairs:
         return GeoPairError(
             f"none of {pairs} queries finds {mined} outside {rules.never_negative_m:g} m of it and of its positive: "

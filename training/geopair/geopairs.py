@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.errors import counted
 from training.geopair.batches import BatchRules, Composition, EpochBatches, compose_batches, explain_no_batches
 from training.geopair.negatives import LastHardest, NegativeRanking, OwnSamples, RandomNegatives, SharedSample
 from training.geopair.photo_table import Describe, DescribedRows, GeoPairError, Int64Array, PhotoTable, describe_needed
@@ -193,7 +194,7 @@ class GeoPairs:
 def _check_counts(references: int, queries_per_batch: int, min_queries: int) -> None:
     if references < 2:
         raise GeoPairError(
-            f"{references} reference{'' if references == 1 else 's'} can make no pair",
+            f"{counted(references, 'reference')} can make no pair",
             remedy="Give at least two photos of the same place, and more of others",
             code="too_few_references",
         )
