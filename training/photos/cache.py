@@ -5,9 +5,8 @@ of runs share it, with other lists of the same photos, one after another or at o
 """
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,17 +15,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import ImageError, ReferenceDataError
+from retrieval.errors import ImageError
 from retrieval.images import Preprocessing, read_image
 from retrieval.machine import available_cores
+from retrieval.photo_reading import LeftOut, UnreadableTally, read_ahead
 from retrieval.references.reference import Reference
 from training.photos.store import PhotoIdentity, PhotoStore
 
 # Decoded photos are added so many bytes at a time, each time waiting for the disk; as many wait decoded behind them.
 _ADDED_AT_ONCE: Final = 16 * 1024 * 1024
 
-# An error names so many unreadable photos; decoding stops when that many more than allowed are unreadable.
-_NAMED: Final = 10
+# Decoding stops when so many more photos than allowed are unreadable: an error names them together.
+_SPARE: Final = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +36,12 @@ class PhotoCache:
     Attributes:
         references: the readable ones, in the order given; row i of the cache is the photo of references[i].
         shape: (height, width, 3) of a photo.
-        unreadable: the error of each reference that was left out.
+        unreadable: the photos that were left out.
     """
 
     references: tuple[Reference, ...]
     shape: tuple[int, int, int]
-    unreadable: tuple[ImageError, ...]
+    unreadable: tuple[LeftOut, ...]
     _pixels_path: Path
     _stored_at: NDArray[np.int64]  # (N,) rows of the file of pixels
     _pixels: NDArray[np.uint8] = field(init=False, repr=False)
@@ -103,59 +103,56 @@ def fill_photo_cache(
     # Before anything is decoded, which may take hours: which files there are. A file that changes after that gets a row
     # under its earlier identity, which the next call does not find: the row is stale, not wrong.
     identities: dict[Path, PhotoIdentity] = {}
-    unreadable = _Unreadable(uses, max_unreadable)
-    for path in uses:
+    unreadable = UnreadableTally(max_unreadable)
+    for path, count in uses.items():
         try:
             identities[path] = PhotoIdentity.of(path)
         except OSError as error:
-            unreadable.errors[path] = _missing_photo(path, error)
+            unreadable.add(LeftOut.of(path, _missing_photo(path, error)), count)
     unreadable.check()
     store.read()
     if all(identity in store.rows for identity in identities.values()):
         progress(len(listed))
-        return _open_cache(store, listed, identities, unreadable.errors)
+        return _open_cache(store, listed, identities, unreadable)
+
+    def decode(path: Path) -> NDArray[np.uint8] | ImageError:
+        try:
+            return read_image(path, preprocessing)
+        except ImageError as error:
+            return error
 
     threads, at_once = available_cores(), max(1, _ADDED_AT_ONCE // store.row_bytes)
-    with store.adding(on_wait), ThreadPoolExecutor(threads, "decode") as decoders:
+    with store.adding(on_wait):
         missing = [path for path, identity in identities.items() if identity not in store.rows]
         store.check_space(len(missing))
         progress(len(listed) - sum(uses[path] for path in missing))
-        waiting: deque[tuple[Path, Future[NDArray[np.uint8]]]] = deque()
-        undecoded = iter(missing)
-        try:
-            while True:
-                # Decoders go on while the disk is waited for.
-                for path in islice(undecoded, max(0, 2 * at_once + threads - len(waiting))):
-                    waiting.append((path, decoders.submit(read_image, path, preprocessing)))
-                if not waiting:
-                    break
-                photos: dict[PhotoIdentity, NDArray[np.uint8]] = {}
-                batch = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
-                for path, future in batch:
-                    try:
-                        photos[identities[path]] = future.result()
-                    except ImageError as error:
-                        unreadable.errors[path] = error
-                store.add(photos)
-                unreadable.check(_NAMED)
-                progress(sum(uses[path] for path, _ in batch))
-        finally:
-            for _, future in waiting:
-                future.cancel()
+        # Decoders go on while the disk is waited for.
+        decoded = read_ahead(decode, missing, threads=threads, ahead=2 * at_once + threads)
+        remaining = zip(missing, decoded, strict=True)
+        while batch := list(islice(remaining, at_once)):
+            photos: dict[PhotoIdentity, NDArray[np.uint8]] = {}
+            for path, photo in batch:
+                if isinstance(photo, ImageError):
+                    unreadable.add(LeftOut.of(path, photo), uses[path])
+                    del identities[path]
+                else:
+                    photos[identities[path]] = photo
+            store.add(photos)
+            unreadable.check(_SPARE)
+            progress(sum(uses[path] for path, _ in batch))
     unreadable.check()
-    return _open_cache(store, listed, identities, unreadable.errors)
+    return _open_cache(store, listed, identities, unreadable)
 
 
 def _open_cache(
     store: PhotoStore,
     references: tuple[Reference, ...],
     identities: Mapping[Path, PhotoIdentity],
-    errors: Mapping[Path, ImageError],
+    unreadable: UnreadableTally,
 ) -> PhotoCache:
-    readable = tuple(reference for reference in references if reference.path not in errors)
+    readable = tuple(reference for reference in references if reference.path in identities)
     rows = [store.rows[identities[reference.path]] for reference in readable]
-    left_out = tuple(errors[reference.path] for reference in references if reference.path in errors)
-    return PhotoCache(readable, store.shape, left_out, store.pixels_path, np.array(rows, np.int64))
+    return PhotoCache(readable, store.shape, tuple(unreadable.photos), store.pixels_path, np.array(rows, np.int64))
 
 
 def _missing_photo(path: Path, error: OSError) -> ImageError:
@@ -166,40 +163,3 @@ def _missing_photo(path: Path, error: OSError) -> ImageError:
         remedy="Check the path and its permissions",
         code="image_unreadable",
     )
-
-
-@dataclass
-class _Unreadable:
-    """The photos that cannot be decoded. Each counts as often as references use it."""
-
-    uses: Mapping[Path, int]
-    allowed: int
-    errors: dict[Path, ImageError] = field(default_factory=dict)
-
-    def check(self, spare: int = 0) -> None:
-        """Refuse when there are more than allowed, and `spare` more.
-
-        Raises:
-            ReferenceDataError: names the first of them.
-        """
-        count = sum(self.uses[path] for path in self.errors)
-        if count <= self.allowed + spare:
-            return
-        first, *others = self.errors.values()
-        if count == 1:
-            raise ReferenceDataError(
-                first.what,
-                where=first.where,
-                remedy="Repair or remove the photo, or leave it out with --max-unreadable 1",
-                code=first.code,
-            )
-        named = "".join(f"; {error.where}: {error.what}" for error in others[: _NAMED - 1])
-        more = f"; and {len(self.errors) - _NAMED} more" if len(self.errors) > _NAMED else ""
-        stopped_early = spare > 0
-        raise ReferenceDataError(
-            f"{first.what}{named}{more}. {'At least ' if stopped_early else ''}{count} photos are unreadable, "
-            f"{self.allowed} may be",
-            where=first.where,
-            remedy=f"Repair or remove them, or leave them out with --max-unreadable {'N' if stopped_early else count}",
-            code="too_many_unreadable",
-        )

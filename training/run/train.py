@@ -105,8 +105,8 @@ def train(
 
 
 def _note_left_out(cache: PhotoCache, observer: RunObserver) -> None:
-    for error in cache.unreadable[:_LEFT_OUT_SHOWN]:
-        observer.note(f"left out: {error}")
+    for photo in cache.unreadable[:_LEFT_OUT_SHOWN]:
+        observer.note(f"left out: {photo.path}: {photo.reason}")
     more = len(cache.unreadable) - _LEFT_OUT_SHOWN
     if more > 0:
         observer.note(f"left out: {counted(more, 'more photo')}")

@@ -11,11 +11,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from retrieval.errors import SightfixError
 from retrieval.evaluation import Bootstrap, EvaluationReport, Positions, Protocol, Ranked, evaluate, exact_ranking
+from retrieval.sampling import evenly_spaced
 from training.encoder import Encoder, describe_cached
 from training.photos.cache import PhotoCache
 
@@ -144,7 +144,8 @@ class Validation:
         """
         database = describe_cached(encoder, self.database, np.arange(len(self.database)), on_progress=on_progress)
         queries = describe_cached(encoder, self.queries, np.arange(len(self.queries)), on_progress=on_progress)
-        collapse = measure_collapse(torch.from_numpy(_evenly_spaced(database)))
+        # Evenly through the photos: neighbours in order show the same place.
+        collapse = measure_collapse(torch.from_numpy(database[evenly_spaced(len(database), _MOST_DESCRIPTORS)]))
         if not (np.isfinite(database).all() and np.isfinite(queries).all()):
             raise ValidationError(
                 "the net's descriptors are not finite: training has diverged",
@@ -172,9 +173,3 @@ class Validation:
     def photos(self) -> int:
         """How many photos are described for one measurement."""
         return len(self.database) + len(self.queries)
-
-
-def _evenly_spaced(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Some hundred rows, evenly through the photos: neighbours in order show the same place."""
-    step = max(1, len(descriptors) // _MOST_DESCRIPTORS)
-    return np.ascontiguousarray(descriptors[::step][:_MOST_DESCRIPTORS])
