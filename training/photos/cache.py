@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import ImageError
-from retrieval.images import Preprocessing, read_image
-from retrieval.machine import available_cores
-from retrieval.photo_reading import LeftOut, UnreadableTally, read_ahead
+from retrieval.images import LeftOut, Preprocessing, UnreadableTally, read_image
+from retrieval.machine import available_cores, read_ahead
 from retrieval.references.reference import Reference
 from training.photos.store import PhotoIdentity, PhotoStore
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retrieval.errors import SightfixError
 from retrieval.evaluation import Bootstrap, EvaluationReport, Positions, Protocol, Ranked, evaluate, exact_ranking
-from retrieval.sampling import evenly_spaced
+from retrieval.index.sampling import evenly_spaced
 from training.encoder import Encoder, describe_cached
 from training.photos.cache import PhotoCache
 
