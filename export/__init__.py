@@ -1,4 +1,4 @@
-"""From weights to a bundle that every runtime can trust."""
+"""From weights to a bundle: tracing, whitening, precisions, comparison with the original, and writing."""
 
 import os
 

@@ -93,23 +93,10 @@ def _write_files(temporary: Path, content: BundleContent) -> None:
         write_flushed(temporary / names[precision], model.SerializeToString(deterministic=True))
     write_flushed(temporary / MODEL_CARD_NAME, model_card(content).encode())
     files = record_files(temporary, [*names.values(), MODEL_CARD_NAME])
-    BundleManifest.model_validate(
-        {
-            "name": content.name,
-            "descriptor_dim": content.descriptor_dim,
-            "preprocessing": content.preprocessing,
-            "graphs": names,
-            "weight_storage": content.weight_storage,
-            "provenance": content.provenance,
-            "parity": content.parity,
-            "whitening": content.whitening,
-            "precisions": dict(content.precisions),
-            "camera_model_input": content.camera_model_input,
-            "licence": content.licence,
-            "files": files,
-            "fingerprint": bundle_fingerprint(files[names["fp32"]], content.preprocessing),
-        }
-    ).write(temporary)
+    fingerprint = bundle_fingerprint(files[names["fp32"]], content.preprocessing)
+    BundleManifest.model_validate({**vars(content), "graphs": names, "files": files, "fingerprint": fingerprint}).write(
+        temporary
+    )
 
 
 def model_card(content: BundleContent) -> str:

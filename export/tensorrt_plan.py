@@ -194,7 +194,7 @@ def publish_plan(temporary: Path, folder: Path, key: EngineKey) -> None:
         try:
             check_plan(folder / PLAN_NAME, key)
         except EngineError:
-            # Renamed before it is deleted: nobody ever sees half a folder. Another process may have renamed it already.
+            # Renamed before it is deleted: no reader sees half a folder. Another process may have renamed it already.
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(temporary / "damaged")
             shutil.rmtree(temporary / "damaged", ignore_errors=True)

@@ -15,7 +15,6 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from export.exportable import open_on_cpu
 from export.foreign_models.settings import ForeignInput, ForeignModelError, ForeignSettings, PixelType
-from retrieval.errors import SightfixError
 
 _PIXEL_TYPES: Final[dict[str, PixelType]] = {
     "tensor(float)": "float32",
@@ -151,17 +150,14 @@ def _read_onnx(path: Path, toml: Path) -> onnx.ModelProto:
             raise _too_large(path)
         data = path.read_bytes()
     except OSError as error:
-        raise ForeignModelError(
+        raise _damaged(
             f"the model cannot be read ({error.strerror})",
-            where=str(path),
-            remedy=f"Correct the key onnx in {toml.name}: a path relative to that file",
-            code="foreign_file",
+            path,
+            f"Correct the key onnx in {toml.name}: a path relative to that file",
         ) from error
     for beginning, (what, remedy) in _NOT_ONNX.items():
         if data.startswith(beginning):
-            raise ForeignModelError(
-                f"this is {what}, not an ONNX model", where=str(path), remedy=remedy, code="foreign_file"
-            )
+            raise _damaged(f"this is {what}, not an ONNX model", path, remedy)
     try:
         model: onnx.ModelProto = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's own type, which onnx does not name
@@ -172,11 +168,10 @@ def _read_onnx(path: Path, toml: Path) -> onnx.ModelProto:
     try:
         load_external_data_for_model(model, str(path.parent))
     except Exception as error:  # onnx checks that the files lie beside the model, and raises several types
-        raise ForeignModelError(
+        raise _damaged(
             f"the weights beside the model cannot be read ({first_line(error)})",
-            where=str(path),
-            remedy="Copy the model together with the files of weights that its exporter wrote beside it",
-            code="foreign_file",
+            path,
+            "Copy the model together with the files of weights that its exporter wrote beside it",
         ) from error
     return model
 
@@ -196,37 +191,28 @@ def _check_external_data(model: onnx.ModelProto, path: Path, size: int) -> None:
     for name, end in ends.items():
         beside = path.parent / name
         if not beside.is_file():
-            raise ForeignModelError(
-                f"its weights lie in {name}, which is missing",
-                where=str(path),
-                remedy="Copy that file beside the model",
-                code="foreign_file",
-            )
+            raise _damaged(f"its weights lie in {name}, which is missing", path, "Copy that file beside the model")
         if beside.stat().st_size < end:
-            raise ForeignModelError(
+            raise _damaged(
                 f"the file of weights has {beside.stat().st_size} bytes, and the model wants {end}",
-                where=str(beside),
-                remedy="It was cut off; copy or download it again",
-                code="foreign_file",
+                beside,
+                "It was cut off; copy or download it again",
             )
 
 
 def _too_large(path: Path) -> ForeignModelError:
-    return ForeignModelError(
-        "the model has more than 2 GB of weights, which one ONNX file cannot hold",
-        where=str(path),
-        remedy="Export it in fp16, or take a smaller one",
-        code="foreign_file",
-    )
+    what = "the model has more than 2 GB of weights, which one ONNX file cannot hold"
+    return _damaged(what, path, "Export it in fp16, or take a smaller one")
 
 
 def _no_onnx(path: Path) -> ForeignModelError:
-    return ForeignModelError(
-        "this is not an ONNX model, or it is cut off",
-        where=str(path),
-        remedy="Copy or download it again, or export it again",
-        code="foreign_file",
+    return _damaged(
+        "this is not an ONNX model, or it is cut off", path, "Copy or download it again, or export it again"
     )
+
+
+def _damaged(what: str, path: Path, remedy: str) -> ForeignModelError:
+    return ForeignModelError(what, where=str(path), remedy=remedy, code="foreign_file")
 
 
 def _open_file_session(path: Path, model: onnx.ModelProto) -> Any:
@@ -346,5 +332,5 @@ def _listed(values: Sequence[Any]) -> str:
     return "; ".join(texts)
 
 
-def _contract(what: str, where: Path, remedy: str) -> SightfixError:
+def _contract(what: str, where: Path, remedy: str) -> ForeignModelError:
     return ForeignModelError(what, where=str(where), remedy=remedy, code="foreign_contract")

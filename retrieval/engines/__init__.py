@@ -1,1 +1,1 @@
-"""What runs a bundle's graph: ONNX Runtime, OpenVINO, or a TensorRT plan. `retrieval.describer` chooses among them."""
+"""What runs a bundle's graph: ONNX Runtime, OpenVINO, or a TensorRT plan. `choosing` opens one of them."""

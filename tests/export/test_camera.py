@@ -72,7 +72,7 @@ def cast_first(bundle: Bundle) -> onnx.ModelProto:
     return onnx.load(bundle.graph_path("fp32"))
 
 
-def test_a_source_for_a_camera_states_the_camera_and_keeps_its_truth(bundle: Bundle) -> None:
+def test_a_model_for_a_camera_states_its_size_and_keeps_its_original(bundle: Bundle) -> None:
     model = onnx.load(bundle.graph_path("fp32"))
     source = ExportableModel(
         name="default",

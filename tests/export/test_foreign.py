@@ -141,7 +141,7 @@ def test_caffe_channels_and_means(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("images", "descriptors"), ("descriptors", "images")])
-def test_its_names_may_be_ours(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_a_foreign_graph_may_use_our_names(tmp_path: Path, names: tuple[str, str]) -> None:
     export(SmallNet(), tmp_path / "net.onnx", names=names)
     check(imported(write_toml(tmp_path)))
 
@@ -248,7 +248,7 @@ def test_a_norm_may_be_left_out_where_there_is_one(tmp_path: Path) -> None:
         imported(write_toml(tmp_path, output="normalise = false"))
 
 
-def test_weights_beside_the_model_are_taken_in(tmp_path: Path) -> None:
+def test_weights_beside_the_model_are_loaded(tmp_path: Path) -> None:
     export(SmallNet(), tmp_path / "net.onnx")
     model = onnx.load(tmp_path / "net.onnx")
     onnx.save(model, tmp_path / "net.onnx", save_as_external_data=True, location="net.onnx.data", size_threshold=0)
@@ -481,7 +481,7 @@ def test_the_model_given_for_the_toml(tmp_path: Path) -> None:
         imported(tmp_path / "none.toml")
 
 
-def test_the_truth_describes_each_image_alone(tmp_path: Path) -> None:
+def test_the_original_describes_each_image_alone(tmp_path: Path) -> None:
     export(SmallNet(), tmp_path / "net.onnx", dynamic=False, batch=4)
     truth = imported(write_toml(tmp_path)).original
     images = noise(HEIGHT, WIDTH)[:6]  # 4 do not divide it

@@ -165,7 +165,7 @@ def test_a_norm_made_of_many_nodes_does_not_overflow() -> None:
 
 def test_a_graph_the_converter_cannot_take() -> None:
     model = foreign([helper.make_node("Gemm", ["flat", "plain"], ["y"])], plain=np.eye(12, 4, dtype=np.float32))
-    model.graph.node[2].input[0] = "nobody makes this"
+    model.graph.node[2].input[0] = "made by no node"
     with pytest.raises(BundleError, match="cannot be converted to fp16") as refused:
         to_fp16(model)
     assert refused.value.code == "precision_not_possible"

@@ -126,7 +126,7 @@ def test_two_builds_at_once_agree_on_one_plan(bundle: Bundle, trt: FakeTensorRt,
     assert leftovers(cache) == []
 
 
-def test_the_last_moment_is_safe_too(
+def test_a_plan_that_another_process_publishes_meanwhile_is_kept(
     bundle: Bundle, trt: FakeTensorRt, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process renames between our look and our own rename."""

@@ -1,7 +1,7 @@
 """A GPU made of numpy, and a TensorRT that builds and runs mean colours on it.
 
 The names, arguments and return values are those of TensorRT 10 and 11; what happens is as late as on a device: copies
-and kernels wait in their stream until somebody waits for it, and read memory only then.
+and kernels wait in their stream until something waits for it, and read memory only then.
 """
 
 import json

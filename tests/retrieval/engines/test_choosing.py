@@ -93,7 +93,7 @@ def test_a_named_provider_that_is_missing_is_an_error(request_: EngineRequest, p
 
 
 @without_gpu
-def test_a_fallback_must_be_allowed_and_is_told(request_: EngineRequest, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fallback_must_be_allowed_and_is_logged(request_: EngineRequest, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     chosen = choose_engine(request_, "cuda", allow_cpu_fallback=True)
     assert chosen.engine.description.provider == "cpu"
@@ -127,14 +127,14 @@ def test_openvino_by_name(request_: EngineRequest, monkeypatch: pytest.MonkeyPat
     assert chosen.passed_over == ()
 
 
-def test_a_missing_graph_is_told_before_a_provider_is_looked_for(request_: EngineRequest) -> None:
+def test_a_missing_graph_is_reported_before_any_provider(request_: EngineRequest) -> None:
     text = f"{request_.bundle.folder}: the bundle has no fp16 graph. Choose among fp32, int8."
     for choice in ("auto", "cuda"):
         with refused(BundleError, text, "precision_not_found"):
             choose_engine(replace(request_, precision="fp16"), choice)  # type: ignore[arg-type]
 
 
-def test_an_unknown_provider_is_told_the_choices(request_: EngineRequest) -> None:
+def test_an_unknown_provider_lists_the_choices(request_: EngineRequest) -> None:
     text = "the provider 'gpu' is unknown. Choose auto, tensorrt, cuda, openvino or cpu."
     with refused(ParameterError, text, "validation_error"):
         choose_engine(request_, "gpu")  # type: ignore[arg-type]

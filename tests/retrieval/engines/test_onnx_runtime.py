@@ -68,7 +68,7 @@ def test_only_a_processor_that_clips_gives_up_its_fast_sums(
 
 
 @pytest.mark.parametrize("module", ["retrieval.engines.onnx_runtime", "export.exportable"])
-def test_nothing_is_reported_to_anybody_nor_written_to_the_home_folder(module: str, tmp_path: Path) -> None:
+def test_no_telemetry_and_nothing_in_the_home_folder(module: str, tmp_path: Path) -> None:
     script = f"import {module}; from retrieval.engines.onnx_runtime import load_onnxruntime, open_session; "
     script += "from retrieval.bundle import open_bundle; import os; "
     script += "graph = open_bundle().graph_path('fp32'); "
@@ -162,7 +162,7 @@ def test_a_provider_that_computes_nothing_is_refused() -> None:
 @pytest.mark.parametrize(
     ("left", "level"), [(Counter(Shape=1, Concat=1), "INFO"), (Counter(Shape=1, Resize=1), "WARNING")]
 )
-def test_nodes_left_to_the_cpu_are_told(left: Counter[str], level: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_nodes_left_to_the_cpu_are_logged(left: Counter[str], level: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     check_placement("cuda", {"CUDAExecutionProvider": Counter(Conv=8), "CPUExecutionProvider": left})
     assert [record.levelname for record in caplog.records] == [level]
@@ -170,7 +170,7 @@ def test_nodes_left_to_the_cpu_are_told(left: Counter[str], level: str, caplog: 
     assert caplog.messages == [f"CUDAExecutionProvider computes 8 of 10 nodes; CPUExecutionProvider: {names}"]
 
 
-def test_where_placement_cannot_be_told_nothing_is_judged(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_placement_is_not_checked(caplog: pytest.LogCaptureFixture) -> None:
     check_placement("tensorrt", placement(object()))
     assert not caplog.messages
 
@@ -178,7 +178,7 @@ def test_where_placement_cannot_be_told_nothing_is_judged(caplog: pytest.LogCapt
 @pytest.mark.skipif(
     "TensorrtExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime has TensorRT"
 )
-def test_a_provider_that_was_not_built_in_is_told() -> None:
+def test_a_provider_that_was_not_built_in_is_reported() -> None:
     text = (
         f"the installed ONNX Runtime {onnxruntime.__version__} was built without the provider tensorrt. "
         "Install sightfix[gpu] in an environment without sightfix[cpu], on a machine with an NVIDIA GPU."
@@ -251,7 +251,9 @@ def test_each_profile_runs_in_its_own_session(small: Bundle, photos: np.ndarray)
     assert (single.sizes, several.sizes) == ([1, 1], [4, 6])
 
 
-def test_a_failure_of_the_device_is_told_and_not_worked_around(bound: DeviceBoundEngine, photos: np.ndarray) -> None:
+def test_a_failure_of_the_device_is_reported_and_not_worked_around(
+    bound: DeviceBoundEngine, photos: np.ndarray
+) -> None:
     with pytest.raises(DeviceError, match=r"failed to describe 2 images.*Check nvidia-smi"):
         bound.run(photos[:2, 1:])
 

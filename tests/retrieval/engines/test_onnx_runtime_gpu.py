@@ -76,7 +76,7 @@ def test_the_tensorrt_that_the_provider_was_linked_with(tmp_path: Path) -> None:
         linked_tensorrt(tmp_path / "none.so")
 
 
-def test_a_missing_tensorrt_is_told_with_the_major_version_that_fits(tmp_path: Path) -> None:
+def test_a_missing_tensorrt_names_the_major_version_that_fits(tmp_path: Path) -> None:
     library = tmp_path / "provider.so"
     library.write_bytes(b"libnvinfer.so.77\0")
     text = (
@@ -92,7 +92,7 @@ def test_version_numbers(number: int, text: str) -> None:
     assert version_text(number) == text
 
 
-def test_an_int8_graph_that_fails_is_told_why_it_may() -> None:
+def test_an_int8_graph_that_fails_has_a_remedy() -> None:
     text = (
         "TensorRT cannot build the int8 engine (zeroPt must be all zeros). TensorRT quantises symmetrically only: "
         "every zero point must be 0. Export a symmetric int8 graph, or choose fp16 or the provider cuda."
@@ -100,7 +100,7 @@ def test_an_int8_graph_that_fails_is_told_why_it_may() -> None:
     assert str(engine_failure("int8", RuntimeError("zeroPt must\n be all zeros"), cached=None)) == text
 
 
-def test_a_damaged_engine_of_the_cache_is_told_by_its_folder() -> None:
+def test_a_damaged_engine_of_the_cache_is_named_by_its_folder() -> None:
     text = (
         "/cache/engine: TensorRT cannot load the int8 engine (bad magic). "
         "Delete this folder to build it again, or choose the provider cuda."
@@ -136,7 +136,7 @@ def test_of_two_that_build_at_once_the_first_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [final]
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     final = tmp_path / "file" / "engine"
     text = (
@@ -149,9 +149,9 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_the_second_start_builds_nothing(small: Bundle, tmp_path: Path) -> None:
-    told: list[str] = []
-    request = EngineRequest(small, threads=1, profiles=default_profiles(4), cache=tmp_path, on_build=told.append)
+    messages: list[str] = []
+    request = EngineRequest(small, threads=1, profiles=default_profiles(4), cache=tmp_path, on_build=messages.append)
     for _ in range(2):
         open_tensorrt_provider(request).close()
-    assert len(told) == 1
-    assert "first start only" in told[0]
+    assert len(messages) == 1
+    assert "first start only" in messages[0]

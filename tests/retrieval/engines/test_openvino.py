@@ -108,14 +108,14 @@ def test_a_graph_of_another_size_is_refused(small: Bundle, copied: Path) -> None
         OpenVinoEngine(open_bundle(copied), "fp32", 1)
 
 
-def test_a_missing_openvino_is_told(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_openvino_is_reported(small: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     text = "OpenVINO is not installed. Run: pip install 'sightfix[openvino]'."
     with refused(MissingExtraError, text, "missing_extra"):
         OpenVinoEngine(small, "fp32", 1)
 
 
-def test_nothing_is_reported_to_anybody() -> None:
+def test_no_telemetry() -> None:
     """Importing OpenVINO sends its use over the network, unless its telemetry package is out of sight."""
     script = """
 import sys

@@ -256,14 +256,14 @@ def test_each_call_reaches_cuda_with_its_arguments(monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_without_the_bindings_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_bindings_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     monkeypatch.setitem(sys.modules, "cuda", None)
     with pytest.raises(ProviderUnavailableError, match=r"bindings cannot be loaded.*sightfix\[tensorrt\]"):
         open_cuda()
 
 
-def test_without_tensorrt_the_reason_and_the_remedy_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tensorrt_has_a_reason_and_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(ProviderUnavailableError, match=r"TensorRT is not installed.*sightfix\[tensorrt\]"):
         tensorrt_machine()
