@@ -12,6 +12,7 @@ from retrieval.bundle import RecallChange
 from retrieval.evaluation import Bootstrap, Protocol, exact_ranking, first_hits
 from retrieval.evaluation.eval_set import EvalSet, Truth
 from retrieval.images import Preprocessing, RgbImage, read_image
+from retrieval.index.sampling import evenly_spaced
 from retrieval.machine import available_cores
 from retrieval.references.reference import Reference
 
@@ -75,10 +76,7 @@ def describe_photos(
 
 def evenly(references: Sequence[Reference], count: int) -> list[Reference]:
     """At most `count` of the photos, evenly taken, so that every walk and every corner has its share."""
-    if len(references) <= count:
-        return list(references)
-    rows = np.linspace(0, len(references) - 1, count).round().astype(int)
-    return [references[row] for row in rows]
+    return [references[row] for row in evenly_spaced(len(references), count)]
 
 
 def recall_changes(

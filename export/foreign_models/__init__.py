@@ -1,1 +1,1 @@
-"""Models that others trained: a file, what it says of itself, and the graph that is made of it."""
+"""Foreign models: an ONNX file and a TOML that describes it become an `ExportableModel`."""
