@@ -1,6 +1,6 @@
 """What all figures share: matplotlib without pyplot (no window, no global state), colours, axes, and writing the file.
 
-The colours are those of Okabe & Ito (2008), told apart by every kind of colour vision.
+The colours are those of Okabe & Ito (2008), distinct for every kind of colour vision.
 """
 
 import io
