@@ -37,7 +37,7 @@ NARROW = {
     "vicreg": ["objective.head_width=64"],
 }
 BACKBONES = ("resnet50", "deit-small")
-AT_OWN_SIZE = {("simclr", "resnet50"), ("vicreg", "deit-small")}
+AT_OWN_SIZE = {("barlow_twins", "resnet50"), ("vicreg", "deit-small")}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,7 @@ def test_a_recipe_of_the_paper_trains(
         describe_cached(encoder, cache, rows), describe_cached(run.encoder, cache, rows), atol=1e-5
     )
     # The network does not depend on the method (test_recipes_of_the_paper), and exporting it takes a while: each once.
+    # tests/export/test_backbones.py exports both in every run.
     if (method, backbone, size) in (("simclr", "resnet50", (480, 640)), ("simclr", "deit-small", (96, 128))):
         exported = Describer(write_export(checkpoint_model(result.last), tmp_path / "bundle")).describe(
             cache.rows(rows)
