@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from retrieval.errors import counted
 from retrieval.geo import EARTH_RADIUS_M
-from training.geopair.negatives import NegativeRanking
+from training.geopair.negatives import Ranking
 from training.geopair.photo_table import BoolArray, Float64Array, GeoPairError, Int64Array
 from training.geopair.positives import SLACK_M, near_any
 
@@ -132,9 +132,7 @@ class Composition:
     largest: int
 
 
-def compose_batches(
-    pairs: Int64Array, points: Float64Array, rules: BatchRules, ranking: NegativeRanking | None
-) -> Composition:
+def compose_batches(pairs: Int64Array, points: Float64Array, rules: BatchRules, ranking: Ranking | None) -> Composition:
     """Fill batches with pairs that show different places.
 
     Args:
@@ -299,7 +297,7 @@ class _WaitingPairs:
 class _Queue:
     """The waiting pairs, the oldest first, with the rankings of their negatives."""
 
-    def __init__(self, pairs: Int64Array, length: int, ranking: NegativeRanking | None) -> None:
+    def __init__(self, pairs: Int64Array, length: int, ranking: Ranking | None) -> None:
         self._pairs = pairs
         self._length = length
         self._ranking = ranking
@@ -312,7 +310,7 @@ class _Queue:
         end = min(len(self._pairs), self._next + self._length - len(self._waiting))
         added = np.arange(self._next, end)
         if self._ranking is not None and len(added):
-            rankings = self._ranking.rank(self._pairs[added, 0])
+            rankings = self._ranking(self._pairs[added, 0])
             self._ranked.update(zip(added.tolist(), rankings, strict=True))
         self._waiting = np.concatenate([self._waiting, added])
         self._next = end

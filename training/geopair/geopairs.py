@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import counted
 from training.geopair.batches import BatchRules, Composition, EpochBatches, compose_batches, explain_no_batches
-from training.geopair.negatives import LastHardest, NegativeRanking, OwnSamples, RandomNegatives, SharedSample
+from training.geopair.negatives import LastHardest, Ranking, own_ranking, random_ranking, shared_ranking
 from training.geopair.photo_table import Describe, DescribedRows, GeoPairError, Int64Array, PhotoTable, describe_needed
 from training.geopair.positives import Neighbours, Positives, check_sessions, explain_no_pairs
 from training.recipe_settings import GeoPairSettings
@@ -170,20 +170,19 @@ class GeoPairs:
         assert described is not None
         return self._positives.choose_by_descriptor(queries, described, self.settings.positive)
 
-    def _ranking(self, epoch: int, sample: Int64Array, described: DescribedRows | None) -> NegativeRanking | None:
+    def _ranking(self, epoch: int, sample: Int64Array, described: DescribedRows | None) -> Ranking | None:
         mining = self.settings.negative_mining
         if mining == "none":
             return None
         if mining == "random":
-            return RandomNegatives(
-                len(self.table),
-                self.settings.negative_sample,
-                lambda query: self._random(epoch, _Purpose.NEGATIVES, query),
+            sampled = self.settings.negative_sample
+            return random_ranking(
+                len(self.table), sampled, lambda query: self._random(epoch, _Purpose.NEGATIVES, query)
             )
         assert described is not None
         if mining == "partial":
-            return SharedSample(sample, described)
-        return OwnSamples(lambda query: self._own_rows(query, epoch), described)
+            return shared_ranking(sample, described)
+        return own_ranking(lambda query: self._own_rows(query, epoch), described)
 
     def _remember(self, composition: Composition) -> None:
         mined = [(batch.queries, batch.negatives) for batch in composition.batches if batch.negatives is not None]

@@ -1,7 +1,7 @@
 """In which order photos are tried as a query's negatives: the hardest first, or at random."""
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
@@ -17,74 +17,57 @@ OwnRandom = Callable[[int], np.random.Generator]
 """A query's row → its own generator of random numbers in this epoch, whichever other queries are sampled."""
 
 
-class NegativeRanking(Protocol):
-    """Ranks photos as negatives of queries; whether they lie far enough is checked later."""
-
-    def rank(self, queries: Int64Array) -> list[Int64Array]:
-        """The rows to try for each of the (n,) queries, in order."""
-        ...
+Ranking = Callable[[Int64Array], list[Int64Array]]
+"""(n,) queries → rows to try as negatives of each, in order; whether they lie far enough is checked later."""
 
 
-class RandomNegatives:
-    """`random`: every query has photos of the whole table in random order.
+def random_ranking(count: int, sample: int, own_random: OwnRandom) -> Ranking:
+    """`random`: every query has photos of the whole table in another random order.
 
     Args:
         count: N photos in the table.
         sample: how many are tried at most.
         own_random: the draws.
     """
-
-    def __init__(self, count: int, sample: int, own_random: OwnRandom) -> None:
-        self._count = count
-        self._sample = min(count, sample, RANKED_AT_MOST)
-        self._own_random = own_random
-
-    def rank(self, queries: Int64Array) -> list[Int64Array]:
-        """Random rows, another order for each query."""
-        return [self._own_random(query).choice(self._count, self._sample, replace=False) for query in queries.tolist()]
+    tried = min(count, sample, RANKED_AT_MOST)
+    return lambda queries: [own_random(query).choice(count, tried, replace=False) for query in queries.tolist()]
 
 
-class SharedSample:
+def shared_ranking(sample: Int64Array, described: DescribedRows) -> Ranking:
     """`partial`: all queries have the same sample of an epoch, each with its hardest first (VG-SSL, section 1.4).
 
     Args:
-        sample: (C,) rows, ascending.
+        sample: (C,) rows, ascending; of equal cosines the lower row comes first.
         described: they and the queries.
     """
+    transposed = np.ascontiguousarray(described.of(sample).T)
 
-    def __init__(self, sample: Int64Array, described: DescribedRows) -> None:
-        self._sample = sample
-        self._described = described
-        self._transposed = np.ascontiguousarray(described.of(sample).T)
-
-    def rank(self, queries: Int64Array) -> list[Int64Array]:
-        """The sample by descending cosine; of equal ones the lower row first."""
+    def rank(queries: Int64Array) -> list[Int64Array]:
         rankings: list[Int64Array] = []
         for begin in range(0, len(queries), _QUERIES_AT_ONCE):
-            cosines = self._described.of(queries[begin : begin + _QUERIES_AT_ONCE]) @ self._transposed
-            rankings.extend(self._sample[order] for order in _descending(cosines))
+            cosines = described.of(queries[begin : begin + _QUERIES_AT_ONCE]) @ transposed
+            rankings.extend(sample[order] for order in _descending(cosines))
         return rankings
 
+    return rank
 
-class OwnSamples:
+
+def own_ranking(own_rows: Callable[[int], Int64Array], described: DescribedRows) -> Ranking:
     """`full`: every query has its own sample of the whole table, and the negatives that were its hardest before.
 
     Args:
-        own_rows: a query's row → (C,) rows, ascending, distinct; asked again for the same query it says the same.
+        own_rows: a query's row → (C,) rows, ascending, distinct; the same when asked again.
         described: they and the queries.
     """
 
-    def __init__(self, own_rows: Callable[[int], Int64Array], described: DescribedRows) -> None:
-        self._own_rows = own_rows
-        self._described = described
-
-    def rank(self, queries: Int64Array) -> list[Int64Array]:
-        """Its own rows by descending cosine; of equal ones the lower row first."""
+    def rank(queries: Int64Array) -> list[Int64Array]:
         rankings = []
-        for query, descriptor in zip(queries.tolist(), self._described.of(queries), strict=True):
-            rows = self._own_rows(query)
-            rankings.append(rows[_descending((self._described.of(rows) @ descriptor)[None, :])[0]])
+        for query, descriptor in zip(queries.tolist(), described.of(queries), strict=True):
+            rows = own_rows(query)
+            rankings.append(rows[_descending((described.of(rows) @ descriptor)[None, :])[0]])
         return rankings
+
+    return rank
 
 
 class LastHardest:

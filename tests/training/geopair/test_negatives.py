@@ -5,7 +5,7 @@ import pytest
 
 from tests.training.geopair.tables import distances_m, geopairs, photos_of, plane_table, random_units, town
 from training.geopair import GeoPairError, negatives
-from training.geopair.negatives import LastHardest, RandomNegatives
+from training.geopair.negatives import LastHardest, random_ranking
 from training.recipe_settings import GeoPairSettings
 
 
@@ -105,7 +105,7 @@ def test_random_negatives_are_uniform_and_need_no_descriptors() -> None:
 
 
 def test_random_rankings_have_no_photo_twice() -> None:
-    (ranking,) = RandomNegatives(50, 1000, np.random.default_rng).rank(np.array([3]))
+    (ranking,) = random_ranking(50, 1000, np.random.default_rng)(np.array([3]))
     assert sorted(ranking) == list(range(50))
 
 
