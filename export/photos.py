@@ -1,7 +1,7 @@
 """Photos in an export: decoded as the bundle decodes them, described in several ways, and recall measured on them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -13,7 +13,7 @@ from retrieval.evaluation import Bootstrap, Protocol, exact_ranking, first_hits
 from retrieval.evaluation.eval_set import EvalSet, Truth
 from retrieval.images import Preprocessing, RgbImage, read_image
 from retrieval.index.sampling import evenly_spaced
-from retrieval.machine import available_cores
+from retrieval.machine import read_ahead
 from retrieval.references.reference import Reference
 
 _BATCH: Final = 32
@@ -40,9 +40,9 @@ def read_photos(references: Sequence[Reference], preprocessing: Preprocessing) -
     def read(reference: Reference) -> RgbImage:
         return read_image(reference.path, preprocessing)
 
-    with ThreadPoolExecutor(available_cores(), "decode") as pool:
-        for begin in range(0, len(references), _BATCH):
-            yield np.stack(list(pool.map(read, references[begin : begin + _BATCH])))
+    photos = read_ahead(read, references, ahead=2 * _BATCH)
+    while batch := list(islice(photos, _BATCH)):
+        yield np.stack(batch)
 
 
 def describe_photos(

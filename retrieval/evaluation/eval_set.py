@@ -13,6 +13,7 @@ from retrieval.evaluation.bootstrap import place_groups
 from retrieval.evaluation.positions import Ground, Int64Array, Positions, chance_at, count_positives, true_ground
 from retrieval.evaluation.protocol import Protocol
 from retrieval.geo import Float64Array
+from retrieval.index.sampling import evenly_spaced
 from retrieval.references.reference import Reference
 
 # A photo trained on and a query this near to each other very likely show the same place.
@@ -114,9 +115,7 @@ class Truth:
     def sample(self, count: int) -> Int64Array:
         """Rows of at most `count` queries that count at the first radius, evenly taken."""
         rows = np.flatnonzero(self.counted[0])
-        if len(rows) <= count:
-            return rows
-        return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+        return rows[evenly_spaced(len(rows), count)]
 
     def nearest(self, queries: Int64Array) -> Int64Array:
         """The database row nearest to each of some queries; of several equally near ones the first."""

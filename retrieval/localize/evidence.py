@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.geo import Float64Array, Position, from_local_metres, haversine_m, to_local_metres
+from retrieval.index.sampling import evenly_spaced
 
 FixMethod = Literal["top1", "weighted_cluster", "medoid", "kernel_mode"]
 
@@ -204,7 +205,7 @@ def evidence_of(
 
 def centre_rows(count: int) -> NDArray[np.int64]:
     """The rows whose mean is an index's centre: all, or 4096 evenly spaced ones."""
-    return np.linspace(0, count - 1, min(count, _CENTRE_ROWS)).round().astype(np.int64)
+    return evenly_spaced(count, _CENTRE_ROWS)
 
 
 def centre_of(index: StoredDescriptors) -> Float32Array:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from retrieval.errors import ParameterError
 from retrieval.geo import EARTH_RADIUS_M, Float64Array, unit_vectors
+from retrieval.index.sampling import evenly_spaced
 
 Int64Array = NDArray[np.int64]
 
@@ -212,7 +213,7 @@ class PlaceMap:
         The second, because the nearest is often across the street: two lanes 4 m apart with a photo every 10 m are
         places 10 m apart to someone who drives along.
         """
-        sample = np.unique(np.linspace(0, self.count - 1, min(self.count, _SPACING_SAMPLE)).astype(np.int64))
+        sample = evenly_spaced(self.count, _SPACING_SAMPLE)
         radius = 2.0 * self.place_m
         while radius < _SPACING_LIMIT_M:
             pairs = self.near(sample, radius)

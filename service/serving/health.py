@@ -15,6 +15,7 @@ import numpy as np
 
 from retrieval.errors import ImageError, PlaceIndexError, SightfixError
 from retrieval.images import ImageLimits, RgbImage, read_image
+from retrieval.index.sampling import evenly_spaced
 from retrieval.localize.localizer import Localizer
 
 State = Literal["loading", "ready", "unhealthy", "failed", "stopping"]
@@ -77,7 +78,7 @@ def choose_probe(localizer: Localizer, limits: ImageLimits) -> Probe:
         limits: of encoded images.
     """
     index = localizer.place_index
-    rows = np.unique(np.linspace(0, index.count - 1, _PHOTOS_TRIED).round().astype(np.int64))
+    rows = evenly_spaced(index.count, _PHOTOS_TRIED)
     for row, reference in zip(rows, index.references(rows), strict=True):
         try:
             image = read_image(reference.path, localizer.describer.bundle.preprocessing, limits)

@@ -12,6 +12,7 @@ from index_builder.maintenance.doctor import Diagnosis, Jump, Misplaced
 from retrieval.errors import counted
 from retrieval.geo import Position, to_local_metres
 from retrieval.index.place_index import PlaceIndex
+from retrieval.index.sampling import evenly_spaced
 
 _WIDTH: Final = 960
 
@@ -90,7 +91,7 @@ def _marks(index: PlaceIndex, diagnosis: Diagnosis, drawing: _Drawing) -> dict[s
     def at(*rows: int) -> list[Point]:
         return drawing.points(index.lat[list(rows)], index.lon[list(rows)])
 
-    some = np.unique(np.linspace(0, index.count - 1, min(index.count, _MOST_DOTS)).astype(np.int64))
+    some = evenly_spaced(index.count, _MOST_DOTS)
     elsewhere: list[tuple[Jump | Misplaced, str]] = [
         *((jump, "the path of its session lies") for jump in diagnosis.jumps[:_MOST_LISTED]),
         *((one, f"{one.votes} of 10 look-alikes lie") for one in diagnosis.misplaced[:_MOST_LISTED]),

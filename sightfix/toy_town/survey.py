@@ -5,7 +5,6 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +19,7 @@ from PIL.TiffImagePlugin import IFDRational
 from retrieval.artefact import replace_file, storage_errors
 from retrieval.errors import ParameterError
 from retrieval.geo import Position
-from retrieval.machine import available_cores
+from retrieval.machine import read_ahead
 from sightfix.toy_town.camera import Camera
 from sightfix.toy_town.plan import LANE_M, generator
 from sightfix.toy_town.town import ToyTown
@@ -150,12 +149,11 @@ def photographs(
     town: ToyTown, photos: list[PlannedPhoto], size: tuple[int, int] = (320, 240)
 ) -> Iterator[tuple[PlannedPhoto, NDArray[np.uint8]]]:
     """Take photos without writing any: (plan, (height, width, 3) uint8 RGB), in order, on every core."""
-    ahead = 4 * available_cores()
-    with ThreadPoolExecutor(available_cores(), "draw") as pool:
-        for start in range(0, len(photos), ahead):
-            some = photos[start : start + ahead]
-            taken = pool.map(lambda photo: town.photograph(photo.camera, size, photo.light, photo.moment), some)
-            yield from zip(some, taken, strict=True)
+
+    def take(photo: PlannedPhoto) -> NDArray[np.uint8]:
+        return town.photograph(photo.camera, size, photo.light, photo.moment)
+
+    return zip(photos, read_ahead(take, photos), strict=True)
 
 
 def write_survey(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval.describer import Descriptors
 from retrieval.errors import DeviceError, ProviderUnavailableError
+from retrieval.index.sampling import evenly_spaced
 from retrieval.index.vectors.candidates import StoredVectors
 from retrieval.index.vectors.exact import empty_result
 from retrieval.index.vectors.faiss_library import faiss_module
@@ -159,7 +160,7 @@ class GpuVectors(StoredVectors):
         """Stored rows must find themselves, or their like, before anything is answered."""
         if not self.exact.count:
             return
-        rows = np.unique(np.linspace(0, self.exact.count - 1, _CANARIES).astype(np.int64))
+        rows = evenly_spaced(self.exact.count, _CANARIES)
         descriptors = self.exact.descriptors(rows)
         _, best = super().search(descriptors, 1)
         _, scores = self.search(descriptors, 1)
