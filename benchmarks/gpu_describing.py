@@ -61,8 +61,8 @@ class Describing:
         return np.stack(images)
 
     @cached_property
-    def truth(self) -> Descriptors:
-        """What the CPU says in fp32."""
+    def fp32(self) -> Descriptors:
+        """Descriptors in fp32 on the CPU."""
         return Describer(self.bundle, provider="cpu", precision="fp32").describe(self.images)
 
     def need(self, precision: Precision) -> None:
@@ -70,17 +70,17 @@ class Describing:
         if precision not in self.bundle.manifest.graphs:
             raise SkippedError(f"the bundle has no {precision} graph")
 
-    def judge(self, describe: Callable[[Images], Descriptors], runtime: str, precision: Precision) -> str:
-        """Compare with the truth, take the times, and say both.
+    def check(self, describe: Callable[[Images], Descriptors], runtime: str, precision: Precision) -> str:
+        """Compare with fp32 on the CPU and take the times.
 
         Raises:
             FailedError: an image's cosine is too low, or a batch is described otherwise than its images one by one.
         """
         pieces = [describe(self.images[start : start + MAX_BATCH]) for start in range(0, len(self.images), MAX_BATCH)]
-        worst = worst_cosine(np.concatenate(pieces), self.truth)
+        worst = worst_cosine(np.concatenate(pieces), self.fp32)
         # Odd sizes are padded: 1 + 2 + 3 + 5 images must come out as they do in a large batch.
         odd = np.concatenate([describe(self.images[a:b]) for a, b in ((0, 1), (1, 3), (3, 6), (6, 11))])
-        worst = min(worst, worst_cosine(odd, self.truth[:11]))
+        worst = min(worst, worst_cosine(odd, self.fp32[:11]))
         speeds = []
         for batch in BATCHES:
             images = np.ascontiguousarray(self.images[:batch])
@@ -100,7 +100,7 @@ class Describing:
             describer.warm_up()
             if describer.provider != provider:
                 raise FailedError(f"{describer.provider} computes, and {provider} was asked for")
-            return self.judge(describer.describe, f"{provider}: {describer.description.runtime}", precision)
+            return self.check(describer.describe, f"{provider}: {describer.description.runtime}", precision)
 
     def overhead(self) -> str:
         """The describer against ONNX Runtime alone with its buffers on the device, in turn, at each batch size."""
@@ -139,7 +139,7 @@ class Describing:
             if not second.description.runtime.startswith("ONNX Runtime"):
                 raise SkippedError(f"{self.bundle.folder} holds a plan for this machine, which is taken instead")
             changed = difference(before, snapshot(cache))
-            judged = self.judge(second.describe, f"tensorrt: {second.description.runtime}", precision)
+            judged = self.check(second.describe, f"tensorrt: {second.description.runtime}", precision)
         found = f"first start {built_in:.1f} s, second {loaded_in:.1f} s; {judged}"
         if not before:
             raise FailedError(f"{found}; the cache is empty")
@@ -160,7 +160,7 @@ class Describing:
         began = time.perf_counter()
         with open_plan(plan, self.bundle, precision, profiles) as engine:
             opened_in = time.perf_counter() - began
-            judged = self.judge(engine.run, f"native: {engine.description.runtime}", precision)
+            judged = self.check(engine.run, f"native: {engine.description.runtime}", precision)
         found = f"built in {built_in:.1f} s, opened in {opened_in:.2f} s; {judged}"
         changed = difference(before, snapshot(cache))
         if changed:
@@ -197,9 +197,9 @@ def bare_cuda_run(bundle: Bundle, images: Images) -> Callable[[], Descriptors]:
     return run
 
 
-def worst_cosine(ours: Descriptors, truth: Descriptors) -> float:
+def worst_cosine(ours: Descriptors, expected: Descriptors) -> float:
     """The lowest cosine between rows of unit length; NaN if any is."""
-    return float((ours.astype(np.float64) * truth).sum(axis=1).min())
+    return float((ours.astype(np.float64) * expected).sum(axis=1).min())
 
 
 def medians_in_turn(functions: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:

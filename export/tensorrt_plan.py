@@ -147,8 +147,7 @@ class _PlanBuild:
         raise self._refused(f"cannot read the graph: {said}", remedy, "graph_not_supported")
 
     def _add_profiles(self, builder: Any, config: Any) -> None:
-        preprocessing = self._bundle.preprocessing
-        image = (preprocessing.height, preprocessing.width, 3)
+        image = self._bundle.image_shape
         for sizes in self._key.profiles.profiles:
             profile = builder.create_optimization_profile()
             profile.set_shape(INPUT_NAME, (sizes.min, *image), (sizes.opt, *image), (sizes.max, *image))

@@ -187,7 +187,7 @@ def _config_text(bundle: Bundle, precision: Precision, name: str, settings: Trit
         name: of the model and its folder, which must be the same.
         settings: how it is run.
     """
-    image = [bundle.preprocessing.height, bundle.preprocessing.width, 3]
+    image = list(bundle.image_shape)
     config: dict[str, object] = {
         "name": name,
         "backend": "onnxruntime",
@@ -219,10 +219,11 @@ def _config_text(bundle: Bundle, precision: Precision, name: str, settings: Trit
 def _tensorrt(bundle: Bundle, precision: Precision, name: str, settings: TritonSettings) -> list[object]:
     """ONNX Runtime's TensorRT options, by the names that Triton's backend gives them."""
     options = {"precision_mode": precision.upper()}
-    image = (bundle.preprocessing.height, bundle.preprocessing.width, 3)
     for bound, count in (("min", 1), ("opt", max(1, settings.max_batch // 2)), ("max", settings.max_batch)):
         # One profile for all batches: without it, a batch larger than all before it builds another engine.
-        options[f"trt_profile_{bound}_shapes"] = f"{INPUT_NAME}:{'x'.join(str(side) for side in (count, *image))}"
+        options[f"trt_profile_{bound}_shapes"] = (
+            f"{INPUT_NAME}:{'x'.join(str(side) for side in (count, *bundle.image_shape))}"
+        )
     if precision == "fp16":
         options["trt_layer_norm_fp32_fallback"] = "1"
     if settings.engine_cache is not None:

@@ -197,6 +197,11 @@ class Bundle:
         """D, the length of a descriptor."""
         return self.manifest.descriptor_dim
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, 3) of an image as the graph takes it."""
+        return self.preprocessing.height, self.preprocessing.width, 3
+
     def graph_path(self, precision: Precision) -> Path:
         """The ONNX file of a precision.
 

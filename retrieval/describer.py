@@ -123,16 +123,15 @@ class Describer:
 
         One batch on the CPU; every batch size that can reach a GPU, where each may cost seconds the first time.
         """
-        preprocessing = self.bundle.preprocessing
         for size in self._profiles.sizes if self.provider in _WARM_EVERY_SIZE else (1,):
-            self.describe(np.zeros((size, preprocessing.height, preprocessing.width, 3), np.uint8))
+            self.describe(np.zeros((size, *self.bundle.image_shape), np.uint8))
 
     def close(self) -> None:
         """Free the engine's memory; the describer cannot be used afterwards."""
         self._engine.close()
 
     def _check(self, images: NDArray[np.uint8] | Sequence[RgbImage]) -> None:
-        size = (self.bundle.preprocessing.height, self.bundle.preprocessing.width, 3)
+        size = self.bundle.image_shape
         if isinstance(images, np.ndarray):
             # One look at an array is enough: all its images have the same size and type.
             kinds = {(images.shape[1:], images.dtype)} if len(images) else set()

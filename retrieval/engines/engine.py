@@ -94,8 +94,7 @@ def check_contract(bundle: Bundle, inputs: Sequence[TensorContract], outputs: Se
     Raises:
         BundleError: other inputs or outputs than the bundle's.
     """
-    preprocessing = bundle.preprocessing
-    wanted_in = [(INPUT_NAME, "uint8", [preprocessing.height, preprocessing.width, 3])]
+    wanted_in = [(INPUT_NAME, "uint8", list(bundle.image_shape))]
     wanted_out = [(OUTPUT_NAME, "float32", [bundle.descriptor_dim])]
     if list(inputs) != wanted_in or list(outputs) != wanted_out:
         raise BundleError(

@@ -168,9 +168,8 @@ class _BoundBatch:
     """One batch size: a buffer for the images, one for the descriptors, bound to a session."""
 
     def __init__(self, ort: ModuleType, session: Any, bundle: Bundle, size: int, device: str) -> None:
-        image = (bundle.preprocessing.height, bundle.preprocessing.width, 3)
         make = ort.OrtValue.ortvalue_from_shape_and_type
-        self._images = make([size, *image], np.uint8, device, int(_DEVICE))
+        self._images = make([size, *bundle.image_shape], np.uint8, device, int(_DEVICE))
         self._descriptors = make([size, bundle.descriptor_dim], np.float32, device, int(_DEVICE))
         self._session = session
         self._binding = session.io_binding()
@@ -247,7 +246,7 @@ def open_tensorrt_provider(request: EngineRequest) -> DeviceBoundEngine:
     gpu = first_gpu()
     preload_cuda(ort)
     version = load_linked_tensorrt(Path(str(ort.__file__)).parent / "capi" / _PROVIDER_LIBRARY)
-    precision, profiles, image = request.precision, request.profiles, _image(request)
+    precision, profiles = request.precision, request.profiles
     final = (request.cache / provider_key(request, version, gpu, ort.__version__).folder).absolute()
 
     def open_from(folder: Path) -> DeviceBoundEngine:
@@ -270,7 +269,7 @@ def open_tensorrt_provider(request: EngineRequest) -> DeviceBoundEngine:
         engine = open_from(folder)
         # What is left to build is built by running; only a whole engine goes into the cache.
         for size in profiles.sizes:
-            engine.run(np.zeros((size, *image), np.uint8))
+            engine.run(np.zeros((size, *request.bundle.image_shape), np.uint8))
     _log.info("TensorRT built the engine in %.0f s: %s", time.perf_counter() - started, final)
     return engine
 
@@ -287,7 +286,7 @@ def provider_key(request: EngineRequest, tensorrt: str, gpu: NvidiaGpu, onnxrunt
 
 
 def _open_session(ort: ModuleType, request: EngineRequest, profile: BatchProfile, folder: Path) -> object:
-    options = tensorrt_provider_options(folder, profile, _image(request), request.precision)
+    options = tensorrt_provider_options(folder, profile, request.bundle.image_shape, request.precision)
     for path in (options["trt_engine_cache_path"], options["trt_timing_cache_path"]):
         make_folder(Path(path))
     providers = [
@@ -297,11 +296,6 @@ def _open_session(ort: ModuleType, request: EngineRequest, profile: BatchProfile
     session = open_session(ort, request.bundle.graph_path(request.precision), providers, request.threads)
     check_session("tensorrt", request.bundle, session)
     return session
-
-
-def _image(request: EngineRequest) -> tuple[int, int, int]:
-    preprocessing = request.bundle.preprocessing
-    return preprocessing.height, preprocessing.width, 3
 
 
 def engine_failure(precision: Precision, error: Exception, *, cached: Path | None) -> ProviderUnavailableError:

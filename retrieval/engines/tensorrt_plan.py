@@ -187,8 +187,7 @@ class TensorRtPlanEngine:
             "tensorrt", precision, f"TensorRT {machine.tensorrt_version}", machine.device_name
         )
         self._path, self._profiles, self._cuda = path, profiles, cuda
-        preprocessing = bundle.preprocessing
-        self._image = (preprocessing.height, preprocessing.width, 3)
+        self._image = bundle.image_shape
         self._dim = bundle.descriptor_dim
         self._messages = TensorRtMessages(trt)
         self._runtime: Any = None

@@ -97,7 +97,7 @@ def test_an_item_never_ends_the_script() -> None:
 
 def test_a_runtime_that_describes_as_the_cpu_does_passes(describing: Describing) -> None:
     cpu = Describer(describing.bundle, provider="cpu")
-    assert describing.judge(cpu.describe, "cpu", "fp32").startswith("worst cosine 1.000000 over 64 images")
+    assert describing.check(cpu.describe, "cpu", "fp32").startswith("worst cosine 1.000000 over 64 images")
     assert [timing.batch for timing in describing.report.timings] == [1, 8, 32]
 
 
@@ -116,7 +116,7 @@ def test_one_wrong_descriptor_fails(describing: Describing, damage: Callable[[np
     describing.images[np.arange(64), ..., np.arange(64) % 3] = 255
     cpu = Describer(describing.bundle, provider="cpu")
     with pytest.raises(FailedError, match=r"at least 0\.9999 is wanted"):
-        describing.judge(lambda images: damage(cpu.describe(images)), "damaged", "fp32")
+        describing.check(lambda images: damage(cpu.describe(images)), "damaged", "fp32")
 
 
 def test_the_native_door_is_built_found_opened_and_taken_by_the_describer(
@@ -154,7 +154,7 @@ def test_a_second_start_must_not_build(
         def warm_up(self) -> None:
             """Nothing: black has no mean colour."""
 
-    describing.truth = Describer(describing.bundle).describe(describing.images)
+    describing.fp32 = Describer(describing.bundle).describe(describing.images)
     monkeypatch.setattr("benchmarks.gpu_describing.Describer", Building)
     if said is None:
         assert "first start" in describing.provider_cache("fp16")
