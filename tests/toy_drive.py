@@ -1,4 +1,4 @@
-"""A drive through the toy town at dusk: an index of the town, and the frames of a camera that nobody indexed."""
+"""A drive through the toy town at dusk: an index of the town, and camera frames that are not in the index."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -54,13 +54,13 @@ def header(sec: int) -> fake_ros.Header:
     return fake_ros.Header(fake_ros.Stamp(sec, 500), "camera")
 
 
-def heard(node: Any, message: Any, topic: str = IMAGES) -> None:
+def deliver(node: Any, message: Any, topic: str = IMAGES) -> None:
     kind, callback = node.subscriptions_by_topic[topic]
     assert isinstance(message, kind)
     callback(message)
 
 
-def told(node: Any, count: int) -> list[Any]:
+def published_fixes(node: Any, count: int) -> list[Any]:
     published: list[Any] = node.publishers_by_topic["fix"].published
     until(lambda: len(published) >= count and not node._worker._busy)
     return published
@@ -70,9 +70,9 @@ def test_frames_become_fixes(start: StartNode, server: RunningServer, published:
     node = start(server.url, ambiguous_is_fix=True, deadline_ms=30_000, min_radius_m=5.0)
     for turn, number in enumerate((4, 7)):
         data = published.places.rows[number].path.read_bytes()
-        heard(node, fake_ros.CompressedImage(header(100 + turn), "jpeg", data))
-        told(node, turn + 1)
-    first, second = told(node, 2)
+        deliver(node, fake_ros.CompressedImage(header(100 + turn), "jpeg", data))
+        published_fixes(node, turn + 1)
+    first, second = published_fixes(node, 2)
     assert (first.header.stamp.sec, first.header.stamp.nanosec, first.header.frame_id) == (100, 500, "camera")
     assert first.status.status == fake_ros.NavSatStatus.STATUS_FIX
     assert first.latitude == pytest.approx(48.0, abs=0.01)
@@ -101,24 +101,24 @@ def test_raw_images_and_a_gps_prior(start: StartNode, server: RunningServer, pub
     row = published.places.rows[9]
     assert row.position is not None
     gps = fake_ros.NavSatFix(header(199), fake_ros.NavSatStatus(0), row.position.lat, row.position.lon)
-    heard(node, gps, "gps")
-    heard(node, frame, "image_raw")
-    (near,) = told(node, 1)
+    deliver(node, gps, "gps")
+    deliver(node, frame, "image_raw")
+    (near,) = published_fixes(node, 1)
     assert near.longitude == pytest.approx(row.position.lon, abs=1e-6)  # the only reference within 50 m of the GPS
     assert (near.header.frame_id, near.altitude) == ("map", 0.0)
     gps.header.stamp.sec = 100  # too old: the photo alone decides
-    heard(node, frame, "image_raw")
-    assert abs(told(node, 2)[1].longitude - row.position.lon) > 1e-4
+    deliver(node, frame, "image_raw")
+    assert abs(published_fixes(node, 2)[1].longitude - row.position.lon) > 1e-4
     gps.header.stamp.sec, gps.status.status = 199, -1  # no fix is no prior
-    heard(node, frame, "image_raw")
-    assert abs(told(node, 3)[2].longitude - row.position.lon) > 1e-4
+    deliver(node, frame, "image_raw")
+    assert abs(published_fixes(node, 3)[2].longitude - row.position.lon) > 1e-4
 
 
 def test_no_match_is_published_as_no_fix(start: StartNode, server: RunningServer, published: PublishedPlaces) -> None:
     node = start(server.url, gps_topic="gps", deadline_ms=30_000)
-    heard(node, fake_ros.NavSatFix(header(300), fake_ros.NavSatStatus(0), 10.0, 10.0), "gps")  # far from any reference
-    heard(node, fake_ros.CompressedImage(header(300), "jpeg", published.places.rows[1].path.read_bytes()))
-    (nothing,) = told(node, 1)
+    deliver(node, fake_ros.NavSatFix(header(300), fake_ros.NavSatStatus(0), 10.0, 10.0), "gps")  # far away
+    deliver(node, fake_ros.CompressedImage(header(300), "jpeg", published.places.rows[1].path.read_bytes()))
+    (nothing,) = published_fixes(node, 1)
     assert nothing.status.status == fake_ros.NavSatStatus.STATUS_NO_FIX
     assert math.isnan(nothing.latitude)
     assert nothing.position_covariance_type == fake_ros.NavSatFix.COVARIANCE_TYPE_UNKNOWN
@@ -135,11 +135,11 @@ def test_callbacks_never_wait_and_frames_are_dropped(start: StartNode, monkeypat
 
     monkeypatch.setattr(node._server, "localize", localize)
     for number in range(20):
-        heard(
+        deliver(
             node, fake_ros.CompressedImage(header(number), "jpeg", bytes([number]))
-        )  # returns although nobody answers
+        )  # returns although no server answers
     go.set()
-    assert [message.header.stamp.sec for message in told(node, 1)] == [0]
+    assert [message.header.stamp.sec for message in published_fixes(node, 1)] == [0]
     assert asked == [b"\x00"]
     assert node._worker.dropped == 19
 
@@ -149,9 +149,9 @@ def test_refusals_are_logged_and_the_server_is_left_alone(start: StartNode, monk
     problem = b'{"code": "queue_full", "detail": "too many photos are waiting"}'
     with scripted((429, {"Retry-After": "600"}, problem)) as (url, asked):
         node = start(url, shrink=False, api_key_env="ROBOT_KEY")
-        heard(node, fake_ros.CompressedImage(header(1), "jpeg", b"\xff\xd8\xff"))
+        deliver(node, fake_ros.CompressedImage(header(1), "jpeg", b"\xff\xd8\xff"))
         until(lambda: bool(node.logger.lines) and not node._worker._busy)
-        heard(node, fake_ros.CompressedImage(header(2), "jpeg", b"\xff\xd8\xff"))
+        deliver(node, fake_ros.CompressedImage(header(2), "jpeg", b"\xff\xd8\xff"))
         assert node._worker.dropped == 1
     assert node.logger.lines == [("warning", "queue_full: too many photos are waiting")]
     assert asked[0][1]["Authorization"] == "Bearer secret"
@@ -160,9 +160,9 @@ def test_refusals_are_logged_and_the_server_is_left_alone(start: StartNode, monk
 
 def test_frames_that_cannot_be_read_are_logged(start: StartNode, server: RunningServer) -> None:
     node = start(server.url, compressed=False, image_topic="image_raw")
-    heard(node, fake_ros.Image(header(1), 2, 2, "bayer_rggb8", 0, 2, bytes(4)), "image_raw")
+    deliver(node, fake_ros.Image(header(1), 2, 2, "bayer_rggb8", 0, 2, bytes(4)), "image_raw")
     until(lambda: len(node.logger.lines) == 1 and not node._worker._busy)
-    heard(node, fake_ros.Image(header(1), 2, 2, "rgb8", 0, 6, None), "image_raw")  # a driver's mistake
+    deliver(node, fake_ros.Image(header(1), 2, 2, "rgb8", 0, 6, None), "image_raw")  # a driver's mistake
     until(lambda: len(node.logger.lines) == 2)
     levels, lines = zip(*node.logger.lines, strict=True)
     assert set(levels) == {"error"}
@@ -183,8 +183,8 @@ def test_large_frames_are_shrunk_before_they_are_sent(
         return localize(photo, **keywords)
 
     monkeypatch.setattr(node._server, "localize", watched)
-    heard(node, fake_ros.CompressedImage(header(1), "jpeg", buffer.getvalue()))
-    told(node, 1)
+    deliver(node, fake_ros.CompressedImage(header(1), "jpeg", buffer.getvalue()))
+    published_fixes(node, 1)
     assert len(sent[0]) < 0.5 * len(buffer.getvalue())
 
 
@@ -193,7 +193,7 @@ def test_main_ends_cleanly(start: StartNode, monkeypatch: pytest.MonkeyPatch) ->
     sys.modules["sightfix_ros.node"].main()
 
 
-def test_the_readme_tells_every_parameter(start: StartNode) -> None:
+def test_the_readme_names_every_parameter(start: StartNode) -> None:
     from tests.examples.conftest import EXAMPLES
 
     start("http://127.0.0.1:9")

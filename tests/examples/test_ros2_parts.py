@@ -138,7 +138,7 @@ def until(condition: Any) -> None:
         time.sleep(0.005)
 
 
-def test_frames_are_dropped_while_one_is_in_hand() -> None:
+def test_frames_are_dropped_while_one_is_processed() -> None:
     go, done = threading.Event(), []
 
     def work(frame: int) -> float:
@@ -156,7 +156,7 @@ def test_frames_are_dropped_while_one_is_in_hand() -> None:
     assert (worker.taken, worker.dropped >= 5) == (2, True)
 
 
-def test_no_more_frames_than_the_rate_allows_and_none_while_the_server_wants_peace() -> None:
+def test_no_more_frames_than_the_rate_allows_and_none_during_retry_after() -> None:
     now, pause_s = [100.0], [0.0]
     worker = OneAtATime(lambda _: pause_s[0], max_rate_hz=4.0, clock=lambda: now[0])
 
@@ -195,9 +195,9 @@ def test_a_real_server(server: RunningServer, published: PublishedPlaces) -> Non
     ours = Server(server.url)
     sees = ours.info()["preprocessing"]
     assert (sees["width"], sees["height"]) == (256, 256)
-    told = ours.localize(published.places.rows[5].path.read_bytes(), prior="48.0,11.0,5000", deadline_ms=30_000)
-    assert told["matches"][0]["reference_id"] == "photos/0005.jpg"
-    assert position_of(told, FixRules(ambiguous_is_fix=True)) is not None
+    answer = ours.localize(published.places.rows[5].path.read_bytes(), prior="48.0,11.0,5000", deadline_ms=30_000)
+    assert answer["matches"][0]["reference_id"] == "photos/0005.jpg"
+    assert position_of(answer, FixRules(ambiguous_is_fix=True)) is not None
     with pytest.raises(NotLocalizedError) as refused:
         ours.localize(b"no photo")
     assert refused.value.code == "unsupported_media_type"

@@ -67,7 +67,7 @@ def test_without_jq_it_prints_the_answer(server: RunningServer, published: Publi
     assert json.loads(done.stdout)["matches"][0]["reference_id"] == "photos/0003.jpg"
 
 
-def test_it_waits_as_long_as_the_server_says(published: PublishedPlaces, tmp_path: Path) -> None:
+def test_it_waits_for_retry_after(published: PublishedPlaces, tmp_path: Path) -> None:
     busy = (429, {"Retry-After": "1"}, b'{"code": "queue_full", "detail": "later"}')
     with scripted(busy, (200, {}, b'{"status": "NO_MATCH"}')) as (url, asked):
         done = run(url, published.places.rows[3].path, SIGHTFIX_API_KEY="secret", SIGHTFIX_QUERY="top_k=3")
@@ -79,7 +79,7 @@ def test_it_waits_as_long_as_the_server_says(published: PublishedPlaces, tmp_pat
     assert asked[1][2] == published.places.rows[3].path.read_bytes()
 
 
-def test_what_will_not_pass_is_not_tried_again(published: PublishedPlaces) -> None:
+def test_permanent_statuses_are_not_retried(published: PublishedPlaces) -> None:
     problem = b'{"code": "unauthenticated", "detail": "no API key"}'
     with scripted((401, {}, problem)) as (url, asked):
         done = run(url, published.places.rows[3].path)

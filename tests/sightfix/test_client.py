@@ -151,7 +151,7 @@ def test_lane_and_deadline_reach_the_server(ask: Ask, published: PublishedPlaces
     with pytest.raises(ProblemError) as refusal:
         ask("localize", path, lane="express")
     assert refusal.value.code == "validation_error"
-    # More than the server takes: the client waits as long as it was told, and tells the server what it takes.
+    # More than the server takes: the client waits that long, and sends the longest deadline that the server takes.
     assert ask("localize", path, deadline_ms=700_000).matches[0].reference_id == "photos/0001.jpg"
     with pytest.raises(ParameterError, match="not above 0"):
         ask("localize", path, deadline_ms=0)
@@ -206,7 +206,7 @@ def test_parameters_reach_the_server(client: SightfixClient, published: Publishe
     assert [match.reference_id for match in strict.matches] == ["photos/0007.jpg"]
 
 
-def test_the_server_says_when_it_is_ready(client: SightfixClient) -> None:
+def test_readiness(client: SightfixClient) -> None:
     assert client.is_ready() is True
 
 
@@ -238,9 +238,9 @@ def test_a_missing_file_is_named(client: SightfixClient, tmp_path: Path) -> None
     )
 
 
-def test_a_server_that_is_not_there_is_a_clear_error(published: PublishedPlaces) -> None:
-    with SightfixClient("http://127.0.0.1:9") as nobody, pytest.raises(ServerError) as error:
-        nobody.localize(published.places.rows[0].path)
+def test_an_unreachable_server_is_a_clear_error(published: PublishedPlaces) -> None:
+    with SightfixClient("http://127.0.0.1:9") as client, pytest.raises(ServerError) as error:
+        client.localize(published.places.rows[0].path)
     assert str(error.value) == (
         "http://127.0.0.1:9: the server cannot be reached (Connection refused). "
         "Check the address, and that the server runs: sightfix serve."

@@ -136,15 +136,15 @@ def test_refusals(ask: Ask) -> None:
         ask("create_job", FullJobRequest(kind="full", index="x", source="exif:/etc"))
     assert outside.value.code == "source_not_allowed"
     for path in ("job-none", "../indexes", "a/b?c#d"):
-        with pytest.raises(ProblemError) as nobody:
+        with pytest.raises(ProblemError) as missing:
             ask("get_job", path)
-        assert nobody.value.status == 404
+        assert missing.value.status == 404
     with pytest.raises(ProblemError) as none:
         ask("index", "none")
     assert none.value.code == "index_not_found"
 
 
-def test_patience_for_a_job_ends(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_job_ends(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     running = Job.model_validate(
         {"id": "j", "kind": "full", "index": "x", "state": "RUNNING", "request": {}, "progress": {}, "created_at": 0}
     )

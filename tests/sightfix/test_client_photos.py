@@ -1,4 +1,4 @@
-"""What becomes of a photo on its way: fewer bytes, the same descriptor, upright."""
+"""How the client encodes photos: fewer bytes, the same descriptor, upright."""
 
 import io
 from pathlib import Path
@@ -87,9 +87,9 @@ MODELS = {"a": Preprocessing(height=64, width=64), "b": Preprocessing(height=32,
 class SwappingServer:
     """Serves one model after the other; says what it sees in /info unless it is too old for that."""
 
-    def __init__(self, *models: str, tells: bool = True) -> None:
+    def __init__(self, *models: str, reports: bool = True) -> None:
         self.models = list(models)
-        self.tells = tells
+        self.reports = reports
         self.infos = 0
         self.sizes: list[tuple[int, int]] = []
 
@@ -97,11 +97,11 @@ class SwappingServer:
         model = dict.fromkeys(("name", "precision", "provider", "runtime", "device"), "x")
         if request.url.path == "/info":
             self.infos += 1
-            told = {"preprocessing": MODELS[self.models[0]].model_dump()} if self.tells else {}
+            known = {"preprocessing": MODELS[self.models[0]].model_dump()} if self.reports else {}
             index = {"name": "town", "version": "v", "size": 1, "type": "exact"}
             bounds = {"lat_min": 0, "lat_max": 1, "lon_min": 0, "lon_max": 1}
             info = {"sightfix_version": "0", "model": {**model, "fingerprint": self.models[0]}, "index": index}
-            return httpx.Response(200, json={**info, "bounds": bounds, "limits": {}, **told})
+            return httpx.Response(200, json={**info, "bounds": bounds, "limits": {}, **known})
         with Image.open(io.BytesIO(request.content)) as image:
             self.sizes.append(image.size)
         served = self.models.pop(0) if len(self.models) > 1 else self.models[0]
@@ -127,7 +127,7 @@ def test_the_server_is_asked_once_what_its_model_sees(
     assert (server.infos, server.sizes) == (1, [(64, 64)] * 3)
 
 
-def test_a_new_model_sees_the_photo_as_it_wants_it(
+def test_a_new_model_gets_photos_in_its_own_size(
     town_photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model changes between asking and answering: the photo is shrunk anew and sent again."""
@@ -138,7 +138,7 @@ def test_a_new_model_sees_the_photo_as_it_wants_it(
     assert (server.infos, server.sizes) == (2, [(64, 64), (64, 64), (48, 32)])
 
 
-def test_servers_of_different_models_behind_one_address_end_nowhere(
+def test_servers_of_different_models_behind_one_address_do_not_loop(
     town_photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = SwappingServer("a", *"bababababa")
@@ -151,6 +151,6 @@ def test_servers_of_different_models_behind_one_address_end_nowhere(
 def test_a_server_that_does_not_say_what_its_model_sees(
     town_photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with client_of(SwappingServer("a", tells=False), monkeypatch) as client, pytest.raises(ServerError) as error:
+    with client_of(SwappingServer("a", reports=False), monkeypatch) as client, pytest.raises(ServerError) as error:
         client.describe(town_photos[0])
     assert error.value.code == "preprocessing_unknown"

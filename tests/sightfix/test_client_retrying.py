@@ -92,7 +92,7 @@ def test_jitter_takes_anything_from_nothing_to_the_limit() -> None:
 
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503])
-def test_what_may_pass_is_tried_again(status: int) -> None:
+def test_transient_statuses_are_retried(status: int) -> None:
     assert pauses(RetryPolicy(base_s=0.5), [problem(status)]) == [0.5]
 
 
@@ -108,7 +108,7 @@ def test_what_may_pass_is_tried_again(status: int) -> None:
         (problem(408), False),
     ],
 )
-def test_what_must_not_be_done_twice(error: SightfixError, again: bool) -> None:
+def test_calls_that_are_not_repeatable(error: SightfixError, again: bool) -> None:
     if again:
         assert pauses(RetryPolicy(base_s=0.5), [error], repeatable=False) == [0.5]
     else:
@@ -117,7 +117,7 @@ def test_what_must_not_be_done_twice(error: SightfixError, again: bool) -> None:
         assert raised.value is error
 
 
-def test_which_calls_may_be_done_twice() -> None:
+def test_which_calls_are_repeatable() -> None:
     photo = EncodedPhoto(b"", "image/jpeg")
     job = AppendJobRequest(kind="append", index="town", source="exif:x")
     assert calls.activate_call("town", "v1", None, 300.0).repeatable is False
@@ -133,7 +133,7 @@ def test_which_calls_may_be_done_twice() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 415, 422, 500, 504, 507])
-def test_what_will_not_pass_is_not(status: int) -> None:
+def test_permanent_statuses_are_not_retried(status: int) -> None:
     with pytest.raises(ProblemError):
         pauses(RetryPolicy(), [problem(status)])
 
@@ -333,7 +333,7 @@ QUICK = RetryPolicy(base_s=0.01)
 
 
 @BOTH
-def test_an_overloaded_server_is_asked_again_when_it_says(scripted: Any, indexes: Any) -> None:
+def test_retries_wait_for_retry_after(scripted: Any, indexes: Any) -> None:
     server = scripted((0, {}), (429, {"Retry-After": "1"}), (503, {}), (200, {}))
     assert indexes(server.url, retry=QUICK) == []
     assert len(server.times) == 4
@@ -341,7 +341,7 @@ def test_an_overloaded_server_is_asked_again_when_it_says(scripted: Any, indexes
 
 
 @BOTH
-def test_a_refusal_is_not_asked_again(scripted: Any, indexes: Any) -> None:
+def test_a_refused_request_is_not_repeated(scripted: Any, indexes: Any) -> None:
     server = scripted((403, {}))
     with pytest.raises(ProblemError) as refusal:
         indexes(server.url, retry=QUICK)
@@ -350,7 +350,7 @@ def test_a_refusal_is_not_asked_again(scripted: Any, indexes: Any) -> None:
 
 
 @BOTH
-def test_patience_ends(scripted: Any, indexes: Any) -> None:
+def test_retries_end(scripted: Any, indexes: Any) -> None:
     server = scripted((503, {"Retry-After": "0"}))
     with pytest.raises(ProblemError) as refusal:
         indexes(server.url, retry=QUICK)
@@ -358,7 +358,7 @@ def test_patience_ends(scripted: Any, indexes: Any) -> None:
 
 
 @BOTH
-def test_what_is_no_answer_is_said(scripted: Any, indexes: Any) -> None:
+def test_a_foreign_answer_is_a_clear_error(scripted: Any, indexes: Any) -> None:
     server = scripted((200, {}))
     with SightfixClient(server.url) as client, pytest.raises(ServerError, match="not a sightfix answer"):
         client.info()
@@ -393,7 +393,7 @@ def test_the_deadline_shrinks_from_attempt_to_attempt(scripted: Any, search: Any
 
 @SEARCHES
 @pytest.mark.parametrize("slow", ["X-Hold", "X-Trickle"])
-def test_a_server_that_is_too_slow_is_left(scripted: Any, search: Any, slow: str) -> None:
+def test_a_deadline_bounds_a_slow_answer(scripted: Any, search: Any, slow: str) -> None:
     """It holds its answer, or lets it trickle, until the test is over; the client does not wait for that."""
     server = scripted((200, {slow: "1"}))
     with pytest.raises(ServerError, match="did not answer in time") as error:
@@ -460,7 +460,7 @@ def test_a_client_ends_its_thread(scripted: Any) -> None:
     until(before)
 
 
-def test_a_client_of_before_the_fork_says_so(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_is_refused_after_a_fork(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server = scripted((200, {}))
     with SightfixClient(server.url) as client:
         client.indexes()
@@ -472,9 +472,9 @@ def test_a_client_of_before_the_fork_says_so(scripted: Any, monkeypatch: pytest.
 
 
 def test_a_newer_server_may_say_more() -> None:
-    told = {"name": "town", "current": "v1", "served": None, "versions": [], "news": {"of": "tomorrow"}}
+    answer_json = {"name": "town", "current": "v1", "served": None, "versions": [], "news": {"of": "tomorrow"}}
     request = httpx.Request("GET", "http://robot")
-    assert calls.index_call("town").answer(httpx.Response(200, json=told, request=request)).current == "v1"
+    assert calls.index_call("town").answer(httpx.Response(200, json=answer_json, request=request)).current == "v1"
     model = dict.fromkeys(("name", "fingerprint", "precision", "provider", "runtime", "device"), "x")
     answer = {
         "request_id": "r",

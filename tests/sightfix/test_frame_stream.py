@@ -147,7 +147,7 @@ def test_a_camera_that_is_too_fast_waits(inside: Served, photos: list[bytes]) ->
     assert sent == 24
 
 
-def test_closing_while_the_camera_films(inside: Served, photos: list[bytes]) -> None:
+def test_closing_while_frames_are_sent(inside: Served, photos: list[bytes]) -> None:
     refusals: list[ServerError] = []
     stream = FrameStream(inside.address)
 
@@ -179,7 +179,7 @@ def test_a_finished_stream_takes_no_frame(inside: Served, photos: list[bytes]) -
             stream.send(photos[0])
 
 
-def test_nobody_listens(photos: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_listens(photos: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     messages, over = FrameStream._messages, threading.Event()
 
     def watched(stream: FrameStream, settings: Any) -> Iterator[Any]:
@@ -197,10 +197,10 @@ def test_nobody_listens(photos: list[bytes], monkeypatch: pytest.MonkeyPatch) ->
         until(stream._ended.is_set)
         with pytest.raises(ServerError, match="the stream has ended"):
             stream.send(photos[0])
-        assert over.wait(LIMIT_S)  # gRPC's sending thread ends although nobody has closed the stream
+        assert over.wait(LIMIT_S)  # gRPC's sending thread ends although the stream was not closed
 
 
-def test_a_server_that_stops_says_so(published: PublishedPlaces, photos: list[bytes]) -> None:
+def test_a_server_that_stops(published: PublishedPlaces, photos: list[bytes]) -> None:
     localization = LocalizationService(ServerSettings(indexes=published.indexes, threads=1, metrics="off"))
     with contextlib.ExitStack() as server, FrameStream(server.enter_context(served(localization)).address) as stream:
         stream.send(photos[4])

@@ -156,7 +156,7 @@ def test_a_large_town_can_be_planned_quickly() -> None:
         (lambda: Camera(0, 0, fov_deg=170), "fov_deg 170 of the toy town's camera is outside [20, 110]."),
     ],
 )
-def test_impossible_wishes_are_refused(make, message: str) -> None:
+def test_impossible_arguments_are_refused(make, message: str) -> None:
     with pytest.raises(ParameterError) as error:
         make()
     assert str(error.value) == message
