@@ -34,15 +34,16 @@ from retrieval.evaluation import (
     Ranked,
     evaluate,
     exact_ranking,
-    fixes_of_matches,
     place_groups,
 )
 from retrieval.evaluation.evaluation import Evaluation
 from retrieval.evaluation.fixes import confidence_report, fix_errors_m
 from retrieval.evaluation.report import Estimate
 from retrieval.geo import Position
-from retrieval.localize.evidence import centre_of, centred_cosines
-from retrieval.localize.fix import FIX_METHODS, Calibration, FixSettings
+from retrieval.index.manifest import BundleIdentity
+from retrieval.localize.calibration import Calibration
+from retrieval.localize.evidence import FIX_METHODS, FixSettings
+from retrieval.localize.fix import FixMaker, familiarity_of
 from retrieval.references import open_references
 from retrieval.references.reference import Reference
 from sightfix.figures.evaluation import answered_figure, confidence_figure, no_match_figure
@@ -50,6 +51,8 @@ from sightfix.toy_town import ToyTown, plan_queries, plan_references, town_for
 
 DRIVES: Final = 32
 FRAMES: Final = 40
+# Of the one describer; nothing here is compared with another.
+BUNDLE: Final = BundleIdentity(name="default", fingerprint="0" * 64)
 
 
 @dataclass(frozen=True)
@@ -203,10 +206,15 @@ def answer(case: Case, calibration: Calibration | None, settings: FixSettings | 
 
 
 def _fixes(database: Photos, descriptors: Descriptors, calibration: Calibration | None, settings: FixSettings) -> Fixes:
-    rows, scores = exact_ranking(database.descriptors, descriptors, settings.matches_needed)
-    index = DescribedIndex(database.references, database.descriptors)
-    centred = centred_cosines(descriptors, database.descriptors[np.maximum(rows, 0)], centre_of(index))
-    return fixes_of_matches(database.positions(), rows, scores, settings, centred=centred, calibration=calibration)
+    index = DescribedIndex(database.references, database.descriptors, BUNDLE)
+    found = index.search(descriptors, settings.matches_needed)
+    maker = FixMaker(index, settings, calibration, always_centred=True)
+    centred = maker.centred(descriptors, found.rows)
+    outcomes = [
+        maker.fix(maker.ranking(rows, scores), near)
+        for rows, scores, near in zip(found.rows, found.scores, centred, strict=True)
+    ]
+    return Fixes.of(outcomes, np.array([familiarity_of(near, settings) for near in centred if near is not None]))
 
 
 def print_row(name: str, outcomes: Sequence[Outcome]) -> None:
@@ -372,7 +380,7 @@ def _splits(case: Case) -> dict[str, NDArray[np.int64]]:
 
 def calibrated_on_photos(case: Case, parts: NDArray[np.int64]) -> list[Outcome]:
     """Each part of the queries, with a calibration that was fitted on the other parts."""
-    index = DescribedIndex(case.database.references, case.database.descriptors)
+    index = DescribedIndex(case.database.references, case.database.descriptors, BUNDLE)
     outcomes = []
     for part in np.unique(parts):
         others = case.queries.only(parts != part)
@@ -382,7 +390,7 @@ def calibrated_on_photos(case: Case, parts: NDArray[np.int64]) -> list[Outcome]:
 
 
 def _calibrate(case: Case) -> Calibration | None:
-    index = DescribedIndex(case.database.references, case.database.descriptors)
+    index = DescribedIndex(case.database.references, case.database.descriptors, BUNDLE)
     return fit_calibration(index, CalibrationSettings())
 
 

@@ -1,12 +1,13 @@
 """Which way of making a fix is the default: position errors of each on both campus protocols, with 95 % intervals."""
 
 from benchmarks.campus import PROTOCOLS, Campus, describe_campus
+from benchmarks.exact_fixes import fixes_of_matches
 from benchmarks.machine import describe_machine
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
-from retrieval.evaluation import Protocol, Ranked, evaluate, exact_ranking, fixes_of_matches
+from retrieval.evaluation import Protocol, Ranked, evaluate, exact_ranking
 from retrieval.evaluation.report import Estimate
-from retrieval.localize.fix import FIX_METHODS, FixMethod, FixSettings
+from retrieval.localize.evidence import FIX_METHODS, FixMethod, FixSettings
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from benchmarks.machine import describe_machine
 from index_builder.update import build_index
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
-from retrieval.localize.answer import LocalizeAnswer
+from service.answer import LocalizeAnswer
 from service.http.app import create_app
 from service.observing.metrics import Metrics
 from service.observing.observer import Observer

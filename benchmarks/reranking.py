@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.campus import PROTOCOLS, Campus, describe_campus
+from benchmarks.exact_fixes import fixes_of_matches
 from benchmarks.indexing_throughput import PHOTOS
 from benchmarks.machine import describe_machine
 from retrieval.bundle import open_bundle
@@ -30,7 +31,6 @@ from retrieval.evaluation import (
     Ranked,
     evaluate,
     exact_ranking,
-    fixes_of_matches,
     place_groups,
 )
 from retrieval.evaluation.report import Estimate

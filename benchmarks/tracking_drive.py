@@ -8,13 +8,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.exact_fixes import PlacedPhotos
 from benchmarks.machine import describe_machine
 from benchmarks.toy_drives import Knowledge, describe_cameras, describe_survey, noisy_odometry, plan_drive
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer, Descriptors
 from retrieval.evaluation import Bootstrap, exact_ranking
 from retrieval.geo import Float64Array, Position, haversine_m
-from retrieval.localize.fix import FixMethod, FixSettings, make_fix
+from retrieval.localize.evidence import FixMethod, FixSettings
+from retrieval.localize.fix import FixMaker
 from retrieval.tracking import Odometry, PlaceMap, Track, TrackSettings
 from sightfix.toy_town import generator, town_for
 
@@ -184,7 +186,8 @@ def _answerer(stream: Stream, method: str) -> Callable[[int], tuple[Position, fl
 
     def alone(frame: int) -> tuple[Position, float, float]:
         rows, scores = stream.rows[frame], stream.scores[frame].astype(np.float64)
-        _, fix = make_fix(stream.town.lat[rows], stream.town.lon[rows], scores, FixSettings(method=name))
+        maker = FixMaker(PlacedPhotos(stream.town.lat, stream.town.lon), FixSettings(method=name))
+        _, fix = maker.fix(maker.ranking(rows, scores))
         assert fix is not None
         return fix.position, fix.confidence, fix.radius_m
 

@@ -22,8 +22,9 @@ from index_builder.calibration_queries import (
 from retrieval.errors import ParameterError
 from retrieval.geo import Float64Array, haversine_m
 from retrieval.index.place_index import PlaceIndex
-from retrieval.localize.evidence import EVIDENCE_NAMES, FIX_METHODS, FixMethod, FixSettings, agree, evidence_of
-from retrieval.localize.fix import Calibration, HeldOut, MethodCalibration, RadiusKnot, logistic
+from retrieval.localize.calibration import Calibration, HeldOut, MethodCalibration, RadiusKnot, logistic
+from retrieval.localize.evidence import EVIDENCE_NAMES, FIX_METHODS, FixMethod, FixSettings
+from retrieval.localize.fix import FixMaker
 
 # The distance that confidence speaks of, and the share that the radius holds.
 WITHIN_M: Final = 25.0
@@ -429,13 +430,12 @@ def make_trials(
         settings: of the fix.
     """
     evidence, errors = np.zeros((len(lat), len(EVIDENCE_NAMES))), np.full(len(lat), _LOST_M)
+    fix_maker = FixMaker(index, settings)
     for place in range(len(lat)):
-        kept = matches.rows[place] >= 0
-        if not kept.any():
+        ranking = fix_maker.ranking(matches.rows[place], matches.scores[place])
+        if not len(ranking):
             continue
-        rows, scores, centred = (part[place][kept] for part in (matches.rows, matches.scores, matches.centred))
-        at_lat, at_lon = index.lat[rows], index.lon[rows]
-        found = agree(at_lat, at_lon, scores / index.score_stretch, settings)
-        evidence[place] = evidence_of(found, at_lat, at_lon, centred, settings).values
+        found, speaks = fix_maker.weigh(ranking, matches.centred[place])
+        evidence[place] = speaks.values
         errors[place] = haversine_m(lat[place], lon[place], found.position.lat, found.position.lon)
     return Trials(evidence, errors, matches.centred.max(axis=1, initial=-1.0))

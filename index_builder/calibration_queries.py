@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from retrieval.artefact import verify_files
 from retrieval.describer import Descriptors
-from retrieval.errors import ParameterError, PlaceIndexError
-from retrieval.geo import Float64Array, GeoPrior
-from retrieval.index.manifest import PlaceIndexManifest
+from retrieval.errors import IndexNotFoundError, ParameterError, PlaceIndexError
+from retrieval.geo import Float64Array, GeoPrior, haversine_m, longitude_bounds
+from retrieval.index.manifest import Bounds, BundleIdentity, PlaceIndexManifest, Source
 from retrieval.index.place_index import CALIBRATION_PHOTOS_NAME, SpatialBlocks
+from retrieval.index.searchable import SearchablePlaceIndex, SearchResult
+from retrieval.index.vectors.exact import ExactVectors
+from retrieval.localize.calibration import HeldOut
 from retrieval.localize.evidence import centre_rows, centred_cosines
-from retrieval.localize.fix import HeldOut
 from retrieval.references.reference import Reference
 
 Int64Array = NDArray[np.int64]
@@ -63,6 +65,9 @@ class ReferenceIndex(Protocol):
 
     def descriptors(self, rows: Int64Array) -> Float32Array:
         """The stored descriptors of some rows: (len(rows), D) float32."""
+
+    def positions(self, rows: Int64Array) -> tuple[Float64Array, Float64Array]:
+        """Latitudes and longitudes of some rows: (len(rows),) degrees each."""
 
     def references(self, rows: Int64Array) -> Sequence[Reference]:
         """The references of some rows."""
@@ -356,15 +361,10 @@ class OutsidePhotos:
         Raises:
             ParameterError: one has no position in degrees.
         """
-        positions = [reference.position for reference in references]
-        places = [position for position in positions if position is not None]
-        if len(places) != len(positions):
-            raise ParameterError("a photo has no position in degrees", remedy="Give geo-tagged photos")
         taken = [reference.captured_at for reference in references]
         return cls(
             descriptors,
-            np.array([place.lat for place in places]),
-            np.array([place.lon for place in places]),
+            *degrees_of(references),
             [reference.session or None for reference in references],
             np.array([np.nan if at is None else at.timestamp() for at in taken]),
         )
@@ -532,45 +532,90 @@ class OutsideSearch:
         return found
 
 
-# Described references in memory, as something to be calibrated before anything is published.
-
-
-class DescribedVectors:
-    """Descriptors by row: (N, D) float32."""
-
-    def __init__(self, descriptors: Descriptors) -> None:
-        self.count = len(descriptors)
-        self._descriptors = descriptors
-
-    def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
-        """The descriptors of some rows: (len(rows), D) float32."""
-        return self._descriptors[rows]
-
-
-class DescribedIndex(DescribedVectors):
-    """References and their descriptors, in the form that calibration reads.
+class DescribedIndex(SearchablePlaceIndex):
+    """A place index in memory, of references that were described and not published.
 
     Args:
         references: N, each with a position.
         descriptors: (N, D) float32, unit rows.
+        bundle: that described them.
 
     Raises:
         ParameterError: a reference without degrees, or not one descriptor for each.
     """
 
-    def __init__(self, references: Sequence[Reference], descriptors: Descriptors) -> None:
+    def __init__(self, references: Sequence[Reference], descriptors: Descriptors, bundle: BundleIdentity) -> None:
         if len(references) != len(descriptors):
             raise ParameterError(f"{len(references)} references and {len(descriptors)} descriptors")
-        positions = [reference.position for reference in references]
-        places = [position for position in positions if position is not None]
-        if len(places) != len(positions):
-            raise ParameterError("a reference has no position in degrees", remedy="Calibrate with geo-tagged photos")
-        self.lat: Float64Array = np.array([place.lat for place in places])
-        self.lon: Float64Array = np.array([place.lon for place in places])
-        super().__init__(descriptors)
-        self.score_stretch = 1.0
         self._references = references
+        self.lat, self.lon = degrees_of(references)
+        self._vectors = ExactVectors.from_descriptors([descriptors], descriptors.shape[1], "fp32")
+        west, east = longitude_bounds(self.lon)
+        manifest = PlaceIndexManifest(
+            name="described",
+            version="memory",
+            bundle=bundle,
+            descriptor_dim=descriptors.shape[1],
+            storage="fp32",
+            count=len(references),
+            bounds=Bounds(lat_min=self.lat.min(), lat_max=self.lat.max(), lon_min=west, lon_max=east),
+            source=Source(spec="memory", root=""),
+            files={},
+        )
+        super().__init__(manifest, None, "described photos")
 
-    def references(self, rows: NDArray[np.int64]) -> Sequence[Reference]:
-        """The references of some rows."""
+    @property
+    def searches_exactly(self) -> bool:
+        """It does."""
+        return True
+
+    def search_whitened(
+        self,
+        descriptors: Descriptors,
+        k: int,
+        geo_priors: Sequence[GeoPrior | None] | None = None,
+        *,
+        effort: int | None = None,
+    ) -> SearchResult:
+        """As `search`."""
+        rows, scores = self._vectors.search(descriptors, k)
+        for query, prior in enumerate(geo_priors or []):
+            if prior is not None:
+                inside = haversine_m(prior.lat, prior.lon, self.lat, self.lon) <= prior.radius_m
+                rows[query], scores[query] = self._vectors.search_rows(descriptors[query], k, np.flatnonzero(inside))
+        return SearchResult(rows, scores)
+
+    def descriptors(self, rows: Int64Array) -> Descriptors:
+        """The descriptors of some rows: (len(rows), D) float32."""
+        return self._vectors.descriptors(rows)
+
+    def positions(self, rows: Int64Array) -> tuple[Float64Array, Float64Array]:
+        """Latitudes and longitudes of some rows: (len(rows),) degrees each."""
+        return self.lat[rows], self.lon[rows]
+
+    def all_positions(self) -> tuple[Float64Array, Float64Array]:
+        """Latitudes and longitudes of all rows: (N,) degrees each."""
+        return self.lat, self.lon
+
+    def references(self, rows: Sequence[int] | Int64Array) -> list[Reference]:
+        """The references of some rows, in the order given."""
         return [self._references[row] for row in rows]
+
+    def row_of(self, reference_id: str) -> int:
+        """As `SearchablePlaceIndex.row_of`."""
+        for row, reference in enumerate(self._references):
+            if reference.id == reference_id:
+                return row
+        raise IndexNotFoundError(f"there is no reference {reference_id!r}", code="reference_not_found")
+
+
+def degrees_of(references: Sequence[Reference]) -> tuple[Float64Array, Float64Array]:
+    """Latitudes and longitudes of references: (N,) degrees each.
+
+    Raises:
+        ParameterError: one has no position in degrees.
+    """
+    places = [reference.position for reference in references if reference.position is not None]
+    if len(places) != len(references):
+        raise ParameterError("a photo has no position in degrees", remedy="Give geo-tagged photos")
+    return np.array([place.lat for place in places]), np.array([place.lon for place in places])

@@ -29,8 +29,8 @@ from retrieval.evaluation import Bootstrap, Fixes, Positions, place_groups
 from retrieval.evaluation.fixes import confidence_report
 from retrieval.geo import Float64Array
 from retrieval.index.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
+from retrieval.localize.calibration import Calibration, HeldOut, MethodCalibration
 from retrieval.localize.evidence import FixSettings
-from retrieval.localize.fix import Calibration, HeldOut, MethodCalibration
 
 Split = Literal["occasions", "squares", "stretches"]
 

@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from retrieval.errors import SightfixError
-from retrieval.localize.answer import FieldProblem, Problem
 from retrieval.localize.localizer import new_request_id
+from service.answer import FieldProblem, Problem
 
 _log = logging.getLogger("sightfix.service")
 

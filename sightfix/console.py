@@ -15,7 +15,7 @@ from rich.table import Table
 from retrieval.errors import MissingExtraError, ParameterError, counted
 
 if TYPE_CHECKING:
-    from retrieval.localize.answer import LocalizeAnswer
+    from service.answer import LocalizeAnswer
 
 # A pipe or a file has no width to keep to.
 _PIPE_WIDTH: Final = 200

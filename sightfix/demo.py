@@ -20,9 +20,9 @@ from retrieval.errors import ArtefactError, IndexNotFoundError, ServerError
 from retrieval.geo import Position, haversine_m
 from retrieval.index.folder import find_index
 from retrieval.index.place_index import PlaceIndex
-from retrieval.localize.answer import LocalizeAnswer
 from retrieval.references import open_references
 from retrieval.references.reference import Reference
+from service.answer import LocalizeAnswer
 from sightfix.client import SightfixClient
 from sightfix.console import progress_bar
 from sightfix.toy_town import town_for, write_survey

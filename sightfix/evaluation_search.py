@@ -1,30 +1,345 @@
-"""Photos that a command was given, described."""
+"""What `sightfix evaluate` measures: photos of known position, localized in photos or an index as the server does."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.markup import escape
 
 from index_builder.calibrating import fit_calibration
-from index_builder.calibration_queries import DescribedIndex, DescribedVectors, ReferenceIndex, calibration_photos_of
-from index_builder.describing import DescribedReferences, DescribeSettings, describe_references
+from index_builder.calibration_queries import DescribedIndex, ReferenceIndex, calibration_photos_of
+from index_builder.describing import (
+    DescribedReferences,
+    DescribeSettings,
+    describe_references,
+)
 from retrieval.describer import Describer, Descriptors
-from retrieval.errors import ParameterError, ReferenceDataError
-from retrieval.evaluation import BeforeReranking, Fixes, Positions, Protocol, Ranked, exact_ranking, fixes_of_matches
+from retrieval.errors import ImageError, ParameterError, ReferenceDataError, counted
+from retrieval.evaluation import BeforeReranking, Fixes, Positions, Protocol, Ranked, exact_ranking
+from retrieval.geo import Float64Array
+from retrieval.images import LeftOut, UnreadableTally, read_image_bytes
+from retrieval.index.manifest import BundleIdentity
 from retrieval.index.place_index import PlaceIndex
-from retrieval.index.searchable import PlaceIndexStore
-from retrieval.localize.evidence import StoredDescriptors, centre_of, centred_cosines
-from retrieval.localize.fix import Calibration, FixSettings
-from retrieval.references import Reference, open_references
-from retrieval.reranking.reranker import Reranker, RerankSettings, require_features, rerank_photos
+from retrieval.index.searchable import PlaceIndexStore, SearchablePlaceIndex
+from retrieval.localize.calibration import Calibration
+from retrieval.localize.fix import Fix, FixStatus
+from retrieval.localize.localizer import DecodedPhoto, LocalizeOptions, Localizer, Located
+from retrieval.machine import read_ahead
+from retrieval.references import Reference, ReferenceSource, open_references
+from retrieval.reranking.reranker import RerankSettings
 from sightfix.console import console, progress_bar
+
+# Descriptors of one photo that was described twice.
+_SAME_PHOTO: Final = 0.999
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to localize, and how.
+
+    Attributes:
+        queries: spec of photos of known position.
+        out_of_area: spec of photos of other places, or None.
+        calibrate: fit confidence to the database's own sessions, instead of taking the index's own calibration.
+        rerank: how matches are re-ranked; not at all with None.
+    """
+
+    queries: str
+    out_of_area: str | None
+    calibrate: bool
+    rerank: RerankSettings | None = None
+
+
+@dataclass(frozen=True)
+class LocalizedPhotos:
+    """Photos that could be read, and what the localizer says of them.
+
+    Attributes:
+        references: Q photos of known position.
+        descriptors: (Q, D) float32.
+        rows, scores: (Q, K), their matches by score, best first, -1 and -inf where there are fewer.
+        order: (Q, K) places in these, best first: another order where matches were re-ranked.
+        outcomes: Q times status and fix; None where the database has no degrees.
+        familiarity: (Q,) float64, or None where it was not measured.
+    """
+
+    references: Sequence[Reference]
+    descriptors: Descriptors
+    rows: NDArray[np.int64]
+    scores: Float64Array
+    order: NDArray[np.int64]
+    outcomes: Sequence[tuple[FixStatus, Fix | None]] | None = None
+    familiarity: Float64Array | None = None
+
+    @classmethod
+    def of(
+        cls, references: Sequence[Reference], descriptors: Descriptors, localizations: Sequence[Located], k: int
+    ) -> "LocalizedPhotos":
+        """Results of the localizer as columns; k matches were searched for."""
+        rows = np.full((len(localizations), k), -1, np.int64)
+        scores = np.full(rows.shape, -np.inf)
+        order = np.tile(np.arange(k), (len(rows), 1))
+        for query, one in enumerate(localizations):
+            count = len(one.ranking)
+            rows[query, :count], scores[query, :count] = one.ranking.rows, one.ranking.scores
+            order[query, :count] = one.ranking.order
+        familiarity = [one.familiarity for one in localizations if one.familiarity is not None]
+        return cls(
+            references,
+            descriptors,
+            rows,
+            scores,
+            order,
+            [(one.status, one.fix) for one in localizations],
+            np.array(familiarity) if len(familiarity) == len(localizations) else None,
+        )
+
+    @property
+    def fixes(self) -> Fixes | None:
+        """The fixes as columns; None where there are none."""
+        return None if self.outcomes is None else Fixes.of(self.outcomes, self.familiarity)
+
+    @property
+    def reported_rows(self) -> NDArray[np.int64]:
+        """(Q, K), best first, in the order of answers."""
+        return np.take_along_axis(self.rows, self.order, axis=1)
+
+    @property
+    def reported_scores(self) -> NDArray[np.float32]:
+        """(Q, K), of `reported_rows`."""
+        return np.take_along_axis(self.scores, self.order, axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Localized queries, and the database that they were looked for in.
+
+    Attributes:
+        queries: localized.
+        database: positions of its N references.
+        references_of: the references of some rows.
+        elsewhere: localized photos of other places, or None.
+        rerank: how matches were re-ranked; None where they were not.
+        notes: what a reader of the figures must know.
+    """
+
+    queries: LocalizedPhotos
+    database: Positions
+    references_of: Callable[[NDArray[np.int64]], Sequence[Reference]]
+    elsewhere: LocalizedPhotos | None
+    rerank: RerankSettings | None
+    notes: tuple[str, ...]
+
+    def ranked(self) -> Ranked:
+        """What is evaluated: matches in the order of answers, and a fix for every query where degrees are known."""
+        positions = Positions.from_references(self.queries.references)
+        fixes = None if positions.lat is None else self.queries.fixes
+        elsewhere = None if self.elsewhere is None or fixes is None else self.elsewhere.fixes
+        rerank = self.rerank
+        before = None if rerank is None else BeforeReranking(self.queries.rows, rerank.top, rerank.min_inliers)
+        sessions = [query.session for query in self.queries.references]
+        return Ranked(self.database, positions, self.queries.reported_rows, fixes, sessions, elsewhere, before)
+
+    def all_notes(self) -> list[str]:
+        """The notes, and what makes the figures look better than they are."""
+        notes = list(self.notes)
+        same = int((self.queries.scores[:, 0] > _SAME_PHOTO).sum())
+        if same:
+            notes.append(f"{_queries(same)} a best match with a score above {_SAME_PHOTO}: the same photo, very likely")
+        distinct, back = np.unique(self.queries.rows[:, 0], return_inverse=True)
+        sessions = np.array([reference.session or "" for reference in self.references_of(distinct)], dtype=object)
+        of_queries = np.array([query.session or "" for query in self.queries.references], dtype=object)
+        own = int(((sessions[back.ravel()] == of_queries) & (of_queries != "")).sum())
+        if own:
+            notes.append(f"{_queries(own)} a best match of the same session: not a test of another day")
+        return notes
+
+
+def _queries(count: int) -> str:
+    return counted(count, "query has", "queries have")
+
+
+def search_photos(
+    database: str, request: EvaluationRequest, describer: Describer, settings: DescribeSettings, protocol: Protocol
+) -> Found:
+    """Describe a database of photos and look for the queries in it, exactly.
+
+    Args:
+        database: a spec of the photos.
+        request: what to look for.
+        describer: of both.
+        settings: how they are described.
+        protocol: how many matches it wants.
+
+    Raises:
+        ReferenceDataError: a source without photos, or one that cannot be read.
+    """
+    described = describe_photos("Describing the database", database, describer, settings)
+    positions = Positions.from_references(described.references)
+    if positions.lat is None:
+        return _search_plane(described, positions, request, describer, settings, protocol)
+    bundle = BundleIdentity(name=describer.bundle.name, fingerprint=describer.bundle.fingerprint)
+    index = DescribedIndex(described.references, described.descriptors, bundle)
+    calibration, notes = _calibrated(index) if request.calibrate else (None, ())
+    return _localized(index, positions, request, describer, settings, protocol, calibration, notes)
+
+
+def search_index(
+    store: PlaceIndexStore,
+    name: str | None,
+    request: EvaluationRequest,
+    describer: Describer,
+    settings: DescribeSettings,
+    protocol: Protocol,
+) -> Found:
+    """Look for the queries in a published index.
+
+    Args:
+        store: where it is.
+        name: of the index; None: the only one.
+        request: what to look for.
+        describer: of the bundle that the index was made with.
+        settings: how queries are described.
+        protocol: how many matches it wants.
+
+    Raises:
+        ModelIndexMismatchError: another bundle.
+        ParameterError: a calibration is wanted of an index that is not in a folder.
+        PlaceIndexError: re-ranking is wanted of an index without local features.
+        ReferenceDataError: queries that cannot be read.
+    """
+    place_index = store.open(store.find(name))
+    place_index.check_bundle(describer.bundle)
+    calibration: Calibration | None = place_index.manifest.calibration
+    notes: tuple[str, ...] = ()
+    if request.calibrate:
+        if not isinstance(place_index, PlaceIndex):
+            raise ParameterError(
+                "an index is calibrated where its files are",
+                where=store.where,
+                remedy="Leave out --calibrate, or give the folder: --indexes",
+            )
+        calibration, notes = _calibrated(place_index)
+    if request.rerank is not None:
+        order = "by score, as the calibration was measured" if calibration is not None else "in their new order"
+        notes = (*notes, f"Fixes are made from the matches {order}")
+    if protocol.convention != "solvable":
+        stored = place_index.manifest.storage
+        notes = (*notes, f"The matches come from the index's own search ({stored} vectors, cosine)")
+    positions = Positions.from_degrees(*place_index.all_positions())
+    return _localized(place_index, positions, request, describer, settings, protocol, calibration, notes)
+
+
+def _localized(
+    index: SearchablePlaceIndex,
+    positions: Positions,
+    request: EvaluationRequest,
+    describer: Describer,
+    settings: DescribeSettings,
+    protocol: Protocol,
+    calibration: Calibration | None,
+    notes: tuple[str, ...],
+) -> Found:
+    localizer = Localizer(
+        describer,
+        index,
+        limits=settings.limits,
+        calibration=calibration,
+        rerank=request.rerank,
+        always_centred=request.out_of_area is not None,
+    )
+    # One match is reported, for figures it is all the same: they read the whole ranking.
+    options = LocalizeOptions(top_k=1, min_ranked=max(protocol.recall_at))
+    queries = localize_photos("Localizing the queries", request.queries, localizer, options, settings)
+    elsewhere = None
+    if request.out_of_area is not None:
+        what = "Localizing photos of other places"
+        elsewhere = localize_photos(what, request.out_of_area, localizer, options, settings)
+    if not request.calibrate and isinstance(index, PlaceIndex):
+        notes = (*_calibrated_on(index, queries.descriptors), *notes)
+    return Found(queries, positions, index.references, elsewhere, request.rerank, notes)
+
+
+def _search_plane(
+    described: DescribedReferences,
+    positions: Positions,
+    request: EvaluationRequest,
+    describer: Describer,
+    settings: DescribeSettings,
+    protocol: Protocol,
+) -> Found:
+    """A database with positions in a plane only: matches without fixes."""
+    queries = describe_photos("Describing the queries", request.queries, describer, settings)
+    k = max(protocol.recall_at)
+    with progress_bar("Searching", len(queries.references), "queries") as advance:
+        rows, scores = exact_ranking(described.descriptors, queries.descriptors, k, advance)
+    order = np.tile(np.arange(k), (len(rows), 1))
+    found = LocalizedPhotos(queries.references, queries.descriptors, rows, scores.astype(np.float64), order)
+    return Found(found, positions, lambda wanted: [described.references[row] for row in wanted], None, None, ())
+
+
+def localize_photos(
+    what: str, spec: str, localizer: Localizer, options: LocalizeOptions, settings: DescribeSettings
+) -> LocalizedPhotos:
+    """Localize all photos of a spec that have a position, with a progress bar; how many were left out is printed.
+
+    Args:
+        what: is being done, for the bar.
+        spec: of the photos.
+        localizer: of the index to look for them in.
+        options: what to ask for each photo.
+        settings: how many photos are described at once, and how many may be unreadable.
+
+    Raises:
+        ReferenceDataError: there is none, the source cannot be read, or too many photos are unreadable.
+    """
+    source = open_references(spec)
+    references: list[Reference] = []
+    descriptors: list[Descriptors] = []
+    localizations: list[Located] = []
+    tally = UnreadableTally(settings.max_unreadable)
+    with progress_bar(what, len(source)) as advance:
+        for batch in _decoded_batches(source, localizer, options, settings.batch_size):
+            for reference, photo in batch:
+                if isinstance(photo, ImageError):
+                    tally.add(LeftOut.of(reference.path, photo))
+            tally.check()
+            photos = [photo for _, photo in batch if isinstance(photo, DecodedPhoto)]
+            described = localizer.describer.describe([photo.image for photo in photos])
+            localizations += localizer.locate(described, [photo.query for photo in photos])
+            descriptors.append(described)
+            references += [reference for reference, photo in batch if isinstance(photo, DecodedPhoto)]
+            advance(len(batch))
+    _check_found(references, source, tally.count)
+    return LocalizedPhotos.of(references, np.concatenate(descriptors), localizations, localizer.searched(options))
+
+
+def _decoded_batches(
+    source: ReferenceSource, localizer: Localizer, options: LocalizeOptions, size: int
+) -> Iterator[list[tuple[Reference, DecodedPhoto | ImageError]]]:
+    """The photos of a source in batches of so many that could be decoded, with those in between that could not."""
+
+    def decode(reference: Reference) -> tuple[Reference, DecodedPhoto | ImageError]:
+        try:
+            data = read_image_bytes(reference.path, localizer.limits)
+            return reference, localizer.decode(data, options, where=str(reference.path))
+        except ImageError as error:
+            return reference, error
+
+    batch: list[tuple[Reference, DecodedPhoto | ImageError]] = []
+    for decoded in read_ahead(decode, source):
+        batch.append(decoded)
+        if sum(isinstance(photo, DecodedPhoto) for _, photo in batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def describe_photos(what: str, spec: str, describer: Describer, settings: DescribeSettings) -> DescribedReferences:
-    """Describe all photos of a spec that have a position, with a progress bar; how many were left out is said.
+    """Describe all photos of a spec that have a position, with a progress bar; how many were left out is printed.
 
     Args:
         what: is being done, for the bar.
@@ -38,240 +353,19 @@ def describe_photos(what: str, spec: str, describer: Describer, settings: Descri
     source = open_references(spec)
     with progress_bar(what, len(source)) as advance:
         described = describe_references(source, describer, settings, advance)
-    if not described.references:
-        raise ReferenceDataError("there is no photo with a position", where=spec, remedy="Check folder and filters")
-    left_out = len(source.skipped) + len(described.unreadable)
-    if left_out:
-        console.print(
-            f"[yellow]left out[/] {left_out} photos of {escape(spec)}; see: sightfix inspect {escape(spec)}",
-            soft_wrap=True,
-        )
+    _check_found(described.references, source, len(described.unreadable))
     return described
 
 
-# What `sightfix evaluate` looks for and finds: queries, their matches in photos or in an index, and fixes of them.
-
-_SAME_PHOTO: Final = 0.999
-
-_QUERIES_AT_ONCE: Final = 256
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What to localize, and how."""
-
-    queries: str
-    out_of_area: str | None
-    calibrate: bool
-    rerank: RerankSettings | None = None
-
-
-@dataclass(frozen=True)
-class Matches:
-    """What was found for some photos.
-
-    Attributes:
-        rows, scores: (Q, K), best first.
-        centred: (Q, k) centred cosines of the first of them.
-        order: (Q, K) places in these, best first after re-ranking; None where nothing was re-ranked.
-    """
-
-    rows: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    centred: NDArray[np.float64]
-    order: NDArray[np.int64] | None = None
-
-    def in_order(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Rows or scores as they are told: re-ranked, where that was asked for."""
-        return values if self.order is None else np.take_along_axis(values, self.order, axis=1)
-
-
-@dataclass(frozen=True)
-class Found:
-    """Queries and what was found for them."""
-
-    queries: Sequence[Reference]
-    query_positions: Positions
-    database_positions: Positions
-    references: Callable[[NDArray[np.int64]], Sequence[Reference]]
-    matches: Matches
-    elsewhere: Matches | None = None
-    calibration: Calibration | None = None
-    search_notes: tuple[str, ...] = ()
-    rerank: RerankSettings | None = None
-
-    def ranked(self) -> Ranked:
-        """The ranking with a fix for every query, where degrees are known."""
-        fixes = None
-        if self.query_positions.lat is not None and self.database_positions.lat is not None:
-            fixes = self._fixes("Making fixes", self.matches)
-        sessions = [query.session for query in self.queries]
-        elsewhere = None if self.elsewhere is None or fixes is None else self._fixes("and elsewhere", self.elsewhere)
-        rows, how = self.matches.rows, self.rerank
-        before = None if how is None else BeforeReranking(rows, how.top, how.min_inliers)
-        told = self.matches.in_order(rows)
-        return Ranked(self.database_positions, self.query_positions, told, fixes, sessions, elsewhere, before)
-
-    def _fixes(self, what: str, matches: Matches) -> Fixes:
-        with progress_bar(what, len(matches.rows), "fixes") as advance:
-            return fixes_of_matches(
-                self.database_positions,
-                # As the localizer does: what was calibrated stays by score, what was not follows the new order.
-                matches.rows if self.calibration is not None else matches.in_order(matches.rows),
-                matches.scores,
-                on_progress=advance,
-                centred=matches.centred,
-                calibration=self.calibration,
-            )
-
-    def notes(self) -> list[str]:
-        """What makes the numbers look better than they are."""
-        notes = list(self.search_notes)
-        same = int((self.matches.scores[:, 0] > _SAME_PHOTO).sum())
-        if same:
-            notes.append(f"{_queries(same)} a best match with a score above {_SAME_PHOTO}: the same photo, very likely")
-        distinct, back = np.unique(self.matches.rows[:, 0], return_inverse=True)
-        sessions = np.array([reference.session or "" for reference in self.references(distinct)], dtype=object)
-        of_queries = np.array([query.session or "" for query in self.queries], dtype=object)
-        own = int(((sessions[back.ravel()] == of_queries) & (of_queries != "")).sum())
-        if own:
-            notes.append(f"{_queries(own)} a best match of the same session: not a test of another day")
-        return notes
-
-
-def _queries(count: int) -> str:
-    return "1 query has" if count == 1 else f"{count} queries have"
-
-
-def search_photos(
-    database: str, asked: Asked, describer: Describer, settings: DescribeSettings, protocol: Protocol
-) -> Found:
-    """Describe a database of photos and look for the queries in it, exactly.
-
-    Args:
-        database: a spec of the photos.
-        asked: what to look for.
-        describer: of both.
-        settings: how they are described.
-        protocol: how many matches it wants.
-
-    Raises:
-        ReferenceDataError: a source without photos, or one that cannot be read.
-    """
-    described = describe_photos("Describing the database", database, describer, settings)
-    positions = Positions.from_references(described.references)
-    stored = DescribedVectors(described.descriptors)
-    index = DescribedIndex(described.references, described.descriptors) if positions.lat is not None else None
-
-    def search(descriptors: Descriptors) -> Matches:
-        with progress_bar("Searching", len(descriptors), "queries") as advance:
-            rows, scores = exact_ranking(described.descriptors, descriptors, _matches_needed(protocol), advance)
-        return _with_centred(stored, rows, scores, descriptors)
-
-    queries = describe_photos("Describing the queries", asked.queries, describer, settings)
-    calibration, notes = _calibrated(index) if asked.calibrate and index is not None else (None, ())
-    return Found(
-        queries.references,
-        Positions.from_references(queries.references),
-        positions,
-        lambda wanted: [described.references[row] for row in wanted],
-        search(queries.descriptors),
-        _elsewhere(asked, describer, settings, search),
-        calibration,
-        notes,
-    )
-
-
-def search_index(
-    store: PlaceIndexStore,
-    name: str | None,
-    asked: Asked,
-    describer: Describer,
-    settings: DescribeSettings,
-    protocol: Protocol,
-) -> Found:
-    """Look for the queries in a published index, through its own search.
-
-    Args:
-        store: where it is.
-        name: of the index; None: the only one.
-        asked: what to look for.
-        describer: of the bundle that the index was made with.
-        settings: how queries are described.
-        protocol: how many matches it wants.
-
-    Raises:
-        ModelIndexMismatchError: another bundle.
-        ParameterError: a calibration is wanted of an index that is not in a folder.
-        PlaceIndexError: re-ranking is wanted of an index without local features.
-        ReferenceDataError: queries that cannot be read.
-    """
-    place_index = store.open(store.find(name))
-    place_index.check_bundle(describer.bundle)
-    if asked.calibrate and not isinstance(place_index, PlaceIndex):
-        raise ParameterError(
-            "an index is calibrated where its files are",
-            where=store.where,
-            remedy="Leave out --calibrate, or give the folder: --indexes",
+def _check_found(references: Sequence[Reference], source: ReferenceSource, unreadable: int) -> None:
+    if not references:
+        raise ReferenceDataError(
+            "there is no photo with a position", where=source.spec, remedy="Check folder and filters"
         )
-    reranker = None
-    if asked.rerank is not None:
-        reranker = Reranker(require_features(place_index.local_features, place_index.where), asked.rerank)
-
-    matches_needed = max(_matches_needed(protocol), asked.rerank.top if asked.rerank else 0)
-
-    def search(descriptors: Descriptors) -> Matches:
-        pieces = []
-        with progress_bar("Searching", len(descriptors), "queries") as advance:
-            for begin in range(0, len(descriptors), _QUERIES_AT_ONCE):
-                some = descriptors[begin : begin + _QUERIES_AT_ONCE]
-                pieces.append(place_index.search(some, matches_needed))
-                advance(len(some))
-        rows = np.concatenate([piece.rows for piece in pieces])
-        scores = np.concatenate([piece.scores for piece in pieces])
-        return _with_centred(place_index, rows, scores, place_index.whitened(descriptors))
-
-    queries = describe_photos("Describing the queries", asked.queries, describer, settings)
-    calibration: Calibration | None = place_index.manifest.calibration
-    notes: tuple[str, ...] = ()
-    if isinstance(place_index, PlaceIndex) and asked.calibrate:
-        calibration, notes = _calibrated(place_index)
-    elif isinstance(place_index, PlaceIndex) and calibration is not None and calibration.held_out == "photos":
-        notes = _calibrated_on(place_index, queries.descriptors)
-    matches = search(queries.descriptors)
-    if reranker is not None:
-        matches = replace(matches, order=_reranked(reranker, queries.references, matches.rows))
-        order = "by score, as the calibration was measured" if calibration is not None else "in their new order"
-        notes = (*notes, f"Fixes are made from the matches {order}")
-    if protocol.convention != "solvable":
-        stored = place_index.manifest.storage
-        notes = (*notes, f"The matches come from the index's own search ({stored} vectors, cosine)")
-    return Found(
-        queries.references,
-        Positions.from_references(queries.references),
-        Positions.from_degrees(*place_index.all_positions()),
-        place_index.references,
-        matches,
-        _elsewhere(asked, describer, settings, search),
-        calibration,
-        notes,
-        asked.rerank,
-    )
-
-
-def _reranked(reranker: Reranker, queries: Sequence[Reference], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The new order of each query's matches, (Q, K) places."""
-    with progress_bar("Re-ranking", len(queries), "queries") as advance:
-        return rerank_photos(reranker, [query.path for query in queries], rows, on_progress=advance)
-
-
-def _elsewhere(
-    asked: Asked, describer: Describer, settings: DescribeSettings, search: Callable[[Descriptors], Matches]
-) -> Matches | None:
-    if asked.out_of_area is None:
-        return None
-    described = describe_photos("Describing photos of other places", asked.out_of_area, describer, settings)
-    return search(described.descriptors)
+    left_out = len(source.skipped) + unreadable
+    if left_out:
+        photos, spec = counted(left_out, "photo"), escape(source.spec)
+        console.print(f"[yellow]left out[/] {photos} of {spec}; see: sightfix inspect {spec}", soft_wrap=True)
 
 
 def _calibrated(index: ReferenceIndex) -> tuple[Calibration | None, tuple[str, ...]]:
@@ -285,29 +379,12 @@ def _calibrated(index: ReferenceIndex) -> tuple[Calibration | None, tuple[str, .
 
 def _calibrated_on(index: PlaceIndex, descriptors: Descriptors) -> tuple[str, ...]:
     """What calibrating on photos has to do with these queries: (Q, D) float32."""
+    calibration = index.manifest.calibration
+    if calibration is None or calibration.held_out != "photos":
+        return ()
     photos = calibration_photos_of(index.folder, index.manifest.bundle.fingerprint)
     if photos is None:
         return ()
     same = int(((descriptors @ photos.descriptors.T).max(axis=1) > _SAME_PHOTO).sum())
     given = f"Calibrated on {photos.count} photos that were given for it"
     return (f"{given}; {same} of the queries are among them: no test of confidence" if same else given,)
-
-
-def _with_centred(
-    index: StoredDescriptors,
-    rows: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    descriptors: Descriptors,
-) -> Matches:
-    """Matches with the centred cosines that confidence needs."""
-    centre, best = centre_of(index), rows[:, : FixSettings().matches_needed]
-    centred = np.empty(best.shape)
-    for begin in range(0, len(best), _QUERIES_AT_ONCE):
-        some = slice(begin, begin + _QUERIES_AT_ONCE)
-        matched = index.descriptors(np.maximum(best[some], 0).ravel()).reshape(*best[some].shape, -1)
-        centred[some] = np.where(best[some] < 0, -1.0, centred_cosines(descriptors[some], matched, centre))
-    return Matches(rows, scores, centred)
-
-
-def _matches_needed(protocol: Protocol) -> int:
-    return max(*protocol.recall_at, FixSettings().matches_needed)

@@ -2,7 +2,7 @@
 
 from retrieval.evaluation.bootstrap import Bootstrap, place_groups, session_groups
 from retrieval.evaluation.evaluation import Evaluation, evaluate, evaluation_work
-from retrieval.evaluation.fixes import Fixes, fixes_of_matches
+from retrieval.evaluation.fixes import Fixes
 from retrieval.evaluation.positions import Positions, chance_at, count_positives, first_hits, hits_at
 from retrieval.evaluation.protocol import CONVENTIONS, GROUPINGS, BeforeReranking, Protocol, Ranked, exact_ranking
 from retrieval.evaluation.report import Convention, EvaluationReport, Grouping
@@ -27,7 +27,6 @@ __all__ = [
     "evaluation_work",
     "exact_ranking",
     "first_hits",
-    "fixes_of_matches",
     "hits_at",
     "place_groups",
     "plain_text",

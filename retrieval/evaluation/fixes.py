@@ -1,8 +1,8 @@
-"""One position fix per query, as columns."""
+"""How far fixes are from the truth, whether confidence and radius keep their promise, and who gets no answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,18 @@ from retrieval.evaluation.report import (
     StatusReport,
 )
 from retrieval.geo import Float64Array, haversine_m
-from retrieval.localize.fix import Calibration, FixSettings, FixStatus, make_fix
+from retrieval.localize.fix import Fix, FixStatus
 
-_REPORT_EVERY = 256
+Mask = NDArray[np.bool_]
+
+# The distance that the confidence of a fix refers to, and the field's usual radius.
+WITHIN_M: Final = 25.0
+
+_BINS: Final = 10
+
+_CURVE_POINTS: Final = 50
+
+_SIMULATIONS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,61 +68,34 @@ class Fixes:
         if not ((stated >= 0.0) & (stated <= 1.0)).all():
             raise ParameterError("a fix has a confidence outside [0, 1]", remedy="Give a probability with each fix")
 
+    @classmethod
+    def of(cls, outcomes: Sequence[tuple[FixStatus, Fix | None]], familiarity: Float64Array | None = None) -> Self:
+        """The fixes of photos that were localized.
+
+        Args:
+            outcomes: of `FixMaker.fix`, one for each photo.
+            familiarity: (Nq,) of the photos, or None.
+        """
+        fixes = [fix for _, fix in outcomes]
+        columns = [
+            (np.nan,) * 4 if fix is None else (fix.position.lat, fix.position.lon, fix.confidence, fix.radius_m)
+            for fix in fixes
+        ]
+        lat, lon, confidence, radius_m = np.array(columns, np.float64).reshape(-1, 4).T
+        return cls(
+            lat,
+            lon,
+            confidence,
+            radius_m,
+            located=np.array([status is FixStatus.LOCATED for status, _ in outcomes], bool),
+            calibrated=all(fix.calibrated for fix in fixes if fix is not None),
+            familiarity=familiarity,
+        )
+
     @property
     def answered(self) -> NDArray[np.bool_]:
         """(Nq,) bool: which queries have a fix."""
         return np.asarray(np.isfinite(self.lat) & np.isfinite(self.lon))
-
-
-def fixes_of_matches(
-    database: Positions,
-    rows: Int64Array,
-    scores: NDArray[np.float32],
-    settings: FixSettings | None = None,
-    on_progress: Callable[[int], None] | None = None,
-    centred: Float64Array | None = None,
-    calibration: Calibration | None = None,
-) -> Fixes:
-    """Make the fix of every query from its matches, as the service does.
-
-    Args:
-        database: N positions with degrees.
-        rows: (Nq, K) int64 database rows, best first, -1 where there is no match.
-        scores: (Nq, K) float32 cosine, descending.
-        settings: how a fix is made.
-        on_progress: called now and then with the number of queries done since.
-        centred: (Nq, ≤ K) float64 centred cosine of the first matches; needed with a calibration.
-        calibration: of the index that was searched.
-
-    Raises:
-        ParameterError: the database has no degrees.
-    """
-    if database.lat is None or database.lon is None:
-        raise ParameterError("a fix is in degrees, but the database has plane metres only")
-    settings = settings or FixSettings()
-    lat, lon, confidence, radius_m = columns = np.full((4, len(rows)), np.nan)
-    located, calibrated = np.zeros(len(rows), bool), True
-    for query in range(len(rows)):
-        places = rows[query][rows[query] >= 0][: settings.matches_needed]
-        cosines = np.clip(scores[query][: len(places)].astype(np.float64), -1.0, 1.0)
-        around = None if centred is None else centred[query][: len(places)]
-        status, fix = make_fix(database.lat[places], database.lon[places], cosines, settings, around, calibration)
-        if fix is not None:
-            columns[:, query] = fix.position.lat, fix.position.lon, fix.confidence, fix.radius_m
-            calibrated = calibrated and fix.calibrated
-        located[query] = status is FixStatus.LOCATED
-        if on_progress is not None and ((query + 1) % _REPORT_EVERY == 0 or query + 1 == len(rows)):
-            on_progress(query % _REPORT_EVERY + 1)
-    # A calibration of other settings is not used, and NO_MATCH says nothing about either.
-    calibrated = calibrated and centred is not None and calibration is not None and calibration.holds_for(settings)
-    familiarity = None if centred is None else centred[:, : settings.matches_needed].max(axis=1)
-    return Fixes(lat, lon, confidence, radius_m, located, calibrated, familiarity)
-
-
-# How far answers are from the truth.
-
-# The distance that the confidence of a fix speaks of, and the field's usual radius.
-WITHIN_M = 25.0
 
 
 def top_errors_m(ground: Ground, rows: Int64Array) -> Float64Array:
@@ -181,17 +163,6 @@ def estimate(value: float, interval: Float64Array) -> Estimate:
     if not np.isfinite(value):
         return Estimate(value=None, low=None, high=None)
     return Estimate(value=float(value), low=float(interval[0]), high=float(interval[1]))
-
-
-# Whether confidence and radius keep their promise, and what photos of other places are told.
-
-_BINS: Final = 10
-
-_CURVE_POINTS: Final = 50
-
-_SIMULATIONS: Final = 500
-
-Mask = NDArray[np.bool_]
 
 
 def confidence_report(

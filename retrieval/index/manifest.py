@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from retrieval.artefact import Manifest
 from retrieval.index.vectors.candidates import CandidateParameters, IndexType
 from retrieval.index.vectors.exact import Storage
-from retrieval.localize.fix import Calibration
+from retrieval.localize.calibration import Calibration
 from retrieval.reranking.local_features import FeatureSettings
 
 

@@ -241,11 +241,6 @@ class PlaceIndex(SearchablePlaceIndex):
         """Latitudes and longitudes of all rows: (N,) degrees each."""
         return self.lat, self.lon
 
-    def rows_at(self, positions: Sequence[tuple[float, float]]) -> NDArray[np.int64]:
-        """As `SearchablePlaceIndex.rows_at`, in one pass over two columns."""
-        lat, lon = zip(*positions, strict=True) if positions else ((), ())
-        return np.flatnonzero(np.isin(self.lat, lat) & np.isin(self.lon, lon))
-
 
 def file_names(manifest: PlaceIndexManifest) -> list[str]:
     """The files that an index of this manifest has beside it."""

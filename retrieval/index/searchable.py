@@ -187,10 +187,6 @@ class SearchablePlaceIndex(ABC):
             IndexNotFoundError: the index has no reference of that id (``reference_not_found``).
         """
 
-    @abstractmethod
-    def rows_at(self, positions: Sequence[tuple[float, float]]) -> NDArray[np.int64]:
-        """The rows of references that stand exactly at some (lat, lon) that answers told: (n,) int64, ascending."""
-
     def close(self) -> None:  # noqa: B027 - most have nothing to give back
         """Give back what is held elsewhere; searches under way are finished first by whoever owns the index."""
 

@@ -1,4 +1,9 @@
-"""Which matches agree on a place, and where that place is."""
+"""What the matches of a photo say: how much each counts, which agree on a place, and what speaks for that place.
+
+Descriptors of one area share a direction: its light, its sky, its kind of buildings. It raises every cosine and says
+nothing about where in the area a photo was taken, or whether it was taken there at all. A *centred* cosine leaves it
+out: the mean descriptor of the index is subtracted from both sides first.
+"""
 
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
@@ -9,16 +14,22 @@ from numpy.typing import NDArray
 from retrieval.geo import Float64Array, Position, from_local_metres, haversine_m, to_local_metres
 from retrieval.index.sampling import evenly_spaced
 
+Float32Array = NDArray[np.float32]
+
 FixMethod = Literal["top1", "weighted_cluster", "medoid", "kernel_mode"]
 
 FIX_METHODS: Final[tuple[FixMethod, ...]] = ("top1", "weighted_cluster", "medoid", "kernel_mode")
 
-# What phones' GPS is good for under an open sky: no radius that was not measured is smaller.
+EVIDENCE_NAMES: Final = ("score", "margin", "share")
+
+# The accuracy of a phone's GPS under an open sky: no radius that was not measured is smaller.
 GUESSED_RADIUS_M: Final = 5.0
 
+# Mean shift ends after so many steps, or when a step is shorter than this.
 _MEAN_SHIFTS: Final = 50
+_CONVERGED_M: Final = 0.01
 
-_STANDS_STILL_M: Final = 0.01
+_CENTRE_ROWS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +41,17 @@ class FixSettings:
             the place that most score-weight agrees on; `medoid` the match of that cluster that lies nearest to all
             the others; `kernel_mode` the densest point of all matches, each a normal distribution of `kernel_m`.
         max_matches: how many of the best matches take part.
-        cluster_radius_m: matches within this distance of each other speak for the same place.
+        cluster_radius_m: matches within this distance of each other belong to the same place.
         kernel_m: standard deviation of a match's position in `kernel_mode`.
         score_scale: a match whose cosine is this much below the best counts 1/e as much.
-        evidence_matches: how many of the best matches confidence looks at: the fix's own and what speaks against it.
+        evidence_matches: how many of the best matches confidence is computed from.
         min_support_share: without a calibration: unless the matches at the fix hold more than this share of the
             weight, it is AMBIGUOUS.
         min_confidence: with a calibration: a fix of a lower confidence is AMBIGUOUS.
         min_familiarity: with a calibration: a photo whose best centred cosine is below is NO_MATCH; None takes the
             calibration's own threshold, -1 answers always.
-        min_radius_m: the radius never claims less. None: without a calibration `GUESSED_RADIUS_M`; with one, whatever
-            was measured, which holds the references' own errors already.
+        min_radius_m: the least radius of a fix. None: without a calibration `GUESSED_RADIUS_M`; with one, whatever
+            was measured, which includes the references' own errors already.
     """
 
     method: FixMethod = "weighted_cluster"
@@ -56,17 +67,17 @@ class FixSettings:
 
     @property
     def matches_needed(self) -> int:
-        """How many matches a search must bring."""
+        """How many matches a search must return."""
         return max(self.max_matches, self.evidence_matches)
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The place that the best matches speak for.
+    """The place that the best matches agree on.
 
     Attributes:
         position: of the place.
-        members: (k,) bool, which of the matches that took part speak for it.
+        members: (k,) bool, which of the matches that took part belong to it.
         share: of the weight of all that took part, in (0, 1].
         weights: (k,) float64, of the matches that took part; sum 1.
         distances_m: (k,) float64, of these matches from the match that the place was found around.
@@ -81,18 +92,31 @@ class Agreement:
     deviations_m: Float64Array
 
 
-def agree(lat: Float64Array, lon: Float64Array, scores: Float64Array, settings: FixSettings) -> Agreement:
+def match_weights(cosines: Float64Array, score_scale: float) -> Float64Array:
+    """How much each match counts: a softmax of its cosine.
+
+    Args:
+        cosines: (k,) of the matches in the scale of the bundle's descriptors, the best first; at least one.
+        score_scale: a match whose cosine is this much below the best counts 1/e as much.
+
+    Returns:
+        (k,) float64, sum 1.
+    """
+    weights = np.exp((cosines - cosines[0]) / score_scale)
+    return np.asarray(weights / weights.sum())
+
+
+def agree(lat: Float64Array, lon: Float64Array, cosines: Float64Array, settings: FixSettings) -> Agreement:
     """Find the place that the best matches agree on.
 
     Args:
         lat, lon: (k,) degrees of the matched references, best match first; at least one.
-        scores: (k,) cosine, descending.
+        cosines: (k,) in the scale of the bundle's descriptors, descending.
         settings: how.
     """
-    k = min(len(scores), settings.max_matches)
+    k = min(len(cosines), settings.max_matches)
     lat, lon = lat[:k], lon[:k]
-    weights = np.exp((scores[:k] - scores[0]) / settings.score_scale)
-    weights = weights / weights.sum()
+    weights = match_weights(cosines[:k], settings.score_scale)
     distances = haversine_m(lat[:, None], lon[:, None], lat[None], lon[None])
     near = distances <= settings.cluster_radius_m
     # Rounded: equal shares must compare as equal, and the whole weight must not exceed 1.
@@ -132,26 +156,13 @@ def _mode(places: Float64Array, weights: Float64Array, std_m: float) -> Float64A
         pull = weights * _normal(np.hypot(*(places - at).T), std_m)
         step = pull @ places / pull.sum() - at
         at = at + step
-        if np.hypot(*step) < _STANDS_STILL_M:
+        if np.hypot(*step) < _CONVERGED_M:
             break
     return at
 
 
-# What the matches tell about an answer before anyone knows whether it is right: a few numbers with a meaning.
-#
-# Descriptors of one place share a direction: its light, its sky, its kind of buildings. It raises every cosine and says
-# nothing about where in the place a photo was taken, or whether it was taken there at all. A *centred* cosine leaves it
-# out: the mean descriptor of the index is taken off both sides first.
-
-Float32Array = NDArray[np.float32]
-
-EVIDENCE_NAMES: Final = ("score", "margin", "share")
-
-_CENTRE_ROWS: Final = 4096
-
-
 class StoredDescriptors(Protocol):
-    """What a place index tells of its descriptors."""
+    """The descriptors of a place index."""
 
     @property
     def count(self) -> int:
@@ -185,13 +196,13 @@ class Evidence:
 def evidence_of(
     agreement: Agreement, lat: Float64Array, lon: Float64Array, centred: Float64Array, settings: FixSettings
 ) -> Evidence:
-    """What speaks for an agreement, and what against it.
+    """What speaks for the place that matches agree on, and what against it.
 
     Args:
-        agreement: of these matches.
+        agreement: the place.
         lat, lon: (k,) degrees of the matches, best first; more may be given than took part in the agreement.
         centred: (k,) centred cosine of each.
-        settings: how the agreement was found.
+        settings: how it was found.
     """
     k = min(len(centred), settings.matches_needed)
     lat, lon, centred = lat[:k], lon[:k], centred[:k]

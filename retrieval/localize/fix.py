@@ -1,158 +1,36 @@
-"""Calibration: what an index's own references, held out and localized, say about confidence, radius and NO_MATCH."""
+"""From the matches of a photo to one position: the fix, with a radius, a confidence and a status.
+
+With a calibration, radius and confidence come from measured errors, and a photo that looks like nothing in the index is
+NO_MATCH. Without one they come from how the matches lie, and the fix says so.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
-from typing import Final, Literal
+from typing import Final, Protocol, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from numpy.typing import NDArray
 
-from retrieval.errors import ParameterError
 from retrieval.geo import Float64Array, Position
+from retrieval.localize.calibration import Calibration
 from retrieval.localize.evidence import (
-    EVIDENCE_NAMES,
-    FIX_METHODS,
     GUESSED_RADIUS_M,
     Agreement,
     Evidence,
     FixMethod,
     FixSettings,
+    Float32Array,
+    StoredDescriptors,
     agree,
+    centre_of,
+    centred_cosines,
     evidence_of,
 )
-
-HeldOut = Literal["sessions", "time blocks", "photos"]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RadiusKnot(_Frozen):
-    """At this confidence, 68 % of the held-out truths lay within this radius."""
-
-    confidence: float = Field(ge=0.0, le=1.0)
-    radius_m: float = Field(gt=0.0)
-
-
-class MethodCalibration(_Frozen):
-    """How far to trust the fixes of one method.
-
-    Attributes:
-        intercept, weights: of the logistic regression from evidence (`EVIDENCE_NAMES`) to the probability that the
-            truth lies within 25 m. No weight is negative: more evidence never means less confidence.
-        radius: knots of the radius over the confidence, ascending in confidence, never ascending in radius.
-    """
-
-    intercept: float
-    weights: tuple[float, ...]
-    radius: tuple[RadiusKnot, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _check(self) -> "MethodCalibration":
-        if len(self.weights) != len(EVIDENCE_NAMES) or min(self.weights) < 0.0:
-            raise ValueError(f"weights {self.weights} are not {len(EVIDENCE_NAMES)} numbers of 0 or more")
-        if not np.isfinite([self.intercept, *self.weights]).all():
-            raise ValueError("intercept and weights must be finite")
-        steps = [(knot.confidence, -knot.radius_m) for knot in self.radius]
-        if any(a > b or c > d for (a, c), (b, d) in pairwise(steps)):
-            raise ValueError("radius knots must ascend in confidence and not in radius")
-        return self
-
-    def confidence(self, evidence: Evidence) -> float:
-        """The probability that the truth lies within 25 m of the fix, in [0, 1]."""
-        return float(self.confidences(evidence.values[None])[0])
-
-    def confidences(self, evidence: Float64Array) -> Float64Array:
-        """The same for many: (N, 3) float64 evidence → (N,) float64."""
-        return logistic(self.intercept + evidence @ np.array(self.weights))
-
-    def radius_m(self, confidence: float) -> float:
-        """The radius that holds the truth 68 % of the time, metres."""
-        return float(self.radii_m(np.array([confidence]))[0])
-
-    def radii_m(self, confidences: Float64Array) -> Float64Array:
-        """The same for many: (N,) float64 → (N,) float64. Between two knots its logarithm is linear."""
-        at = [knot.confidence for knot in self.radius]
-        return np.asarray(np.exp(np.interp(confidences, at, [np.log(knot.radius_m) for knot in self.radius])))
-
-
-class Calibration(_Frozen):
-    """What was measured on references that were held out.
-
-    Attributes:
-        format_version: of this model.
-        held_out: what was localized. Two times references of the index, held out with their whole session, or with
-            everything taken around the same time where they name no sessions that overlap. Or photos that it does not
-            hold, given for this purpose.
-        queries: how many references or photos were localized.
-        groups: how many sessions or blocks of time they come from.
-        within_m: the distance that confidence speaks of, metres.
-        right_share: of these queries, how many fixes of the default method lay within it.
-        min_familiarity: photos whose best centred cosine is below are NO_MATCH.
-        rejected_share: of the held-out queries whose place remained in the index, how many are below.
-        away_m: everything within this distance of a query was held out too, to stand for photos of another place.
-        away_queries: how many queries that was done with.
-        away_rejected_share: of these, how many are below `min_familiarity`.
-        max_matches, cluster_radius_m, kernel_m, score_scale, evidence_matches: the `FixSettings` it holds for.
-        methods: how far to trust each method.
-    """
-
-    format_version: Literal[1] = 1
-    held_out: HeldOut
-    queries: int = Field(ge=1)
-    groups: int = Field(ge=1)
-    within_m: float = Field(gt=0.0)
-    right_share: float = Field(ge=0.0, le=1.0)
-    min_familiarity: float = Field(ge=-1.0, le=1.0)
-    rejected_share: float = Field(ge=0.0, le=1.0)
-    away_m: float = Field(gt=0.0)
-    away_queries: int = Field(ge=0)
-    away_rejected_share: float | None = Field(default=None, ge=0.0, le=1.0)
-    max_matches: int = Field(ge=1)
-    cluster_radius_m: float = Field(gt=0.0)
-    kernel_m: float = Field(gt=0.0)
-    score_scale: float = Field(gt=0.0)
-    evidence_matches: int = Field(ge=1)
-    methods: dict[FixMethod, MethodCalibration]
-
-    def holds_for(self, settings: FixSettings) -> bool:
-        """Whether it was measured with fixes made like this."""
-        return settings.method in self.methods and all(
-            getattr(self, name) == getattr(settings, name)
-            for name in ("max_matches", "cluster_radius_m", "kernel_m", "score_scale", "evidence_matches")
-        )
-
-    def of_method(self, settings: FixSettings) -> MethodCalibration:
-        """How far to trust fixes made like this.
-
-        Raises:
-            ParameterError: it was measured with other settings.
-        """
-        if not self.holds_for(settings):
-            raise ParameterError(
-                f"the calibration was not measured with {settings}", remedy="Take the settings it was measured with"
-            )
-        return self.methods[settings.method]
-
-
-def logistic(values: Float64Array) -> Float64Array:
-    """1 / (1 + exp(-x)) without overflow."""
-    return np.asarray(0.5 * (1.0 + np.tanh(np.asarray(values, np.float64) / 2.0)))
-
-
-# From matches to one position: the fix, with a radius and an honest status.
-#
-# With a calibration, `radius_m` and `confidence` come from measured errors, and a photo that looks like nothing in the
-# index is NO_MATCH. Without one they come from how the matches lie, and say so.
-
-__all__ = ["FIX_METHODS", "Fix", "FixMethod", "FixSettings", "FixStatus", "make_fix"]
 
 # A circular normal distribution of variance s² per axis holds 68 % within this many s.
 _HOLDS_68: Final = float(np.sqrt(-2.0 * np.log(0.32)))
 
-# Positions are told to a decimetre: held-out references that stand on the very same spot measure nothing finer.
+# Positions are given to a decimetre: held-out references that stand on the very same spot measure nothing finer.
 _LEAST_MEASURED_M: Final = 0.1
 
 
@@ -188,56 +66,165 @@ class Fix:
     support: int
 
 
-def make_fix(
-    lat: Float64Array,
-    lon: Float64Array,
-    scores: Float64Array,
-    settings: FixSettings,
-    centred: Float64Array | None = None,
-    calibration: Calibration | None = None,
-) -> tuple[FixStatus, Fix | None]:
-    """Estimate one position from matches.
+class MatchedIndex(StoredDescriptors, Protocol):
+    """What is read of a place index to make fixes: `SearchablePlaceIndex` is one."""
+
+    @property
+    def score_stretch(self) -> float:
+        """By how much its scores are further apart than the bundle's own; see `WhiteningRecord.score_stretch`."""
+
+    def positions(self, rows: NDArray[np.int64]) -> tuple[Float64Array, Float64Array]:
+        """Latitudes and longitudes of some rows: (len(rows),) degrees each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The matches of one photo, by score, best first.
+
+    Attributes:
+        rows: (K,) int64, of the place index.
+        scores: (K,) float64, cosines of the descriptors as the index stores them, in [-1, 1]; what answers report.
+        cosines: (K,) float64, the same in the scale of the bundle's descriptors; what `score_scale` refers to.
+        inliers: (M,) int64 of the first M, where these were compared with the photo point by point; else None.
+        order: (K,) int64, places in the other columns, best first: another order where matches were re-ranked.
+    """
+
+    rows: NDArray[np.int64]
+    scores: Float64Array
+    cosines: Float64Array
+    inliers: NDArray[np.int64] | None
+    order: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at_least(self, min_score: float | None) -> Self:
+        """Only the matches of at least this score; None keeps all."""
+        count = len(self) if min_score is None else int((self.scores >= min_score).sum())
+        inliers = None if self.inliers is None else self.inliers[:count]
+        order = self.order[self.order < count]
+        return type(self)(self.rows[:count], self.scores[:count], self.cosines[:count], inliers, order)
+
+
+class FixMaker:
+    """Turns the matches of photos into fixes. Server, command line, evaluation and calibration all use this one.
 
     Args:
-        lat, lon: (k,) degrees of the matched references, best match first.
-        scores: (k,) cosine, descending.
+        index: that is searched.
         settings: how.
-        centred: (k,) centred cosine of each (see `retrieval.localize.evidence`); needed with a calibration.
-        calibration: of the index; None, or one measured with other settings, gives a fix that is not calibrated.
-
-    Returns:
-        the status and the fix; NO_MATCH and None when there are no matches, or when none is like the photo.
+        calibration: how far to trust fixes; left out of account where it was measured with other settings.
+        always_centred: measure how familiar a photo is without a calibration, too.
     """
-    if len(scores) == 0:
-        return FixStatus.NO_MATCH, None
-    trusted = calibration is not None and calibration.holds_for(settings)
-    if trusted and centred is not None and calibration is not None:
-        return _calibrated_fix(lat, lon, scores, settings, centred, calibration)
-    found = agree(lat, lon, scores, settings)
-    covariance = _covariance(found, settings)
-    fix = _fix(found, settings, _radius_m(covariance, found), found.share, covariance, calibrated=False)
-    return (FixStatus.LOCATED if found.share > settings.min_support_share else FixStatus.AMBIGUOUS), fix
+
+    def __init__(
+        self,
+        index: MatchedIndex,
+        settings: FixSettings,
+        calibration: Calibration | None = None,
+        *,
+        always_centred: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.calibration = calibration if calibration is not None and calibration.holds_for(settings) else None
+        self._index = index
+        self._centre = centre_of(index) if always_centred or self.calibration is not None else None
+
+    def ranking(
+        self,
+        rows: NDArray[np.int64],
+        scores: NDArray[np.floating],
+        inliers: NDArray[np.int64] | None = None,
+        order: NDArray[np.int64] | None = None,
+    ) -> Ranking:
+        """The matches that a search found for one photo.
+
+        Args:
+            rows, scores: (K,), best first, -1 and -inf where there are fewer; see `SearchResult`.
+            inliers, order: see `Ranking`.
+        """
+        count = int((rows >= 0).sum())
+        cosines = np.clip(scores[:count].astype(np.float64), -1.0, 1.0)
+        order = np.arange(count) if order is None else order
+        return Ranking(rows[:count], cosines, cosines / self._index.score_stretch, inliers, order)
+
+    def centred(self, descriptors: Float32Array, rows: NDArray[np.int64]) -> list[Float64Array | None]:
+        """Centred cosines of the best matches of some photos, None where no calibration needs them.
+
+        Args:
+            descriptors: (Q, d) float32 of the photos, as the index stores them.
+            rows: (Q, K) int64, best first.
+
+        Returns:
+            Q times (min(K, `matches_needed`),) float64.
+        """
+        if self._centre is None:
+            return [None] * len(rows)
+        best = np.maximum(rows[:, : self.settings.matches_needed], 0)
+        matched = self._index.descriptors(best.ravel()).reshape(*best.shape, -1)
+        return list(centred_cosines(descriptors, matched, self._centre))
+
+    def weigh(self, ranking: Ranking, centred: Float64Array) -> tuple[Agreement, Evidence]:
+        """The place that matches agree on, and what speaks for it.
+
+        Args:
+            ranking: of at least one match.
+            centred: (k,) centred cosines of its first k matches.
+        """
+        best = ranking.rows[: self.settings.matches_needed]
+        lat, lon = self._index.positions(best)
+        found = agree(lat, lon, ranking.cosines, self.settings)
+        return found, evidence_of(found, lat, lon, centred[: len(best)], self.settings)
+
+    def fix(
+        self, ranking: Ranking, centred: Float64Array | None = None, min_score: float | None = None
+    ) -> tuple[FixStatus, Fix | None]:
+        """Estimate one position. All matches count, whatever their score, as they did for the calibration.
+
+        Args:
+            ranking: of the photo.
+            centred: (k,) centred cosines of its first k matches; needed with a calibration.
+            min_score: NO_MATCH where no score reaches it; None for none.
+
+        Returns:
+            the status and the fix; NO_MATCH and None when there are no matches, or when none is like the photo.
+        """
+        if not len(ranking.at_least(min_score)):
+            return FixStatus.NO_MATCH, None
+        if self.calibration is None:
+            return self._estimated(ranking)
+        assert centred is not None, "a calibrated fix needs centred cosines"
+        return self._calibrated(ranking, centred, self.calibration)
+
+    def _estimated(self, ranking: Ranking) -> tuple[FixStatus, Fix | None]:
+        # Re-ranked, the first match takes the weight of the best cosine, and so on. A calibration was measured on
+        # matches by score: there the order stays.
+        best = ranking.rows[ranking.order][: self.settings.max_matches]
+        found = agree(*self._index.positions(best), ranking.cosines, self.settings)
+        covariance = _covariance(found, self.settings)
+        fix = _fix(found, self.settings, _radius_m(covariance, found), found.share, covariance, calibrated=False)
+        located = found.share > self.settings.min_support_share
+        return (FixStatus.LOCATED if located else FixStatus.AMBIGUOUS), fix
+
+    def _calibrated(
+        self, ranking: Ranking, centred: Float64Array, calibration: Calibration
+    ) -> tuple[FixStatus, Fix | None]:
+        settings = self.settings
+        least = calibration.min_familiarity if settings.min_familiarity is None else settings.min_familiarity
+        if familiarity_of(centred[: len(ranking)], settings) < least:
+            return FixStatus.NO_MATCH, None
+        found, evidence = self.weigh(ranking, centred)
+        measured = calibration.of_method(settings)
+        confidence = measured.confidence(evidence)
+        radius_m = max(measured.radius_m(confidence), settings.min_radius_m or _LEAST_MEASURED_M)
+        covariance = _covariance(found, settings)
+        covariance *= 2.0 * (radius_m / _HOLDS_68) ** 2 / np.trace(covariance)
+        fix = _fix(found, settings, radius_m, confidence, covariance, calibrated=True)
+        return (FixStatus.LOCATED if confidence >= settings.min_confidence else FixStatus.AMBIGUOUS), fix
 
 
-def _calibrated_fix(
-    lat: Float64Array,
-    lon: Float64Array,
-    scores: Float64Array,
-    settings: FixSettings,
-    centred: Float64Array,
-    calibration: Calibration,
-) -> tuple[FixStatus, Fix | None]:
-    least = calibration.min_familiarity if settings.min_familiarity is None else settings.min_familiarity
-    if centred[: settings.matches_needed].max() < least:
-        return FixStatus.NO_MATCH, None
-    found = agree(lat, lon, scores, settings)
-    measured = calibration.of_method(settings)
-    confidence = measured.confidence(evidence_of(found, lat, lon, centred, settings))
-    radius_m = max(measured.radius_m(confidence), settings.min_radius_m or _LEAST_MEASURED_M)
-    covariance = _covariance(found, settings)
-    covariance *= 2.0 * (radius_m / _HOLDS_68) ** 2 / np.trace(covariance)
-    fix = _fix(found, settings, radius_m, confidence, covariance, calibrated=True)
-    return (FixStatus.LOCATED if confidence >= settings.min_confidence else FixStatus.AMBIGUOUS), fix
+def familiarity_of(centred: Float64Array, settings: FixSettings) -> float:
+    """How much a photo looks like its matches: the best centred cosine of those that count, -1 where there are none."""
+    return float(centred[: settings.matches_needed].max(initial=-1.0))
 
 
 def _fix(

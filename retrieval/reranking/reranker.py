@@ -1,16 +1,13 @@
 """Do two photos show the same thing? Points are paired by their descriptors, and the pairs of one view are counted."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import ImageError, ParameterError, PlaceIndexError
-from retrieval.images import DEFAULT_LIMITS, ImageLimits, read_image_bytes
-from retrieval.machine import read_ahead
+from retrieval.errors import ParameterError, PlaceIndexError
+from retrieval.images import DEFAULT_LIMITS, ImageLimits
 from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, decode_features, opencv_module
 
 # Fewer pairs fit some homography by chance, or fit any.
@@ -206,39 +203,3 @@ def require_features(source: FeatureSource | None, where: str) -> FeatureSource:
             code="no_local_features",
         )
     return source
-
-
-def rerank_photos(
-    reranker: Reranker,
-    paths: Sequence[Path],
-    rows: NDArray[np.int64],
-    *,
-    limits: ImageLimits = DEFAULT_LIMITS,
-    on_progress: Callable[[int], None] = lambda _: None,
-) -> NDArray[np.int64]:
-    """Re-rank the matches of many photos, on all cores.
-
-    Args:
-        reranker: of the index.
-        paths: of the Q photos; the matches of one that cannot be read stay as they are.
-        rows: (Q, K) int64 rows of the index, best first, -1 where there are fewer.
-        limits: of encoded photos.
-        on_progress: called with 1 after each photo.
-
-    Returns:
-        (Q, K) int64, places in the old order.
-    """
-
-    def order(query: tuple[Path, NDArray[np.int64]]) -> NDArray[np.int64]:
-        path, matches = query
-        try:
-            features = reranker.decode(read_image_bytes(path, limits), limits)
-        except ImageError:
-            return np.arange(len(matches))
-        return reranker.order(reranker.inliers(features, matches[matches >= 0]), len(matches))
-
-    orders = np.empty(rows.shape, np.int64)
-    for place, found in enumerate(read_ahead(order, zip(paths, rows, strict=True))):
-        orders[place] = found
-        on_progress(1)
-    return orders

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import ParameterError
 from retrieval.geo import Float64Array
+from retrieval.localize.evidence import match_weights
 from retrieval.tracking.places import Int64Array, PlaceMap
 from retrieval.tracking.settings import Displacement, Distance, Odometry, TrackSettings
 
@@ -178,9 +179,9 @@ class Evidence:
         if len(rows) == 0:
             return cls(np.empty(0, np.int64), np.empty(0), 0)
         best = np.argsort(-cosines, kind="stable")[: settings.max_matches]
-        weights = np.exp((cosines[best] - cosines[best[0]]) / settings.score_scale)
+        weights = match_weights(cosines[best], settings.score_scale)
         matched, whose = np.unique(places.place_of[rows[best]].astype(np.int64), return_inverse=True)
-        shares = np.bincount(whose.ravel(), weights / weights.sum())
+        shares = np.bincount(whose.ravel(), weights)
         pairs = places.near(matched, 3.0 * settings.match_std_m)
         falls_off = np.exp(-(pairs.distance_m**2) / (2.0 * settings.match_std_m**2))
         found, target = np.unique(pairs.target, return_inverse=True)

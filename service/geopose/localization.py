@@ -8,11 +8,12 @@ import numpy as np
 from PIL import Image
 
 from retrieval.errors import ImageError, SightfixError
-from retrieval.geo import haversine_m
+from retrieval.geo import Float64Array, haversine_m
 from retrieval.images import ImageLimits, RgbImage, check_byte_count, decode_upright, open_image, sniff_format
-from retrieval.index.searchable import SearchablePlaceIndex
-from retrieval.localize.answer import FixAnswer, LocalizeAnswer, MatchAnswer
-from retrieval.localize.fix import FixSettings
+from retrieval.localize.evidence import FixSettings, match_weights
+from retrieval.localize.fix import Fix
+from retrieval.localize.localizer import Located
+from retrieval.references.reference import Reference
 from service.geopose.protocol import CameraReading, GeoPose, GeoPoseAccuracy, GeoPosePosition, GeoPoseQuaternion, known
 from service.http.requests import decode_base64
 from service.problems import RequestError
@@ -113,40 +114,42 @@ def _png(pixels: RgbImage) -> bytes:
     return buffer.getvalue()
 
 
-def pose_of(
-    answer: LocalizeAnswer, index: SearchablePlaceIndex | None, settings: FixSettings
-) -> tuple[GeoPose, GeoPoseAccuracy]:
+def pose_of(located: Located, settings: FixSettings) -> tuple[GeoPose, GeoPoseAccuracy]:
     """The pose of the camera.
 
     The heading is the mean of those of the matches at the fix, weighted like the fix itself. Pitch and roll are taken
     as 0. Without headings, or when they disagree, the quaternion is identity and its accuracy 180 degrees.
 
     Args:
-        answer: with a fix.
-        index: that answered; None leaves the height at 0.
+        located: with a fix.
         settings: how the fix was made.
     """
-    fix = answer.fix
-    assert fix is not None, "only for answers with a fix"
-    supporting, weights = _supporting(fix, answer.matches, settings)
-    quaternion, orientation_deg = _orientation(supporting, weights)
-    height_m = _height_m(supporting, weights, index)
-    pose = GeoPose(position=GeoPosePosition(lat=fix.lat, lon=fix.lon, h=height_m), quaternion=quaternion)
+    fix = located.fix
+    assert fix is not None, "only for results with a fix"
+    references, weights = _supporting(located, fix, settings)
+    quaternion, orientation_deg = _orientation(references, weights)
+    height_m = _height_m(references, weights)
+    position = GeoPosePosition(lat=fix.position.lat, lon=fix.position.lon, h=height_m)
+    pose = GeoPose(position=position, quaternion=quaternion)
     return pose, GeoPoseAccuracy(position=fix.radius_m, orientation=orientation_deg)
 
 
-def _supporting(
-    fix: FixAnswer, matches: list[MatchAnswer], settings: FixSettings
-) -> tuple[list[MatchAnswer], np.ndarray]:
-    near = [
-        match for match in matches if haversine_m(fix.lat, fix.lon, match.lat, match.lon) <= settings.cluster_radius_m
-    ]
-    scores = np.array([match.score for match in near])
-    return near, np.exp((scores - scores.max(initial=-1.0)) / settings.score_scale)
+def _supporting(located: Located, fix: Fix, settings: FixSettings) -> tuple[list[Reference], Float64Array]:
+    """The reported references at the fix, and their weights."""
+    references, places = [], []
+    for place, match in zip(located.ranking.order, located.matches, strict=False):
+        position = match.reference.position
+        assert position is not None, "a place index holds positions only"
+        distance_m = haversine_m(fix.position.lat, fix.position.lon, position.lat, position.lon)
+        if distance_m <= settings.cluster_radius_m:
+            references.append(match.reference)
+            places.append(place)
+    cosines = located.ranking.cosines[np.array(places, np.int64)]
+    return references, match_weights(cosines, settings.score_scale) if places else cosines
 
 
-def _orientation(matches: list[MatchAnswer], weights: np.ndarray) -> tuple[GeoPoseQuaternion, float]:
-    headings = np.array([math.nan if match.heading is None else match.heading for match in matches])
+def _orientation(references: list[Reference], weights: Float64Array) -> tuple[GeoPoseQuaternion, float]:
+    headings = np.array([math.nan if one.heading_deg is None else one.heading_deg for one in references])
     stated = np.isfinite(headings)
     identity = GeoPoseQuaternion(x=0.0, y=0.0, z=0.0, w=1.0)
     if not stated.any():
@@ -163,19 +166,8 @@ def _orientation(matches: list[MatchAnswer], weights: np.ndarray) -> tuple[GeoPo
     return quaternion, max(spread_deg, _MIN_ORIENTATION_DEG)
 
 
-def _height_m(matches: list[MatchAnswer], weights: np.ndarray, index: SearchablePlaceIndex | None) -> float:
+def _height_m(references: list[Reference], weights: Float64Array) -> float:
     """The mean altitude of the references, as they state it; 0 where none does."""
-    if index is None or not matches:
-        return 0.0
-    weight_of = {match.reference_id: weight for match, weight in zip(matches, weights, strict=True)}
-    # By positions: ids are text, and looking each up takes longer than the search did.
-    there = index.rows_at([(match.lat, match.lon) for match in matches])
-    found = [
-        (reference.altitude_m, weight_of[reference.id])
-        for reference in index.references(there)
-        if reference.altitude_m is not None and reference.id in weight_of
-    ]
-    if not found:
-        return 0.0
-    altitudes, at_weights = zip(*found, strict=True)
-    return float(np.average(altitudes, weights=at_weights))
+    altitudes = np.array([math.nan if one.altitude_m is None else one.altitude_m for one in references])
+    stated = np.isfinite(altitudes)
+    return float(np.average(altitudes[stated], weights=weights[stated])) if stated.any() else 0.0

@@ -20,7 +20,7 @@ from google.rpc.status_pb2 import Status
 from pydantic import ValidationError
 
 from retrieval.errors import SightfixError
-from retrieval.localize.answer import FieldProblem, Problem
+from service.answer import FieldProblem, Problem
 from service.observing.logs import CURRENT, RequestNotes, log_access
 from service.observing.observer import Observer
 from service.observing.tracing import trace_id_of

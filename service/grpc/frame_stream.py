@@ -4,13 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
 from retrieval.errors import SightfixError
 from retrieval.localize.localizer import Located
+from service.answer import answer_of
 from service.grpc.calls import server_fault, status_of, wrong_field, wrong_fields
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.messages import answer_message, fields_of, lane_of, options_of, track_message
@@ -286,9 +287,10 @@ class FrameStream:
         options = options_of(frame.options, "frame.options")
         request_id = self._request_id(frame.frame_id)
         urgency = Urgency(self._rules.lane, deadline)
-        at_least = 1 if self._track is None else self._track.matches
-        located = await self._localization.localize(frame.image, options, request_id, urgency, at_least=at_least)
-        response = pb.LocalizeStreamResponse(frame_id=frame.frame_id, answer=answer_message(located.answer))
+        if self._track is not None:
+            options = replace(options, min_ranked=self._track.matches)
+        located = await self._localization.localize(frame.image, options, request_id, urgency)
+        response = pb.LocalizeStreamResponse(frame_id=frame.frame_id, answer=answer_message(answer_of(located)))
         return _Outcome(response, located)
 
     def _deadline_of(self, frame: pb.Frame) -> float:

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
+from service.answer import answer_of, model_answer
 from service.grpc.frame_stream import (
     MAX_IN_FLIGHT,
     FrameStream,
@@ -45,7 +46,7 @@ class LocalizationServicer(LocalizationServiceServicer):
         options = options_of(request.options, "options")
         urgency = self._urgency(request.lane, context)
         located = await self._localization.localize(request.image, options, _request_id(), urgency)
-        return pb.LocalizeResponse(answer=answer_message(located.answer))
+        return pb.LocalizeResponse(answer=answer_message(answer_of(located)))
 
     async def LocalizeStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.LocalizeStreamRequest], context: "Context"
@@ -95,7 +96,7 @@ class LocalizationServicer(LocalizationServiceServicer):
         return pb.DescribeResponse(
             request_id=_request_id(),
             descriptor_values=described.descriptor,
-            model=model_message(self._localization.live.require().model_answer),
+            model=model_message(model_answer(self._localization.live.require().describer)),
             decode_ms=described.decode_ms,
             queue_ms=described.queue_ms,
         )
@@ -108,8 +109,8 @@ class LocalizationServicer(LocalizationServiceServicer):
         descriptor = checked_descriptor(
             request.descriptor_values, self._localization.live.require(), "descriptor_values"
         )
-        answer = await self._localization.search(descriptor, options, _request_id(), urgency)
-        return pb.SearchResponse(answer=answer_message(answer))
+        located = await self._localization.search(descriptor, options, _request_id(), urgency)
+        return pb.SearchResponse(answer=answer_message(answer_of(located)))
 
     async def GetServerInfo(  # noqa: N802
         self, request: pb.GetServerInfoRequest, context: "Context"

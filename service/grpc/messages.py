@@ -8,9 +8,9 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from retrieval.errors import ParameterError
-from retrieval.localize.answer import IndexAnswer, LocalizeAnswer, MatchAnswer, ModelAnswer
 from retrieval.localize.fix import FixStatus
 from retrieval.localize.localizer import LocalizeOptions
+from service.answer import IndexAnswer, LocalizeAnswer, MatchAnswer, ModelAnswer
 from service.grpc.calls import wrong_field, wrong_fields
 from service.grpc.generated import localization_pb2 as pb
 from service.http.requests import LocalizeParameters

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from retrieval import __version__
-from retrieval.localize.answer import Problem
+from service.answer import Problem
 from service.api_keys import KeyGuard, KeyRing
 from service.http.limits import BodyLimit
 from service.http.routes.descriptors import add_descriptor_routes

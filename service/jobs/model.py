@@ -9,7 +9,7 @@ from retrieval.errors import ParameterError
 from retrieval.index.folder import check_index_name
 from retrieval.index.vectors.candidates import WantedType
 from retrieval.index.vectors.exact import Storage
-from retrieval.localize.answer import Problem
+from service.answer import Problem
 
 JobKind = Literal["full", "append", "remove"]
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from retrieval.artefact import storage_errors
 from retrieval.errors import SightfixError, StorageError
-from retrieval.localize.answer import Problem
+from service.answer import Problem
 from service.jobs.model import (
     FINISHED,
     Job,

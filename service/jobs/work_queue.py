@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from retrieval.localize.answer import Problem
+from service.answer import Problem
 from service.jobs.model import (
     JOB_REQUEST,
     AppendJobRequest,

@@ -20,7 +20,8 @@ from prometheus_client.registry import Collector
 
 from retrieval import __version__
 from retrieval.errors import ImageError, SightfixError
-from retrieval.localize.answer import IndexAnswer, LocalizeAnswer, ModelAnswer
+from retrieval.localize.localizer import Located
+from service.answer import IndexAnswer, ModelAnswer
 from service.jobs.model import JobKind, JobState
 from service.observing import definitions as defined
 from service.observing.definitions import Definition
@@ -149,24 +150,24 @@ class Metrics:
         """A stage that is not part of an answer."""
         self._stage_seconds[name].observe(seconds)
 
-    def answered(self, answer: LocalizeAnswer) -> None:
+    def answered(self, located: Located) -> None:
         """A photo, or a descriptor, was localized."""
-        timings = answer.timings_ms
+        timings = located.timings
         seconds = self._stage_seconds
         # A search by descriptor has neither of these two.
-        if timings.describe > 0.0:
-            seconds["decode"].observe(timings.decode * 1e-3)
-            seconds["describe"].observe(timings.describe * 1e-3)
-        seconds["queue"].observe(timings.queue * 1e-3)
-        seconds["search"].observe(timings.search * 1e-3)
-        if timings.rerank is not None:
-            seconds["rerank"].observe(timings.rerank * 1e-3)
-        seconds["fix"].observe(timings.fix * 1e-3)
-        self._fixes.labels(answer.status.value).inc()
-        if answer.matches:
-            self._score.observe(max(match.score for match in answer.matches))
-        if answer.fix is not None:
-            self._radius.observe(answer.fix.radius_m)
+        if timings.describe_ms > 0.0:
+            seconds["decode"].observe(timings.decode_ms * 1e-3)
+            seconds["describe"].observe(timings.describe_ms * 1e-3)
+        seconds["queue"].observe(timings.queue_ms * 1e-3)
+        seconds["search"].observe(timings.search_ms * 1e-3)
+        if timings.rerank_ms is not None:
+            seconds["rerank"].observe(timings.rerank_ms * 1e-3)
+        seconds["fix"].observe(timings.fix_ms * 1e-3)
+        self._fixes.labels(located.status.value).inc()
+        if located.matches:
+            self._score.observe(max(match.score for match in located.matches))
+        if located.fix is not None:
+            self._radius.observe(located.fix.radius_m)
 
     def track_step(self, seconds: float) -> None:
         """A track has taken in a frame."""

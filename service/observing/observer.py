@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from retrieval.localize.answer import LocalizeAnswer
+from retrieval.localize.localizer import Located
 from service.observing.logs import CURRENT
 from service.observing.metrics import STAGES, JobCollector, JobCounts, Metrics, ServerState, StateCollector
 from service.observing.tracing import Tracing, configured_tracing
@@ -58,27 +58,34 @@ class Observer:
         """A context in which one photo is admitted and answered, or fails."""
         return self.metrics.photo() if self.metrics is not None else contextlib.nullcontext()
 
-    def answered(self, answer: LocalizeAnswer, queued_at: float) -> None:
+    def answered(self, located: Located, queued_at: float) -> None:
         """A photo, or a descriptor, was localized.
 
         Args:
-            answer: with its timings.
+            located: with its timings.
             queued_at: when decoding was done, on `time.perf_counter`.
         """
         if self.metrics is not None:
-            self.metrics.answered(answer)
+            self.metrics.answered(located)
         notes = CURRENT.get()
         if notes is None:
             return
         notes.photos += 1
-        notes.fix_status = answer.status.value
-        notes.index_version = answer.index.version
+        notes.fix_status = located.status.value
+        notes.index_version = located.place_index.version
         if self.tracing is not None and notes.span is not None:
-            times = answer.timings_ms
-            spent = (times.decode, times.queue, times.describe, times.search, times.rerank or 0.0, times.fix)
+            times = located.timings
+            spent = (
+                times.decode_ms,
+                times.queue_ms,
+                times.describe_ms,
+                times.search_ms,
+                times.rerank_ms or 0.0,
+                times.fix_ms,
+            )
             # What did not happen is no span: a search by descriptor decodes and describes nothing.
             stages = [(name, ms * 1e-3) for name, ms in zip(STAGES, spent, strict=True) if ms > 0.0]
-            self.tracing.stages(notes.span, queued_at, stages, {"sightfix.request_id": answer.request_id})
+            self.tracing.stages(notes.span, queued_at, stages, {"sightfix.request_id": located.request_id})
 
     def described(self, decode_s: float, queue_s: float, queued_at: float) -> None:
         """A photo was described; how long the model took is in the batch's metrics.

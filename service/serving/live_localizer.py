@@ -12,7 +12,7 @@ from retrieval.describer import Describer
 from retrieval.errors import SightfixError
 from retrieval.images import ImageLimits
 from retrieval.index.searchable import PlaceIndexStore, SearchablePlaceIndex
-from retrieval.localize.fix import FixSettings
+from retrieval.localize.evidence import FixSettings
 from retrieval.localize.localizer import Localizer
 from service.observing.observer import Observer
 from service.problems import RequestError

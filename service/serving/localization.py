@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -12,9 +12,9 @@ import numpy as np
 from retrieval.describer import Descriptors
 from retrieval.images import ImageLimits
 from retrieval.index.searchable import PlaceIndexStore
-from retrieval.localize.answer import LocalizeAnswer
-from retrieval.localize.localizer import DecodedQuery, LocalizeOptions, Localizer, Located
+from retrieval.localize.localizer import DecodedPhoto, LocalizeOptions, Localizer, Located, Query
 from retrieval.machine import available_cores
+from service.answer import index_answer, model_answer
 from service.observing.metrics import ServerState
 from service.observing.observer import Observer
 from service.serving.admission import LANES, Lane, RejectionThrottle, Urgency
@@ -28,22 +28,16 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class LocalizeWork:
-    """Localize one photo.
+    """Localize one photo."""
 
-    Attributes:
-        query: the photo.
-        at_least: so many matches are looked for, however few are asked for.
-    """
-
-    query: DecodedQuery
-    at_least: int = 1
+    photo: DecodedPhoto
 
 
 @dataclass(frozen=True, slots=True)
 class DescribeWork:
     """Describe one photo."""
 
-    query: DecodedQuery
+    photo: DecodedPhoto
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,36 +45,30 @@ class SearchWork:
     """Search for one descriptor: (D,) float32, unit length."""
 
     descriptor: Descriptors
-    options: LocalizeOptions
-    request_id: str
+    query: Query
 
 
 Work = LocalizeWork | DescribeWork | SearchWork
 
-Outcome = Located | Descriptors | LocalizeAnswer
+Outcome = Located | Descriptors
 
 
 def run_works(localizer: Localizer, works: Sequence[Work]) -> list[Outcome]:
     """Run a mixed batch; its photos to localize are described at once, and all answers are of one index version.
 
     Returns:
-        in order: a Located for a photo to localize, a (D,) float32 descriptor for one to describe, a LocalizeAnswer for
-        a search.
+        in order: a Located for a photo to localize or a search, a (D,) float32 descriptor for a photo to describe.
     """
     outcomes: dict[int, Outcome] = {}
     photos = {place: work for place, work in enumerate(works) if isinstance(work, LocalizeWork)}
-    at_least = max((work.at_least for work in photos.values()), default=1)
-    outcomes.update(zip(photos, localizer.located([work.query for work in photos.values()], at_least), strict=True))
-    described = {place: work.query.image for place, work in enumerate(works) if isinstance(work, DescribeWork)}
+    outcomes.update(zip(photos, localizer.localize([work.photo for work in photos.values()]), strict=True))
+    described = {place: work.photo.image for place, work in enumerate(works) if isinstance(work, DescribeWork)}
     if described:
         outcomes.update(zip(described, localizer.describer.describe(list(described.values())), strict=True))
     searches = {place: work for place, work in enumerate(works) if isinstance(work, SearchWork)}
     if searches:
-        found = localizer.locate(
-            np.stack([work.descriptor for work in searches.values()]),
-            [work.options for work in searches.values()],
-            [work.request_id for work in searches.values()],
-        )
+        descriptors = np.stack([work.descriptor for work in searches.values()])
+        found = localizer.locate(descriptors, [work.query for work in searches.values()])
         outcomes.update(zip(searches, found, strict=True))
     return [outcomes[place] for place in range(len(works))]
 
@@ -116,10 +104,9 @@ class _Run:
     queued_at: float
     waited_s: float
 
-    def timed(self, answer: LocalizeAnswer) -> LocalizeAnswer:
-        """The answer with the time it waited, and the whole time since its request was complete."""
-        spent = {"queue": self.waited_s * 1e3, "total": (time.perf_counter() - self.started) * 1e3}
-        return answer.model_copy(update={"timings_ms": answer.timings_ms.model_copy(update=spent)})
+    def timed(self, located: Located) -> Located:
+        """The result with the time it waited, and the whole time since its request was complete."""
+        return located.timed(queue_ms=self.waited_s * 1e3, total_ms=(time.perf_counter() - self.started) * 1e3)
 
 
 class LocalizationService:
@@ -172,8 +159,8 @@ class LocalizationService:
             queue_depth={lane: queue.depth(lane) for lane in LANES},
             queue_limit=queue.limit,
             tracks=self.tracks.count,
-            model=localizer.model_answer if localizer is not None else None,
-            index=localizer.index_answer if localizer is not None else None,
+            model=model_answer(localizer.describer) if localizer is not None else None,
+            index=index_answer(localizer.place_index) if localizer is not None else None,
             healthy=live.healthy,
             probed_at=live.probed_at,
             ready=live.readiness.state == "ready",
@@ -200,9 +187,7 @@ class LocalizationService:
             self.live.require()
             self._batcher.check_room(urgency)
 
-    async def localize(
-        self, data: bytes, options: LocalizeOptions, request_id: str, urgency: Urgency, *, at_least: int = 1
-    ) -> Located:
+    async def localize(self, data: bytes, options: LocalizeOptions, request_id: str, urgency: Urgency) -> Located:
         """Localize one encoded photo.
 
         Args:
@@ -210,19 +195,16 @@ class LocalizationService:
             options: what to ask.
             request_id: to be named in the answer.
             urgency: lane and deadline.
-            at_least: so many matches are looked for, however few are asked for.
 
         Raises:
             ImageError: it cannot be decoded.
             RequestError: not ready, rejected (429), or too late (504).
         """
-        run = await self._run(
-            lambda localizer: LocalizeWork(localizer.decode(data, options, request_id), at_least), urgency
-        )
+        run = await self._run(lambda localizer: LocalizeWork(localizer.decode(data, options, request_id)), urgency)
         assert isinstance(run.outcome, Located)
-        answer = run.timed(run.outcome.answer)
-        self.observer.answered(answer, run.queued_at)
-        return replace(run.outcome, answer=answer)
+        located = run.timed(run.outcome)
+        self.observer.answered(located, run.queued_at)
+        return located
 
     async def describe(self, data: bytes, urgency: Urgency) -> Described:
         """The descriptor of one encoded photo.
@@ -233,23 +215,23 @@ class LocalizationService:
         run = await self._run(lambda localizer: DescribeWork(localizer.decode(data)), urgency)
         assert isinstance(run.work, DescribeWork)
         assert isinstance(run.outcome, np.ndarray)
-        decode_ms = run.work.query.decode_ms
+        decode_ms = run.work.photo.query.decode_ms
         self.observer.described(decode_ms * 1e-3, run.waited_s, run.queued_at)
         return Described(run.outcome, decode_ms, run.waited_s * 1e3)
 
     async def search(
         self, descriptor: Descriptors, options: LocalizeOptions, request_id: str, urgency: Urgency
-    ) -> LocalizeAnswer:
-        """Answer for one descriptor, (D,) float32, unit length.
+    ) -> Located:
+        """Localize by one descriptor, (D,) float32, unit length.
 
         Raises:
             RequestError: as `localize`.
         """
-        run = await self._run(SearchWork(descriptor, options, request_id), urgency)
-        assert isinstance(run.outcome, LocalizeAnswer)
-        answer = run.timed(run.outcome)
-        self.observer.answered(answer, run.queued_at)
-        return answer
+        run = await self._run(SearchWork(descriptor, Query(options, request_id)), urgency)
+        assert isinstance(run.outcome, Located)
+        located = run.timed(run.outcome)
+        self.observer.answered(located, run.queued_at)
+        return located
 
     async def _run(self, work: Work | Callable[[Localizer], Work], urgency: Urgency) -> _Run:
         """Admit a work, decode it if it is a function that does so, and have the model run it."""

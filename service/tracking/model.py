@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from retrieval.localize.answer import AnswerPart, LocalizeAnswer
 from retrieval.localize.fix import FixStatus
 from retrieval.tracking import TrackedFix, TrackSettings
+from service.answer import AnswerPart, LocalizeAnswer
 
 _DEFAULTS: Final = TrackSettings()
 

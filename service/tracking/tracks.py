@@ -35,7 +35,7 @@ _RETRY_S: Final = 10.0
 
 _NO_ROWS: Final[NDArray[np.int64]] = np.empty(0, np.int64)
 
-_NO_SCORES: Final = np.empty(0)
+_NO_COSINES: Final = np.empty(0)
 
 
 # What each parameter of the odometry says nothing without.
@@ -205,12 +205,13 @@ class LiveTrack:
             ParameterError: it was taken before the last one (``frame_out_of_order``); the track is then as before.
         """
         begun = time.perf_counter()
+        rows, cosines = _NO_ROWS, _NO_COSINES
         if located is not None:
             self.carry_to(maps.of(located.place_index), located.place_index.version)
-        rows, scores = (_NO_ROWS, _NO_SCORES) if located is None else (located.rows, located.scores)
+            rows, cosines = located.ranking.rows, located.ranking.cosines
         # The same instant again, such as a request that is repeated: nothing has moved.
         odometry = None if motion.at_s == self._at_s else motion.odometry
-        fix = self._track.update(rows, scores, motion.at_s, odometry)
+        fix = self._track.update(rows, cosines, motion.at_s, odometry)
         carried_from = self._reported_version if self._reported_version != self._version else None
         self._at_s, self._reported_version = motion.at_s, self._version
         relocalized = self._has_held and self._track.was_lost and not fix.lost

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from retrieval.images import Preprocessing
-from retrieval.localize.answer import IndexAnswer, LocalizeAnswer, ModelAnswer, Problem
+from service.answer import IndexAnswer, LocalizeAnswer, ModelAnswer, Problem
 from service.jobs.model import (
     FINISHED,
     JOB_REQUEST,

@@ -69,7 +69,7 @@ def evaluate(
     from retrieval.evaluation import evaluate as evaluate_ranking
     from retrieval.index.stores import open_store
     from sightfix.console import progress_bar
-    from sightfix.evaluation_search import Asked, search_index, search_photos
+    from sightfix.evaluation_search import EvaluationRequest, search_index, search_photos
 
     if (database is None) == (index is None):
         raise ParameterError("give either --database or --index", remedy="Say where the queries are to be found")
@@ -90,14 +90,14 @@ def evaluate(
         matplotlib_figure()
     describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
     settings = DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable)
-    asked = Asked(queries, out_of_area, calibrate, RerankSettings(top=rerank) if rerank else None)
+    request = EvaluationRequest(queries, out_of_area, calibrate, RerankSettings(top=rerank) if rerank else None)
     if database is not None:
-        found = search_photos(database, asked, describer, settings, protocol)
+        found = search_photos(database, request, describer, settings, protocol)
     else:
-        found = search_index(open_store(store, indexes), index, asked, describer, settings, protocol)
+        found = search_index(open_store(store, indexes), index, request, describer, settings, protocol)
     ranked = found.ranked()
     with progress_bar("Evaluating", evaluation_work(ranked, protocol), "steps") as advance:
-        evaluation = evaluate_ranking(ranked, protocol, advance, found.notes())
+        evaluation = evaluate_ranking(ranked, protocol, advance, found.all_notes())
     _print_report(evaluation.report)
     if json is not None:
         _write_json(evaluation.report, json)
@@ -160,9 +160,9 @@ def _draw(evaluation: "Evaluation", ranked: "Ranked", protocol: "Protocol", foun
     from sightfix.figures.evaluation import EvaluatedPhotos, write_figures
 
     photos = EvaluatedPhotos(
-        query=lambda row: found.queries[row].path,
-        database=lambda row: found.references(np.array([row]))[0].path,
-        scores=found.matches.in_order(found.matches.scores),
+        query=lambda row: found.queries.references[row].path,
+        database=lambda row: found.references_of(np.array([row]))[0].path,
+        scores=found.queries.reported_scores,
     )
     with console.status("Drawing"):
         written = write_figures(evaluation, ranked, protocol, photos, folder)

@@ -61,6 +61,7 @@ def localize(
     else:
         from retrieval.index.stores import open_store
         from retrieval.localize.localizer import LocalizeOptions, Localizer
+        from service.answer import answer_of
 
         options = LocalizeOptions(top_k, prior, min_score)
         opened = open_store(store, indexes)
@@ -68,7 +69,7 @@ def localize(
         # One photo is not worth the seconds in which a GPU starts: the CPU, unless told otherwise.
         describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback, default_provider="cpu")
         reranking = RerankSettings(top=rerank) if rerank else None
-        answer = Localizer(describer, place_index, rerank=reranking).localize_file(photo, options)
+        answer = answer_of(Localizer(describer, place_index, rerank=reranking).localize_file(photo, options))
     if json:
         sys.stdout.write(answer.model_dump_json(indent=2) + "\n")
     else:

@@ -7,6 +7,7 @@ import numpy as np
 
 from index_builder.calibration_queries import DescribedIndex
 from retrieval.geo import Position, from_local_metres
+from retrieval.index.manifest import BundleIdentity
 from retrieval.references.reference import Reference
 
 DIM = 256
@@ -14,6 +15,7 @@ DIM = 256
 BLOCK_M = 300.0
 ITS_OWN = 0.3
 ORIGIN = Position(48.0, 11.0)
+SURVEYED = BundleIdentity(name="surveyed", fingerprint="0" * 64)
 
 
 def survey(
@@ -52,4 +54,4 @@ def survey(
                 )
             )
     rows = np.array(descriptors, np.float32)
-    return DescribedIndex(references, rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    return DescribedIndex(references, rows / np.linalg.norm(rows, axis=1, keepdims=True), SURVEYED)

@@ -8,9 +8,11 @@ from index_builder.calibration_queries import DescribedIndex
 from retrieval.errors import ParameterError
 from retrieval.evaluation import exact_ranking
 from retrieval.geo import haversine_m
-from retrieval.localize.evidence import centre_of, centred_cosines
-from retrieval.localize.fix import FIX_METHODS, Calibration, FixSettings, FixStatus, logistic, make_fix
-from tests.index_builder.surveyed import survey
+from retrieval.localize.calibration import Calibration, logistic
+from retrieval.localize.evidence import FIX_METHODS, FixSettings, centre_of, centred_cosines
+from retrieval.localize.fix import FixStatus
+from tests.index_builder.surveyed import SURVEYED, survey
+from tests.retrieval.fixing import make_fix
 
 SETTINGS = CalibrationSettings(away_m=200.0)
 
@@ -176,7 +178,7 @@ def test_a_surer_group_that_errs_more_is_pooled() -> None:
 def test_an_index_in_memory_is_checked() -> None:
     index = survey(1, 3)
     with pytest.raises(ParameterError, match="3 references and 2 descriptors"):
-        DescribedIndex(index.references(np.arange(3)), index.descriptors(np.arange(2)))
+        DescribedIndex(index.references(np.arange(3)), index.descriptors(np.arange(2)), SURVEYED)
     without = [replace(reference, position=None) for reference in index.references(np.arange(3))]
     with pytest.raises(ParameterError, match="no position in degrees"):
-        DescribedIndex(without, index.descriptors(np.arange(3)))
+        DescribedIndex(without, index.descriptors(np.arange(3)), SURVEYED)

@@ -6,7 +6,7 @@ import pytest
 from index_builder import calibration_queries as held_out
 from index_builder.calibration_queries import DescribedIndex, Occasions, coverage_of, occasions_of, search_held_out
 from retrieval.geo import haversine_m
-from tests.index_builder.surveyed import survey
+from tests.index_builder.surveyed import SURVEYED, survey
 
 
 def slow_search(index, label, query, k, away_m):
@@ -83,7 +83,9 @@ def with_backup(index: DescribedIndex, of: int, photos: int, *, named: str = "ba
     rows = np.arange(of * photos, (of + 1) * photos)
     copies = [replace(one, id=f"copy/{one.id}", session=named) for one in index.references(rows)]
     every = index.descriptors(np.arange(index.count))
-    return DescribedIndex([*index.references(np.arange(index.count)), *copies], np.concatenate([every, every[rows]]))
+    return DescribedIndex(
+        [*index.references(np.arange(index.count)), *copies], np.concatenate([every, every[rows]]), SURVEYED
+    )
 
 
 def test_copies_in_another_folder_are_held_out_with_the_photos_that_they_are_of() -> None:

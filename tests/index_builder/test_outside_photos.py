@@ -8,7 +8,7 @@ from index_builder import calibration_queries as held_out
 from index_builder.calibration_queries import PAUSE_S, DescribedIndex, OutsidePhotos, OutsideSearch
 from retrieval.errors import ParameterError
 from retrieval.geo import haversine_m
-from tests.index_builder.surveyed import survey
+from tests.index_builder.surveyed import SURVEYED, survey
 
 
 def outside(index: DescribedIndex) -> OutsidePhotos:
@@ -102,7 +102,7 @@ def test_copies_are_left_out_however_the_index_stores_them(bits: str) -> None:
         stored = stored.astype(np.float16).astype(np.float32)
     elif bits == "int8":
         stored = np.round(stored * 255.0 / 0.4).astype(np.float32) / 255.0 * 0.4
-    index, photos = DescribedIndex(made.references(every), stored), outside(made)
+    index, photos = DescribedIndex(made.references(every), stored, SURVEYED), outside(made)
     search = OutsideSearch.of(index, photos)
     assert not (search.search(5).rows == every[:, None]).any()
     near = haversine_m(index.lat[:, None], index.lon[:, None], index.lat[None], index.lon[None]) <= 25.0

@@ -37,9 +37,10 @@ from retrieval.index.manifest import Source
 from retrieval.index.place_index import CALIBRATION_PHOTOS_NAME, PlaceIndex
 from retrieval.index.reference_table import reference_rows
 from retrieval.index.stores import FolderStore
-from retrieval.localize.fix import FixSettings, MethodCalibration
+from retrieval.localize.calibration import MethodCalibration
+from retrieval.localize.evidence import FixSettings
 from retrieval.references.reference import Reference
-from tests.index_builder.surveyed import DIM, survey
+from tests.index_builder.surveyed import DIM, SURVEYED, survey
 from tests.places import make_places
 from tests.retrieval.other_bundle import flip_byte, write_other_bundle
 
@@ -125,7 +126,7 @@ def test_photos_that_were_indexed_meanwhile_teach_the_same(known: DescribedIndex
     ]
     stored = np.concatenate([known.descriptors(np.arange(known.count)), given.descriptors])
     alone, together = (
-        fit_on_photos(index, given, SETTINGS) for index in (known, DescribedIndex([*rows, *new], stored))
+        fit_on_photos(index, given, SETTINGS) for index in (known, DescribedIndex([*rows, *new], stored, SURVEYED))
     )
     assert together.right_share == alone.right_share
     assert together.min_familiarity == pytest.approx(alone.min_familiarity, abs=1e-5)
@@ -147,7 +148,7 @@ def test_photos_that_cannot_tell_are_refused(known: DescribedIndex) -> None:
     places = [from_degrees(one, lat, lon) for one, lat, lon in zip(copied, far.lat, far.lon, strict=True)]
     stored = np.concatenate([known.descriptors(np.arange(known.count)), far.descriptors])
     with pytest.raises(ParameterError, match="210 of 210 photos are in the index, and neither session nor time"):
-        fit_on_photos(DescribedIndex([*rows, *places], stored), unknown, SETTINGS)
+        fit_on_photos(DescribedIndex([*rows, *places], stored, SURVEYED), unknown, SETTINGS)
     with pytest.raises(ParameterError, match=r"of 210 fixes are right; 150 right and as many wrong ones are needed"):
         fit_on_photos(known, far, replace(SETTINGS, min_of_a_kind=150))
 

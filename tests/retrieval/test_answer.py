@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from retrieval.localize.answer import (
+from retrieval.localize.fix import FixStatus
+from service.answer import (
     FixAnswer,
     IndexAnswer,
     LocalizeAnswer,
@@ -13,7 +14,6 @@ from retrieval.localize.answer import (
     Problem,
     TimingsAnswer,
 )
-from retrieval.localize.fix import FixStatus
 
 FIX = FixAnswer(
     lat=55.7,

@@ -6,8 +6,10 @@ from pydantic import ValidationError
 
 from retrieval.errors import ParameterError
 from retrieval.geo import Position, from_local_metres
+from retrieval.localize.calibration import Calibration, MethodCalibration, RadiusKnot, logistic
 from retrieval.localize.evidence import FIX_METHODS, Evidence, FixSettings
-from retrieval.localize.fix import Calibration, FixStatus, MethodCalibration, RadiusKnot, logistic, make_fix
+from retrieval.localize.fix import FixStatus
+from tests.retrieval.fixing import make_fix
 
 KNOTS = (RadiusKnot(confidence=0.2, radius_m=100.0), RadiusKnot(confidence=0.8, radius_m=10.0))
 METHOD = MethodCalibration(intercept=-3.0, weights=(4.0, 10.0, 1.0), radius=KNOTS)

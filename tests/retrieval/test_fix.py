@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.geo import Position, from_local_metres, haversine_m
-from retrieval.localize.answer import FixAnswer
-from retrieval.localize.fix import FIX_METHODS, Fix, FixSettings, FixStatus, make_fix
-from retrieval.localize.localizer import _fix_answer
+from retrieval.localize.evidence import FIX_METHODS, FixSettings
+from retrieval.localize.fix import Fix, FixStatus
+from service.answer import FixAnswer, _fix_answer
 from tests.hypothesis_profiles import examples
+from tests.retrieval.fixing import make_fix
 
 MUNICH = Position(48.0, 11.0)
 CLUSTER = FixSettings(method="weighted_cluster", score_scale=0.05)
@@ -165,7 +166,7 @@ def test_every_fix_is_sound(
     assert 1 <= fix.support <= min(10, len(found))
     # The fix lies in the cluster it was made from, and crosses every border as an answer.
     assert haversine_m(fix.position.lat, fix.position.lon, lat[:10], lon[:10]).min() <= 25.0 + 1e-6
-    assert isinstance(_fix_answer(fix), FixAnswer)
+    assert FixAnswer.model_validate(_fix_answer(fix).model_dump()) == _fix_answer(fix)
 
 
 @settings(max_examples=examples(100))

@@ -15,9 +15,10 @@ from retrieval.errors import ImageError, ModelIndexMismatchError, ParameterError
 from retrieval.geo import GeoPrior, haversine_m
 from retrieval.images import ImageLimits
 from retrieval.index.place_index import PlaceIndex
-from retrieval.localize.answer import LocalizeAnswer
-from retrieval.localize.fix import FixSettings, FixStatus
+from retrieval.localize.evidence import FixSettings
+from retrieval.localize.fix import FixStatus
 from retrieval.localize.localizer import LocalizeOptions, Localizer, new_request_id
+from service.answer import LocalizeAnswer, answer_of
 from tests.conftest import PublishedPlaces
 from tests.places import make_places
 from tests.retrieval.encoded import encode, smooth
@@ -37,7 +38,7 @@ def photos(published: PublishedPlaces) -> list[bytes]:
 
 
 def ask(localizer: Localizer, data: bytes, **options: object) -> LocalizeAnswer:
-    return localizer.localize([localizer.decode(data, LocalizeOptions(**options))])[0]
+    return answer_of(localizer.localize([localizer.decode(data, LocalizeOptions(**options))])[0])
 
 
 def test_a_reference_photo_is_located_at_its_own_position(
@@ -97,11 +98,10 @@ def test_a_batch_equals_its_single_photos(localizer: Localizer, photos: list[byt
         LocalizeOptions(geo_prior=GeoPrior(-48.0, 11.0, 250.0)),
         LocalizeOptions(min_score=0.99),
     ]
-    queries = [localizer.decode(photos[place], option) for place, option in enumerate(options)]
-    together = localizer.localize(queries)
-    for query, answer in zip(queries, together, strict=True):
-        alone = localizer.localize([query])[0]
-        assert answer.request_id == query.request_id
+    decoded = [localizer.decode(photos[place], option) for place, option in enumerate(options)]
+    for photo, localization in zip(decoded, localizer.localize(decoded), strict=True):
+        answer, alone = answer_of(localization), answer_of(localizer.localize([photo])[0])
+        assert answer.request_id == photo.query.request_id
         assert [match.reference_id for match in answer.matches] == [match.reference_id for match in alone.matches]
         np.testing.assert_allclose(
             [match.score for match in answer.matches], [match.score for match in alone.matches], atol=1e-4
@@ -177,7 +177,7 @@ def test_a_file_is_localized_as_its_bytes_are(
     localizer: Localizer, published: PublishedPlaces, photos: list[bytes], tmp_path: Path
 ) -> None:
     from_file = localizer.localize_file(published.places.rows[2].path, LocalizeOptions(top_k=4))
-    assert from_file.matches == ask(localizer, photos[2], top_k=4).matches
+    assert answer_of(from_file).matches == ask(localizer, photos[2], top_k=4).matches
     damaged = tmp_path / "half.jpg"
     damaged.write_bytes(photos[2][: len(photos[2]) // 2])
     text = (
@@ -229,7 +229,7 @@ def test_reference_ids_are_quoted_in_thumbnail_paths(describer: Describer, tmp_p
     places.rows[:] = [type(row)(id="photos/größe 100%?#.jpg", path=odd, position=row.position)]
     build_index(places, describer, tmp_path / "indexes", "odd")
     localizer = Localizer(describer, PlaceIndex.open(tmp_path / "indexes" / "odd"))
-    match = localizer.localize_file(odd).matches[0]
+    match = answer_of(localizer.localize_file(odd)).matches[0]
     assert match.reference_id == "photos/größe 100%?#.jpg"
     assert match.thumbnail == "/references/photos/gr%C3%B6%C3%9Fe%20100%25%3F%23.jpg/image"
 
@@ -277,8 +277,9 @@ def test_the_calibration_of_the_index_is_used_and_another_may_be_given(
     assert own.fix is not None
     assert own.fix.calibrated
     strict = calibration(min_familiarity=1.0, right_share=0.1)
-    assert Localizer(localizer.describer, index, calibration=strict).calibration == strict
-    assert localizer.calibration is None
+    assert Localizer(localizer.describer, index, calibration=strict).fix_maker.calibration == strict
+    assert Localizer(localizer.describer, index, calibration=None).fix_maker.calibration is None
+    assert localizer.fix_maker.calibration is None
 
 
 def test_a_whitened_index_is_centred_in_its_own_space(

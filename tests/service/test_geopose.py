@@ -5,6 +5,7 @@ import io
 import json
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -17,8 +18,9 @@ from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.geo import haversine_m
 from retrieval.index.place_index import PlaceIndex
-from retrieval.localize.answer import LocalizeAnswer
-from retrieval.localize.fix import FixSettings
+from retrieval.localize.evidence import FixSettings
+from retrieval.localize.fix import Ranking
+from retrieval.localize.localizer import Localizer, Located
 from service.geopose.localization import pose_of
 from service.geopose.protocol import REQUEST_SCHEMA
 from tests.conftest import PublishedPlaces
@@ -210,6 +212,12 @@ def test_a_version_that_is_not_spoken(http: TestClient) -> None:
     assert (response.status_code, response.json()["code"]) == (400, "malformed_request")
 
 
+@pytest.fixture(scope="module")
+def localization(published: PublishedPlaces, describer: Describer) -> Located:
+    index = PlaceIndex.open(published.indexes / published.name)
+    return Localizer(describer, index).localize_file(published.places.rows[3].path)
+
+
 def test_the_heading_of_the_references_becomes_the_yaw(http: TestClient, published: PublishedPlaces) -> None:
     body = localized(published, http.post("/geopose", json=version_2(b64(photo(published, 3)))), 3)
     # The references look east, where x points: nothing to turn.
@@ -230,18 +238,15 @@ def test_the_heading_of_the_references_becomes_the_yaw(http: TestClient, publish
     ],
 )
 def test_yaw_is_counter_clockwise_from_east(
-    http: TestClient,
-    published: PublishedPlaces,
+    localization: Located,
     headings: list[float | None],
     yaw_deg: float | None,
     accuracy_deg: float,
 ) -> None:
-    answer = LocalizeAnswer.model_validate(
-        http.post("/localize", content=photo(published, 3), headers={"Content-Type": "image/jpeg"}).json()
-    )
-    best = answer.matches[0]
-    matches = [best.model_copy(update={"heading": heading}) for heading in headings]
-    pose, accuracy = pose_of(answer.model_copy(update={"matches": matches}), None, FixSettings())
+    best, alike = localization.matches[0], np.ones(len(headings))
+    matches = tuple(replace(best, reference=replace(best.reference, heading_deg=heading)) for heading in headings)
+    ranking = Ranking(np.full(len(headings), best.row), alike, alike, None, np.arange(len(headings)))
+    pose, accuracy = pose_of(replace(localization, matches=matches, ranking=ranking), FixSettings())
     assert accuracy.orientation == pytest.approx(accuracy_deg)
     quaternion = pose.quaternion
     if yaw_deg is None:
@@ -253,21 +258,22 @@ def test_yaw_is_counter_clockwise_from_east(
     assert ahead == pytest.approx((math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))), abs=1e-9)
 
 
-def test_heights_are_those_of_the_references(
-    http: TestClient, published: PublishedPlaces, describer: Describer, tmp_path: Any
-) -> None:
+def test_heights_are_those_of_the_references(describer: Describer, tmp_path: Any) -> None:
     places = make_places(tmp_path, 12)
     object.__setattr__(places.rows[3], "altitude_m", 519.0)
     index = PlaceIndex.open(build_index(places, describer, tmp_path / "indexes", "places").folder)
-    answers = [
-        LocalizeAnswer.model_validate(
-            http.post("/localize", content=photo(published, number), headers={"Content-Type": "image/jpeg"}).json()
-        )
-        for number in (3, 4)
-    ]
-    assert pose_of(answers[0], index, FixSettings())[0].position.h == pytest.approx(519.0)
-    assert pose_of(answers[1], index, FixSettings())[0].position.h == 0.0
-    assert pose_of(answers[0], None, FixSettings())[0].position.h == 0.0
+    high, low = (Localizer(describer, index).localize_file(places.rows[number].path) for number in (3, 4))
+    assert pose_of(high, FixSettings())[0].position.h == pytest.approx(519.0)
+    assert pose_of(low, FixSettings())[0].position.h == 0.0
+
+
+def test_matches_weigh_as_in_the_fix_on_a_whitened_index(localization: Located) -> None:
+    """A score 0.02 below the best counts 1/e as much, but 0.2 below where whitening spreads scores ten times."""
+    best, one = localization.matches[0], np.array([1.0, 0.8])
+    low, high = (replace(best, reference=replace(best.reference, altitude_m=height)) for height in (0.0, 100.0))
+    ranking = Ranking(np.full(2, best.row), one, one / 10.0, None, np.arange(2))
+    pose, _ = pose_of(replace(localization, matches=(low, high), ranking=ranking), FixSettings())
+    assert pose.position.h == pytest.approx(100.0 / (1.0 + math.e))
 
 
 @pytest.mark.parametrize("kind", ["RGBA32", "GRAY8"])

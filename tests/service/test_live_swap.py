@@ -14,8 +14,8 @@ from fastapi.testclient import TestClient
 from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.index.folder import activate_version, current_version
-from retrieval.localize.answer import LocalizeAnswer
 from retrieval.localize.localizer import LocalizeOptions
+from service.answer import LocalizeAnswer
 from service.http.app import create_app
 from service.serving import live_localizer
 from service.serving.localization import LocalizationService

@@ -12,8 +12,8 @@ from retrieval.describer import Describer
 from retrieval.geo import GeoPrior, haversine_m
 from retrieval.images import ImageLimits
 from retrieval.index.place_index import PlaceIndex
-from retrieval.localize.answer import LocalizeAnswer
 from retrieval.localize.localizer import LocalizeOptions, Localizer
+from service.answer import LocalizeAnswer, answer_of
 from tests.conftest import PublishedPlaces
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -52,9 +52,9 @@ def test_raw_multipart_and_json_give_the_same_answer_as_the_localizer(
 ) -> None:
     prior = GeoPrior(48.0, 11.0, 650.0)
     index = PlaceIndex.open(published.indexes / published.name)
-    expected = Localizer(describer, index, limits=ImageLimits()).localize(
-        [Localizer(describer, index).decode(photo, LocalizeOptions(top_k=4, geo_prior=prior, min_score=0.1))]
-    )[0]
+    localizer = Localizer(describer, index, limits=ImageLimits())
+    decoded = localizer.decode(photo, LocalizeOptions(top_k=4, geo_prior=prior, min_score=0.1))
+    expected = answer_of(localizer.localize([decoded])[0])
     text = "48.0,11.0,650.0"
     parameters = {"top_k": "4", "geo_prior": text, "min_score": "0.1"}
     as_object = {"lat": 48.0, "lon": 11.0, "radius_m": 650.0}

@@ -13,8 +13,8 @@ from index_builder.index_design import IndexDesign
 from index_builder.update import UpdateSettings, build_index
 from retrieval.describer import Describer
 from retrieval.index.folder import current_version
-from retrieval.localize.answer import LocalizeAnswer
 from retrieval.reranking.local_features import LocalFeatures
+from service.answer import LocalizeAnswer
 from service.configuration import check_settings
 from service.grpc.messages import answer_message
 from service.http.app import create_app

@@ -10,7 +10,7 @@ from retrieval.describer import Describer
 from retrieval.geo import haversine_m
 from retrieval.images import read_image
 from retrieval.index.folder import current_version
-from retrieval.localize.answer import FixAnswer, LocalizeAnswer, Problem
+from service.answer import FixAnswer, LocalizeAnswer, Problem
 from service.http.routes.localize import geojson
 from service.serving.admission import RejectionThrottle
 from tests.conftest import PublishedPlaces

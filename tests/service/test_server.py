@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from retrieval.localize.answer import Problem
+from service.answer import Problem
 from tests.conftest import PublishedPlaces
 from tests.forked import sightfix
 from tests.running_server import RunningServer, running_server

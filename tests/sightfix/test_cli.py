@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from retrieval.localize.answer import LocalizeAnswer
+from service.answer import LocalizeAnswer
 from tests.conftest import PublishedPlaces
 from tests.forked import sightfix
 

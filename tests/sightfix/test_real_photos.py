@@ -12,8 +12,8 @@ from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.geo import haversine_m
 from retrieval.index.place_index import PlaceIndex
-from retrieval.localize.answer import LocalizeAnswer
 from retrieval.references import open_references
+from service.answer import LocalizeAnswer
 from tests.running_server import running_server
 
 JPEG = {"Content-Type": "image/jpeg"}

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from retrieval.evaluation import EvaluationReport
-from retrieval.localize.answer import LocalizeAnswer
+from service.answer import LocalizeAnswer
 from tests.conftest import PublishedPlaces
 from tests.forked import sightfix
 from tests.places import Places

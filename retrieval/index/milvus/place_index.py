@@ -244,16 +244,6 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
         self._seen.keep(found)
         return found[0].row
 
-    def rows_at(self, positions: Sequence[tuple[float, float]]) -> NDArray[np.int64]:
-        """As `SearchablePlaceIndex.rows_at`."""
-        wanted = set(positions)
-        if not wanted:
-            return np.empty(0, np.int64)
-        nearby = " or ".join(f"({filter_of(GeoPrior(lat, lon, 0.01))})" for lat, lon in sorted(wanted))
-        found = self.collection.rows_where(nearby)
-        self._seen.keep(found)
-        return np.array(sorted(one.row for one in found if (one.lat, one.lon) in wanted), np.int64)
-
     def _ranked(
         self, queries: Descriptors, k: int, filter_: str, effort: int | None
     ) -> list[list[tuple[MilvusRow, float]]]:

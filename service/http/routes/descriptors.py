@@ -8,8 +8,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from retrieval.localize.answer import LocalizeAnswer, ModelAnswer
 from retrieval.localize.localizer import Localizer
+from service.answer import LocalizeAnswer, ModelAnswer, model_answer
 from service.http.requests import (
     URGENCY_PARAMETERS,
     LocalizeParameters,
@@ -55,7 +55,7 @@ def add_descriptor_routes(app: FastAPI, localization: LocalizationService) -> No
             "X-Request-Id": request_id_of(request),
             "Server-Timing": f"decode;dur={described.decode_ms:.1f}, queue;dur={described.queue_ms:.1f}",
         }
-        model = localization.live.require().model_answer
+        model = model_answer(localization.live.require().describer)
         if OCTETS in request.headers.get("accept", ""):
             data = described.descriptor.astype("<f4").tobytes()
             return Response(data, media_type=OCTETS, headers={**headers, "X-Model-Fingerprint": model.fingerprint})

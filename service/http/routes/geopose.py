@@ -8,9 +8,9 @@ from fastapi.responses import Response
 
 from retrieval.errors import SightfixError
 from retrieval.images import ImageLimits
-from retrieval.localize.answer import LocalizeAnswer
 from retrieval.localize.fix import FixStatus
-from retrieval.localize.localizer import LocalizeOptions
+from retrieval.localize.localizer import LocalizeOptions, Located
+from service.answer import timings_answer
 from service.geopose.localization import photo_of, pose_of
 from service.geopose.protocol import MEDIA_TYPE, REQUEST_SCHEMA, GeoPoseRequest, GeoPoseResponse, version_of
 from service.http.requests import JSON, URGENCY_PARAMETERS, media_type_of, parse_json, urgency_of, while_present
@@ -37,20 +37,20 @@ def add_geopose_routes(app: FastAPI, localization: LocalizationService) -> None:
         body = await request.body()
         asked, photos = await localization.in_decoder(lambda: _read(body, localization.limits))
         options = LocalizeOptions(geo_prior=asked.prior() if use_prior else None)
-        before = localization.live.require()
-        answer = await while_present(request, _best_of(localization, photos, options, request_id_of(request), urgency))
-        if answer.status is not FixStatus.LOCATED or answer.fix is None:
-            return _not_localized(request, answer, options)
-        # Published meanwhile, perhaps: heights come from the version that answered, or not at all.
-        indexes = (before.place_index, localization.live.require().place_index)
-        index = next((index for index in indexes if index.version == answer.index.version), None)
-        pose, accuracy = await localization.in_decoder(lambda: pose_of(answer, index, before.fix_settings))
+        settings = localization.live.require().fix_maker.settings
+        located = await while_present(request, _best_of(localization, photos, options, request_id_of(request), urgency))
+        if located.status is not FixStatus.LOCATED or located.fix is None:
+            return _not_localized(request, located, options)
+        pose, accuracy = pose_of(located, settings)
         response = GeoPoseResponse(id=asked.id, timestamp=asked.timestamp_ms(), accuracy=accuracy, geopose=pose)
         wants_oscp = MEDIA_TYPE in request.headers.get("accept", "").lower()
         return Response(
             response.model_dump_json(),
             media_type=f"{MEDIA_TYPE}; version={version}" if wants_oscp else "application/json",
-            headers={"X-Request-Id": answer.request_id, "Server-Timing": server_timing(answer.timings_ms)},
+            headers={
+                "X-Request-Id": located.request_id,
+                "Server-Timing": server_timing(timings_answer(located.timings)),
+            },
         )
 
     async def running() -> dict[str, str]:
@@ -92,35 +92,35 @@ async def _best_of(
     options: LocalizeOptions,
     request_id: str,
     urgency: Urgency,
-) -> LocalizeAnswer:
-    """The most confident of the answers for photos taken at one moment.
+) -> Located:
+    """The most confident of the results for photos taken at one moment.
 
     Raises:
         SightfixError: none of them could be answered; the first one's reason.
     """
 
-    async def one(photo: "bytes | SightfixError") -> "LocalizeAnswer | SightfixError":
+    async def one(photo: "bytes | SightfixError") -> "Located | SightfixError":
         if isinstance(photo, SightfixError):
             return photo
         try:
-            return (await localization.localize(photo, options, request_id, urgency)).answer
+            return await localization.localize(photo, options, request_id, urgency)
         except SightfixError as error:
             return error
 
     outcomes = await asyncio.gather(*(one(photo) for photo in photos))
-    answers = [outcome for outcome in outcomes if isinstance(outcome, LocalizeAnswer)]
-    if not answers:
+    results = [outcome for outcome in outcomes if isinstance(outcome, Located)]
+    if not results:
         raise next(outcome for outcome in outcomes if isinstance(outcome, SightfixError))
-    return max(answers, key=_confidence)
+    return max(results, key=_confidence)
 
 
-def _confidence(answer: LocalizeAnswer) -> tuple[bool, float]:
-    return answer.status is FixStatus.LOCATED, answer.fix.confidence if answer.fix else -1.0
+def _confidence(located: Located) -> tuple[bool, float]:
+    return located.status is FixStatus.LOCATED, located.fix.confidence if located.fix else -1.0
 
 
-def _not_localized(request: Request, answer: LocalizeAnswer, options: LocalizeOptions) -> Response:
+def _not_localized(request: Request, located: Located, options: LocalizeOptions) -> Response:
     """The protocol cannot mark a pose as uncertain, so an uncertain one is an error."""
-    if answer.status is FixStatus.AMBIGUOUS:
+    if located.status is FixStatus.AMBIGUOUS:
         what, remedy = "the matches support several places", "Send another photo, or look at it with POST /localize"
     elif options.geo_prior is not None:
         what = f"no reference lies within {options.geo_prior.radius_m:.0f} m of the geolocation reading"
@@ -128,7 +128,7 @@ def _not_localized(request: Request, answer: LocalizeAnswer, options: LocalizeOp
     else:
         what, remedy = "no reference matches the photo", "Send another photo"
     response = problem_response(request, RequestError(what, remedy=remedy, code="not_localized"))
-    response.headers["Server-Timing"] = server_timing(answer.timings_ms)
+    response.headers["Server-Timing"] = server_timing(timings_answer(located.timings))
     return response
 
 

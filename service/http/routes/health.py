@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from retrieval import __version__
 from retrieval.images import Preprocessing
 from retrieval.index.manifest import Bounds
-from retrieval.localize.answer import IndexAnswer, ModelAnswer, Problem
+from service.answer import IndexAnswer, ModelAnswer, Problem, index_answer, model_answer
 from service.observing.metrics import Metrics
 from service.serving.health import State
 from service.serving.localization import LocalizationService
@@ -59,10 +59,10 @@ def info_answer(localization: LocalizationService) -> InfoAnswer:
     localizer, swap = live.require(), live.last_swap
     return InfoAnswer(
         sightfix_version=__version__,
-        model=localizer.model_answer,
+        model=model_answer(localizer.describer),
         preprocessing=localizer.describer.bundle.preprocessing,
         passed_over=list(localizer.describer.passed_over),
-        index=localizer.index_answer,
+        index=index_answer(localizer.place_index),
         bounds=localizer.place_index.manifest.bounds,
         last_swap=swap.reason if swap and swap.result == "refused" else None,
         limits={

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from retrieval.errors import IndexNotFoundError, SightfixError
 from retrieval.images import decode_upright, read_image_bytes
-from retrieval.localize.answer import Problem
+from service.answer import Problem
 from service.http.requests import parse_json
 from service.problems import RequestError
 from service.serving.live_localizer import LiveLocalizer

@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from retrieval.localize.answer import FieldProblem, Problem
+from service.answer import FieldProblem, Problem
 from service.http.requests import JSON, media_type_of
 from service.jobs.model import (
     FINISHED,

@@ -13,8 +13,8 @@ from starlette.datastructures import UploadFile
 from retrieval.errors import SightfixError
 from retrieval.geo import Position, from_local_metres
 from retrieval.images import check_byte_count
-from retrieval.localize.answer import FixAnswer, LocalizeAnswer, Problem, TimingsAnswer
-from retrieval.localize.localizer import LocalizeOptions
+from retrieval.localize.localizer import LocalizeOptions, Located
+from service.answer import FixAnswer, LocalizeAnswer, Problem, TimingsAnswer, answer_of
 from service.http.requests import (
     IMAGE_MEDIA_TYPES,
     JSON,
@@ -85,7 +85,7 @@ def add_localize_routes(app: FastAPI, localization: LocalizationService) -> None
         localization.check_room(urgency)
         parsed = await read_localize_request(request, localization.limits, localization.in_decoder)
         work = localization.localize(parsed.image, parsed.options, request_id_of(request), urgency)
-        return answer_response(request, (await while_present(request, work)).answer)
+        return answer_response(request, await while_present(request, work))
 
     for path in ("/localize", "/v1/localize"):
         app.add_api_route(
@@ -102,8 +102,9 @@ def add_localize_routes(app: FastAPI, localization: LocalizationService) -> None
         )
 
 
-def answer_response(request: Request, answer: LocalizeAnswer) -> Response:
-    """An answer as JSON, or as GeoJSON if the client accepts that."""
+def answer_response(request: Request, located: Located) -> Response:
+    """The answer as JSON, or as GeoJSON if the client accepts that."""
+    answer = answer_of(located)
     headers = {"X-Request-Id": answer.request_id, "Server-Timing": server_timing(answer.timings_ms)}
     if GEOJSON_TYPE in request.headers.get("accept", ""):
         return Response(geojson_text(answer), media_type=GEOJSON_TYPE, headers=headers)
@@ -245,11 +246,11 @@ async def _one(
         if isinstance(photo, SightfixError):
             raise photo
         check_byte_count(len(photo), localization.limits)
-        answer = (await localization.localize(photo, options, request_id, urgency)).answer
+        located = await localization.localize(photo, options, request_id, urgency)
     except SightfixError as error:
         problem = problem_of(error, request_id)
         return BatchItem(status=problem.status, problem=problem)
-    return BatchItem(status=200, answer=answer)
+    return BatchItem(status=200, answer=answer_of(located))
 
 
 async def _read(

@@ -5,7 +5,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from retrieval.images import check_byte_count
 from retrieval.index.searchable import SearchablePlaceIndex
-from retrieval.localize.answer import Problem
 from retrieval.localize.localizer import LocalizeOptions
+from service.answer import Problem, answer_of
 from service.http.requests import (
     IMAGE_MEDIA_TYPES,
     media_type_of,
@@ -252,9 +252,10 @@ async def _localize(
     async with track.in_turn(urgency.deadline):
         # Before the model runs, not after.
         track.track.check_order(motion)
-        located = await localization.localize(image, options, request_id, urgency, at_least=track.track.matches)
+        options = replace(options, min_ranked=track.track.matches)
+        located = await localization.localize(image, options, request_id, urgency)
         after = await localization.tracks.step(track.track, motion, located)
-    return TrackedAnswer(**dict(located.answer), track=after)
+    return TrackedAnswer(**dict(answer_of(located)), track=after)
 
 
 def _read_query(request: Request) -> tuple[FrameMotion, LocalizeOptions]:

@@ -55,7 +55,7 @@ def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ground = true_ground(queries, database)
     whole = count_positives(ground, [25.0])
     monkeypatch.setattr(positives_module, "_PAIRS_AT_ONCE", 7)
-    monkeypatch.setattr(positives_module, "_QUERIES_AT_ONCE", 10)
+    monkeypatch.setattr(positives_module, "_COUNTED_AT_ONCE", 10)
     seen: list[int] = []
     np.testing.assert_array_equal(count_positives(ground, [25.0], seen.append), whole)
     assert seen == [10] * 10 + [1]

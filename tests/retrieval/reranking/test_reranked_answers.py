@@ -12,11 +12,11 @@ from index_builder.update import UpdateSettings, build_index
 from retrieval.describer import Describer
 from retrieval.errors import PlaceIndexError
 from retrieval.index.place_index import PlaceIndex
-from retrieval.localize.answer import LocalizeAnswer
-from retrieval.localize.fix import FixSettings
-from retrieval.localize.localizer import LocalizeOptions, Localizer
+from retrieval.localize.evidence import FixSettings
+from retrieval.localize.localizer import LocalizeOptions, Localizer, Query
 from retrieval.reranking.local_features import FeatureSettings
 from retrieval.reranking.reranker import RerankSettings
+from service.answer import LocalizeAnswer, answer_of
 from tests.conftest import PublishedPlaces
 from tests.retrieval.encoded import encode
 from tests.retrieval.test_calibration import calibration
@@ -53,7 +53,7 @@ def mixture(near: int, under: int) -> bytes:
 
 
 def ask(localizer: Localizer, data: bytes, **options: object) -> LocalizeAnswer:
-    return localizer.localize([localizer.decode(data, LocalizeOptions(**options))])[0]
+    return answer_of(localizer.localize([localizer.decode(data, LocalizeOptions(**options))])[0])
 
 
 def told(answer: LocalizeAnswer) -> list[tuple[str, float]]:
@@ -147,23 +147,23 @@ def test_min_score_and_geo_prior_hold_as_before(reranking: Localizer, plain: Loc
 
 
 def test_a_track_sees_the_matches_by_score(reranking: Localizer) -> None:
-    [located] = reranking.located([reranking.decode(mixture(0, 1))])
-    assert located.scores.tolist() == sorted(located.scores.tolist(), reverse=True)
+    [found] = reranking.localize([reranking.decode(mixture(0, 1))])
+    assert found.ranking.scores.tolist() == sorted(found.ranking.scores.tolist(), reverse=True)
 
 
 def test_a_descriptor_alone_is_not_re_ranked(reranking: Localizer, index: PlaceIndex) -> None:
-    [answer] = reranking.locate(index.descriptors(np.array([0])), [LocalizeOptions()], ["one"])
-    assert all(match.inliers is None for match in answer.matches)
-    assert answer.timings_ms.rerank is None
+    [found] = reranking.locate(index.descriptors(np.array([0])), [Query()])
+    assert all(match.inliers is None for match in found.matches)
+    assert found.timings.rerank_ms is None
 
 
 def test_features_of_an_index_that_was_swapped_out_are_left_alone(reranking: Localizer) -> None:
-    query = reranking.decode(mixture(0, 1))
-    assert query.features is not None
-    other = replace(query, features=replace(query.features, settings=FeatureSettings(max_side=320)))
-    [answer] = reranking.localize([other])
-    assert all(match.inliers is None for match in answer.matches)
-    assert [match.score for match in answer.matches] == sorted((m.score for m in answer.matches), reverse=True)
+    photo = reranking.decode(mixture(0, 1))
+    assert photo.query.features is not None
+    other = replace(photo.query.features, settings=FeatureSettings(max_side=320))
+    [found] = reranking.localize([replace(photo, query=replace(photo.query, features=other))])
+    assert all(match.inliers is None for match in found.matches)
+    assert [match.score for match in found.matches] == sorted((m.score for m in found.matches), reverse=True)
 
 
 def test_an_index_without_features_is_refused_at_the_start(published: PublishedPlaces, describer: Describer) -> None:

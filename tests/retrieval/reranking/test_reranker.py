@@ -1,13 +1,11 @@
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from retrieval.errors import MissingExtraError, ParameterError, PlaceIndexError
 from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, extract_features
-from retrieval.reranking.reranker import QueryFeatures, Reranker, RerankSettings, require_features, rerank_photos
+from retrieval.reranking.reranker import QueryFeatures, Reranker, RerankSettings, require_features
 from tests.retrieval.refusal import refused
 from tests.textured import seen_from_elsewhere, textured
 
@@ -63,18 +61,6 @@ def test_the_order(reranker: Reranker, inliers: list[int], order: list[int]) -> 
 def test_features_of_other_settings_are_not_compared(reranker: Reranker) -> None:
     query = view_of(3)
     assert reranker.inliers(QueryFeatures(FeatureSettings(max_side=320), query.features), np.array([3])) is None
-
-
-def test_many_photos_at_once_an_unreadable_one_keeps_its_matches(reranker: Reranker, tmp_path: Path) -> None:
-    Image.fromarray(seen_from_elsewhere(textured(3))).save(tmp_path / "3.png")
-    Image.fromarray(seen_from_elsewhere(textured(7))).save(tmp_path / "7.png")
-    (tmp_path / "broken.png").write_bytes(b"nothing")
-    rows = np.array([[8, 5, 3, 7], [8, 5, 3, 7], [7, 8, -1, -1]])
-    done: list[int] = []
-    paths = [tmp_path / name for name in ("3.png", "broken.png", "7.png")]
-    orders = rerank_photos(reranker, paths, rows, on_progress=done.append)
-    assert np.take_along_axis(rows, orders, 1).tolist() == [[3, 8, 5, 7], [8, 5, 3, 7], [7, 8, -1, -1]]
-    assert done == [1, 1, 1]
 
 
 def test_an_index_without_features_cannot_be_re_ranked() -> None:

@@ -150,8 +150,6 @@ def test_rows_are_what_was_published(stored: Stored) -> None:
     np.testing.assert_array_equal(index.all_positions(), (local.lat, local.lon))
     for reference, row in zip(index.references(rows), rows, strict=True):
         assert index.row_of(reference.id) == row
-        assert row in index.rows_at([(reference.position.lat, reference.position.lon)])
-    assert list(index.rows_at([])) == []
     with pytest.raises(IndexNotFoundError, match="has no reference 'x'"):
         index.row_of("x")
     with pytest.raises(IndexError):

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from retrieval.errors import ParameterError
 from retrieval.geo import Position, haversine_m
-from retrieval.localize.fix import FixSettings, FixStatus, make_fix
+from retrieval.localize.evidence import FixSettings
+from retrieval.localize.fix import FixStatus
 from retrieval.tracking import Displacement, Distance, Odometry, PlaceMap, Speed, Track, TrackSettings
 from tests.hypothesis_profiles import examples
+from tests.retrieval.fixing import make_fix
 from tests.retrieval.tracking.laid_out import line, local, matched, references
 
 ORIGINS = [Position(0.0, 11.0), Position(-48.0, 180.0), Position(48.0, -179.99995), Position(90.0, 0.0)]

@@ -7,7 +7,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, Ret
 from google.rpc.status_pb2 import Status
 
 from retrieval.errors import DeviceError, ImageError
-from retrieval.localize.answer import FieldProblem
+from service.answer import FieldProblem
 from service.grpc.calls import grpc_code, server_fault, status_of, status_of_problem
 from service.problems import STATUS_OF_CODE, RequestError, job_problem, problem_of
 from service.serving.admission import RejectedError

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from retrieval.localize.answer import Problem
+from service.answer import Problem
 from tests.service.hostile.damage import any_image, content_types, json_bodies, multipart_bodies, raw_requests
 from tests.service.hostile.judge import Verdicts, documented_codes
 from tests.service.hostile.specimens import bad, whole

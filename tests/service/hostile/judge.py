@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from retrieval.localize.answer import Problem
+from service.answer import Problem
 
 _DOCS: Final = Path(__file__).resolve().parents[3] / "docs" / "reference"
 

@@ -9,7 +9,7 @@ from retrieval.describer import Describer
 from retrieval.errors import ParameterError
 from retrieval.index.folder import find_index
 from retrieval.index.place_index import PlaceIndex
-from retrieval.localize.localizer import Localizer, Located
+from retrieval.localize.localizer import LocalizeOptions, Localizer, Located
 from retrieval.tracking import Displacement, Distance, Speed, TrackSettings
 from service.tracking.model import TrackParameters
 from service.tracking.tracks import FrameMotion, LiveTrack, MotionParameters, PlaceMaps
@@ -24,8 +24,7 @@ def localizer(published: PublishedPlaces, describer: Describer) -> Localizer:
 @pytest.fixture(scope="module")
 def located(localizer: Localizer, published: PublishedPlaces) -> Callable[[int], Located]:
     def of(number: int) -> Located:
-        query = localizer.decode(published.places.rows[number].path.read_bytes())
-        return localizer.located([query], at_least=12)[0]
+        return localizer.localize_file(published.places.rows[number].path, LocalizeOptions(min_ranked=12))
 
     return of
 

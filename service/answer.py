@@ -1,13 +1,24 @@
-"""The answer to "where was this photo taken?", as it crosses every border: Python, HTTP, command line."""
+"""The answer to "where was this photo taken?" as JSON: its models, and the translation of a `Located` to them.
+
+The Python client and the command line read and print the same models, so nothing heavy is imported here.
+"""
 
 from datetime import datetime
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from retrieval.localize.fix import FixMethod, FixStatus
+from retrieval.localize.evidence import FixMethod
+from retrieval.localize.fix import FixStatus
+
+if TYPE_CHECKING:
+    from retrieval.describer import Describer
+    from retrieval.index.searchable import SearchablePlaceIndex
+    from retrieval.localize.fix import Fix
+    from retrieval.localize.localizer import Located, Match, Timings
 
 
-# Told by a server that re-ranks, and by no other.
 def _is_none(value: object) -> bool:
     return value is None
 
@@ -126,3 +137,87 @@ class FieldProblem(BaseModel):
 
 
 Problem.model_rebuild()
+
+
+def answer_of(located: "Located") -> LocalizeAnswer:
+    """The answer for one photo or descriptor."""
+    return LocalizeAnswer(
+        request_id=located.request_id,
+        status=located.status,
+        fix=None if located.fix is None else _fix_answer(located.fix),
+        matches=[_match_answer(rank, match) for rank, match in enumerate(located.matches, start=1)],
+        model=model_answer(located.describer),
+        index=index_answer(located.place_index),
+        timings_ms=timings_answer(located.timings),
+    )
+
+
+def model_answer(describer: "Describer") -> ModelAnswer:
+    """Which model describes."""
+    computes = describer.description
+    return ModelAnswer(
+        name=describer.bundle.name,
+        fingerprint=describer.bundle.fingerprint,
+        precision=computes.precision,
+        provider=computes.provider,
+        runtime=computes.runtime,
+        device=computes.device,
+    )
+
+
+def index_answer(place_index: "SearchablePlaceIndex") -> IndexAnswer:
+    """Which place index is searched."""
+    return IndexAnswer(
+        name=place_index.name, version=place_index.version, size=place_index.count, type=place_index.type_name
+    )
+
+
+def timings_answer(timings: "Timings") -> TimingsAnswer:
+    """Where the time went."""
+    return TimingsAnswer(
+        decode=timings.decode_ms,
+        queue=timings.queue_ms,
+        describe=timings.describe_ms,
+        search=timings.search_ms,
+        rerank=timings.rerank_ms,
+        fix=timings.fix_ms,
+        total=timings.total_ms,
+    )
+
+
+def _fix_answer(fix: "Fix") -> FixAnswer:
+    return FixAnswer(
+        lat=fix.position.lat,
+        lon=fix.position.lon,
+        radius_m=fix.radius_m,
+        confidence=fix.confidence,
+        calibrated=fix.calibrated,
+        covariance_enu=fix.covariance_enu,
+        method=fix.method,
+        support=fix.support,
+    )
+
+
+def _match_answer(rank: int, match: "Match") -> MatchAnswer:
+    reference = match.reference
+    assert reference.position is not None, "a place index holds positions only"
+    return MatchAnswer(
+        rank=rank,
+        reference_id=reference.id,
+        lat=reference.position.lat,
+        lon=reference.position.lon,
+        score=match.score,
+        heading=reference.heading_deg,
+        captured_at=reference.captured_at,
+        session=reference.session,
+        thumbnail=_thumbnail(reference.id),
+        inliers=match.inliers,
+    )
+
+
+def _thumbnail(reference_id: str) -> str:
+    """The path under which the server has a small version of a reference photo."""
+    # Browsers and proxies resolve dots and drop empty parts in a path, escaped or not.
+    if any(part in ("", ".", "..") for part in reference_id.split("/")):
+        return f"/references/image?id={quote(reference_id, safe='')}"
+    return f"/references/{quote(reference_id, safe='/')}/image"
