@@ -37,7 +37,7 @@ NARROW = {
     "vicreg": ["objective.head_width=64"],
 }
 BACKBONES = ("resnet50", "deit-small")
-AT_OWN_SIZE = {("barlow_twins", "resnet50"), ("vicreg", "deit-small")}
+AT_OWN_SIZE = {("triplet", "resnet50"), ("simclr", "deit-small")}
 
 
 @pytest.fixture(scope="module")
