@@ -53,20 +53,17 @@ def objective_settings(name: str, keys: Mapping[str, Any]) -> ObjectiveSettings:
         ) from error
 
 
-def build_objective(name: str, descriptor_dim: int, settings: ObjectiveSettings | Mapping[str, Any]) -> Objective:
+def build_objective(name: str, descriptor_dim: int, keys: Mapping[str, Any]) -> Objective:
     """An objective with fresh heads.
 
     Args:
         name: a key of `OBJECTIVES`.
         descriptor_dim: D of the encoder.
-        settings: the objective's own settings, or a recipe's keys.
+        keys: the objective's own keys of a recipe.
 
     Raises:
         ObjectiveError: no such objective, or settings that are not its own.
     """
     chosen: Any = objective_class(name)
-    if not isinstance(settings, ObjectiveSettings):
-        settings = objective_settings(name, settings)
-    assert type(settings) is chosen.settings_class, f"{name} takes {chosen.settings_class.__name__}"
-    built: Objective = chosen(descriptor_dim, settings)
+    built: Objective = chosen(descriptor_dim, objective_settings(name, keys))
     return built
