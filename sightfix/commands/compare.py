@@ -16,7 +16,7 @@ from training.run.observing import ComparisonObserver
 
 if TYPE_CHECKING:
     from training.comparison.compare import CompareSettings
-    from training.comparison.plan import ComparisonPlan
+    from training.comparison.definition import Comparison
     from training.comparison.report import ComparisonReport
     from training.recipe_settings import Recipe
 
@@ -64,10 +64,10 @@ def compare(
     matplotlib_figure()
     require("training")
     from training.comparison.compare import CompareSettings
-    from training.comparison.plan import DEFAULT_RADII_M, ComparisonPlan
+    from training.comparison.definition import DEFAULT_RADII_M, Comparison
     from training.run.device import DeviceSettings
 
-    plan = ComparisonPlan(
+    comparison = Comparison(
         recipes=tuple(_recipes(recipes or [], set_ or [])),
         photos=None if train is None else training_photos(train, hold_out, "choose the best checkpoints by"),
         eval_sets=tuple(open_eval_sets(eval_ or [], eval_database or [], eval_queries or [])),
@@ -76,16 +76,16 @@ def compare(
         radii_m=tuple(radius or DEFAULT_RADII_M),
         baseline=baseline,
     )
-    console.print(_headline(plan))
-    _compare(plan, out, CompareSettings(cache, DeviceSettings(device), max_unreadable))  # type: ignore[arg-type]
+    console.print(_headline(comparison))
+    _compare(comparison, out, CompareSettings(cache, DeviceSettings(device), max_unreadable))  # type: ignore[arg-type]
 
 
-def _compare(plan: "ComparisonPlan", out: Path, settings: "CompareSettings") -> None:
-    from training.comparison.compare import compare as compare_plan
+def _compare(comparison: "Comparison", out: Path, settings: "CompareSettings") -> None:
+    from training.comparison.compare import compare as run_comparison
     from training.run.training_run import TrainingStoppedError
 
     try:
-        report = compare_plan(plan, out, settings, ConsoleComparisonObserver(out))
+        report = run_comparison(comparison, out, settings, ConsoleComparisonObserver(out))
     except TrainingStoppedError as stopped:
         console.print(f"[yellow]{escape(str(stopped))}[/]")
         raise typer.Exit(128 + stopped.signal_number) from stopped
@@ -119,15 +119,15 @@ def _checkpoints(given: Sequence[str]) -> dict[str, Path]:
     return checkpoints
 
 
-def _headline(plan: "ComparisonPlan") -> str:
+def _headline(comparison: "Comparison") -> str:
     sets = ", ".join(
         f"{photos.name} ({counted(len(photos.queries), 'query')}, {counted(len(photos.database), 'photo')})"
-        for photos in plan.eval_sets
+        for photos in comparison.eval_sets
     )
-    train = "" if plan.photos is None else f"{counted(len(plan.photos.training), 'photo')} to train on; "
+    train = "" if comparison.photos is None else f"{counted(len(comparison.photos.training), 'photo')} to train on; "
+    runs, further = len(comparison.runs), len(comparison.checkpoints)
     return (
-        f"[bold]{counted(len(plan.runs), 'run')}[/], {counted(len(plan.checkpoints), 'further checkpoint')}; {train}"
-        f"evaluated on {escape(sets)}"
+        f"[bold]{counted(runs, 'run')}[/], {counted(further, 'further checkpoint')}; {train}evaluated on {escape(sets)}"
     )
 
 

@@ -19,6 +19,7 @@ from retrieval.evaluation.eval_set import OVERLAP_M, Truth, overlap
 from retrieval.images import Preprocessing
 from retrieval.machine import available_cores
 from training.checkpoint import Checkpoint, load_encoder, open_checkpoint
+from training.comparison.definition import Comparison, ComparisonError, with_seed
 from training.comparison.evaluation import (
     RUN_RECORD_NAME,
     EvalPhotos,
@@ -35,7 +36,6 @@ from training.comparison.evaluation import (
     untrained_checkpoint,
     write_record,
 )
-from training.comparison.plan import ComparisonError, ComparisonPlan, with_seed
 from training.comparison.report import UNTRAINED, ComparedRow, ComparisonReport, Epochs
 from training.comparison.report_building import ReportBuilder, RowRecords
 from training.comparison.table_text import csv_text, markdown
@@ -71,7 +71,7 @@ Train = Callable[[Recipe, TrainingPhotos, Path, TrainSettings, RunObserver], Run
 
 
 def compare(
-    plan: ComparisonPlan,
+    comparison: Comparison,
     folder: Path,
     settings: CompareSettings | None = None,
     observer: ComparisonObserver | None = None,
@@ -80,7 +80,7 @@ def compare(
     """Compare recipes and checkpoints; writes `table.md` and `table.csv` after each run.
 
     Args:
-        plan: what is compared, and on what.
+        comparison: what is compared, and on what.
         folder: of the comparison: tables, `runs/RECIPE/seed-N/`, `untrained/`, `evaluations/`.
         settings: device, cache.
         observer: receives progress and the table so far.
@@ -94,27 +94,27 @@ def compare(
         TrainingStoppedError: a signal; the same call goes on from there.
         SightfixError: photos, weights, checkpoints, device, disk; see `train` and `load_encoder`.
     """
-    comparison = _Comparison(plan, folder, settings or CompareSettings(), observer or ComparisonObserver(), train)
-    return comparison.run()
+    run = _ComparisonRun(comparison, folder, settings or CompareSettings(), observer or ComparisonObserver(), train)
+    return run.run()
 
 
-class _Comparison:
+class _ComparisonRun:
     def __init__(
         self,
-        plan: ComparisonPlan,
+        comparison: Comparison,
         folder: Path,
         settings: CompareSettings,
         observer: ComparisonObserver,
         train: Train,
     ) -> None:
-        self.plan, self.folder, self.settings = plan, folder, settings
+        self.comparison, self.folder, self.settings = comparison, folder, settings
         self.observer, self.train = observer, train
         fabric = make_fabric(replace(settings.device, processes=1), TrainingSettings(pairs=1, epochs=1))
         self.device: torch.device = fabric.device
-        self.truths = {photos.name: Truth.of(photos, plan.protocol) for photos in plan.eval_sets}
-        self.identities = {photos.name: photos.identity() for photos in plan.eval_sets}
-        self.training_photos = "" if plan.photos is None else training_photos_hash(plan.photos)
-        self.builder = ReportBuilder(self.truths, plan.baseline)
+        self.truths = {photos.name: Truth.of(photos, comparison.protocol) for photos in comparison.eval_sets}
+        self.identities = {photos.name: photos.identity() for photos in comparison.eval_sets}
+        self.training_photos = "" if comparison.photos is None else training_photos_hash(comparison.photos)
+        self.builder = ReportBuilder(self.truths, comparison.baseline)
         self.rows: dict[ComparedRow, RowRecords] = {}
         self.photos: dict[Preprocessing, EvalPhotos] = {}
         self.diverged: set[tuple[str, int]] = set()
@@ -124,24 +124,24 @@ class _Comparison:
     def run(self) -> ComparisonReport:
         for note in self.notes:
             self.observer.warning(note)
-        given = {label: open_checkpoint(folder) for label, folder in self.plan.checkpoints.items()}
+        given = {label: open_checkpoint(folder) for label, folder in self.comparison.checkpoints.items()}
         # Before anything is trained: unreadable photos and missing weights are errors.
         for image in (
-            *(recipe.image for recipe in self.plan.recipes),
+            *(recipe.image for recipe in self.comparison.recipes),
             *(c.manifest.preprocessing for c in given.values()),
         ):
             self._decode(image)
-        for recipe in self.plan.recipes:
+        for recipe in self.comparison.recipes:
             self._add_untrained(recipe)
         for label, checkpoint in given.items():
             self._add_untrained_of(label, checkpoint)
             row = checkpoint_row(checkpoint, label, label)
             self._add(row, 1, 0, checkpoint, Epochs(checkpoint.manifest.epoch, None))
         # Finished runs first: tables that are written between runs have all of them.
-        to_do = [run for run in enumerate(self.plan.runs, 1) if not self._add_if_done(*run)]
+        to_do = [run for run in enumerate(self.comparison.runs, 1) if not self._add_if_done(*run)]
         for number, (recipe, seed) in to_do:
             self._report()
-            self.observer.run_begins(number, len(self.plan.runs), recipe.name, seed, done=False)
+            self.observer.run_begins(number, len(self.comparison.runs), recipe.name, seed, done=False)
             self._run(recipe, seed)
             give_back_freed_memory()
         return self._report()
@@ -172,7 +172,7 @@ class _Comparison:
         finished = finished_run(self._run_folder(recipe, seed), with_seed(recipe, seed), self.training_photos)
         if finished is None or len(self._recorded(finished[1], recipe.name, seed)) < len(self.truths):
             return False
-        self.observer.run_begins(number, len(self.plan.runs), recipe.name, seed, done=True)
+        self.observer.run_begins(number, len(self.comparison.runs), recipe.name, seed, done=True)
         self._add_run(recipe, seed, *finished)
         return True
 
@@ -190,7 +190,7 @@ class _Comparison:
 
     def _add_run(self, recipe: Recipe, seed: int, record: RunRecord, checkpoint: Checkpoint) -> None:
         row = checkpoint_row(checkpoint, recipe.name, recipe.name)
-        self._add(row, self.plan.seeds, seed, checkpoint, Epochs(record.evaluated_epoch, record.trained_epochs))
+        self._add(row, self.comparison.seeds, seed, checkpoint, Epochs(record.evaluated_epoch, record.trained_epochs))
         if record.made_with not in self.made_with:
             self.made_with.append(record.made_with)
 
@@ -198,13 +198,13 @@ class _Comparison:
         return self.folder / "runs" / recipe.name / f"seed-{seed}"
 
     def _train(self, recipe: Recipe, folder: Path) -> tuple[RunRecord, Checkpoint]:
-        if self.plan.photos is None:
-            raise AssertionError("a plan with recipes has photos")
+        if self.comparison.photos is None:
+            raise AssertionError("a comparison with recipes has photos")
         how = TrainSettings(
             cache=self.settings.cache, device=self.settings.device, max_unreadable=self.settings.max_unreadable
         )
         try:
-            result = self.train(recipe, self.plan.photos, folder, how, self.observer)
+            result = self.train(recipe, self.comparison.photos, folder, how, self.observer)
         except OtherRunError as error:
             raise ComparisonError(
                 error.what,
@@ -237,7 +237,7 @@ class _Comparison:
 
     def _keys(self, checkpoint: Checkpoint) -> dict[str, EvaluationKey]:
         """What a checkpoint's evaluation on each set depends on."""
-        encoder, protocol = checkpoint_hash(checkpoint), self.plan.protocol
+        encoder, protocol = checkpoint_hash(checkpoint), self.comparison.protocol
         return {name: EvaluationKey.of(encoder, photos, protocol) for name, photos in self.identities.items()}
 
     def _recorded(self, checkpoint: Checkpoint, row_folder: str, seed: int) -> dict[str, EvaluationRecord]:
@@ -263,22 +263,22 @@ class _Comparison:
 
     def _decode(self, image: Preprocessing) -> EvalPhotos:
         if image not in self.photos:
-            self.photos[image] = EvalPhotos.decode(self.plan.eval_sets, image, self.settings.cache, self.observer)
+            self.photos[image] = EvalPhotos.decode(self.comparison.eval_sets, image, self.settings.cache, self.observer)
         return self.photos[image]
 
     # ---- report ----
 
     def _overlaps(self) -> list[str]:
-        if self.plan.photos is None:
+        if self.comparison.photos is None:
             return []
         notes = []
-        for photos in self.plan.eval_sets:
-            near = overlap(self.plan.photos.training, photos)
+        for photos in self.comparison.eval_sets:
+            near = overlap(self.comparison.photos.training, photos)
             if near is None:
                 notes.append(f"Whether training photos lie near the queries of {photos.name} is unknown")
             elif near:
                 notes.append(
-                    f"{near} of {len(self.plan.photos.training)} training photos lie within {OVERLAP_M:g} m of a "
+                    f"{near} of {len(self.comparison.photos.training)} training photos lie within {OVERLAP_M:g} m of a "
                     f"query of {photos.name}: its numbers are optimistic"
                 )
         return notes
@@ -286,8 +286,8 @@ class _Comparison:
     def _missing(self) -> list[str]:
         there = {(records.row.label, seed) for records in self.rows.values() for seed in records.seeds}
         missing = []
-        for recipe in self.plan.recipes:
-            seeds = [seed for seed in range(self.plan.seeds) if (recipe.name, seed) not in there]
+        for recipe in self.comparison.recipes:
+            seeds = [seed for seed in range(self.comparison.seeds) if (recipe.name, seed) not in there]
             texts = [f"{seed} (diverged)" if (recipe.name, seed) in self.diverged else str(seed) for seed in seeds]
             if texts:
                 missing.append(f"{recipe.name}, {'seed' if len(texts) == 1 else 'seeds'} {', '.join(texts)}")

@@ -18,7 +18,7 @@ from retrieval.evaluation.eval_set import EvalSet, Truth
 from retrieval.images import Preprocessing
 from retrieval.references.reference import Reference
 from training.checkpoint import ENCODER_NAME, Checkpoint, open_checkpoint, save_encoder
-from training.comparison.plan import ComparisonError
+from training.comparison.definition import ComparisonError
 from training.comparison.report import UNTRAINED, ComparedRow
 from training.encoder import Encoder, build_encoder, describe_cached
 from training.heat_maps import DEFAULT_TOP, condensation

@@ -15,7 +15,9 @@ from training.recipe_settings import Recipe
 from training.run.train import TrainingPhotos
 
 RECALL_AT: Final = (1, 5, 10)
+
 DEFAULT_RADII_M: Final = (25.0, 10.0)
+
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -26,7 +28,7 @@ class ComparisonError(SightfixError):
 
 
 @dataclass(frozen=True)
-class ComparisonPlan:
+class Comparison:
     """What is trained, and what it is evaluated on.
 
     Attributes:
