@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Tests import ONNX Runtime by themselves, too; see `load_onnxruntime`.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from retrieval.describer import Describer
 from tests.hypothesis_profiles import load_profile
 from tests.milvus_lite import poll_often
 from tests.places import Places, make_places
+from tests.remembering_describer import RememberingDescriber
+from tests.running_server import RunningServer, running_server
 
 load_profile()
 
@@ -44,8 +47,8 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="session")
 def describer(bundle: Bundle) -> Describer:
-    """A describer of the shipped bundle."""
-    return Describer(bundle)
+    """A describer of the shipped bundle, which describes each image once."""
+    return RememberingDescriber(bundle)
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,12 @@ def published(tmp_path_factory: pytest.TempPathFactory, describer: Describer) ->
 def milvus_polled_often() -> None:
     """What milvus-lite has built is noticed at once."""
     poll_often()
+
+
+@pytest.fixture(scope="session")
+def server(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A real server process with HTTP and gRPC and the default limits that serves the twelve places."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with running_server(log, ["--indexes", str(published.indexes), "--grpc-port", "0"]) as running:
+        running.wait_until_ready()
+        yield running

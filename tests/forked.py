@@ -104,7 +104,9 @@ def sightfix(
     """Run a command of `sightfix` in a process of its own; its output and its exit status."""
     with tempfile.TemporaryDirectory() as streams:
         output, errors = Path(streams, "output"), Path(streams, "errors")
-        process = ForkedProcess(_command, arguments, log=output, errors=errors, folder=folder, environment=environment)
+        process = ForkedProcess(
+            run_command, arguments, log=output, errors=errors, folder=folder, environment=environment
+        )
         try:
             status = process.wait(120)
         finally:
@@ -112,7 +114,8 @@ def sightfix(
         return subprocess.CompletedProcess(arguments, status, output.read_text(), errors.read_text())
 
 
-def _command(arguments: Sequence[str]) -> None:
+def run_command(arguments: Sequence[str]) -> None:
+    """`sightfix` with some arguments, in this process."""
     from sightfix.cli import main
 
     sys.argv = ["sightfix", *arguments]

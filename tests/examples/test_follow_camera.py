@@ -12,7 +12,7 @@ import pytest
 from retrieval.errors import ServerError
 from tests.conftest import PublishedPlaces
 from tests.examples.conftest import EXAMPLES
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer, forked_server
 from tests.service.grpc.conftest import grpc_address
 
 SCRIPT = EXAMPLES / "python" / "follow_camera.py"
@@ -51,7 +51,7 @@ def test_it_goes_on_with_another_server(
     follow.__globals__["RECONNECT_S"] = 0.05
     arguments = ["--indexes", str(published.indexes), "--grpc-port", "0"]
     photos = sorted((published.places.root / "photos").glob("*.jpg"))
-    first = running_server(tmp_path / "log", arguments)
+    first = forked_server(tmp_path / "log", arguments)
     running = first.__enter__()
     running.wait_until_ready()
     address = grpc_address(running)
@@ -62,7 +62,7 @@ def test_it_goes_on_with_another_server(
         running.process.kill()
         first.__exit__(None, None, None)
         again = ["--indexes", str(published.indexes), "--grpc-port", address.rpartition(":")[2]]
-        second.append(running_server(tmp_path / "log2", again))
+        second.append(forked_server(tmp_path / "log2", again))
         second[0].__enter__().wait_until_ready()
         yield from photos[3:]
 
@@ -83,7 +83,7 @@ def test_a_wrong_key_ends_it(published: PublishedPlaces, tmp_path: Path) -> None
 
     make_key(tmp_path / "keys.toml", "robot", ("localize",))
     arguments = ["--indexes", str(published.indexes), "--grpc-port", "0", "--api-keys", str(tmp_path / "keys.toml")]
-    with running_server(tmp_path / "log", arguments) as running:
+    with forked_server(tmp_path / "log", arguments) as running:
         running.wait_until_ready()
         follow = runpy.run_path(str(SCRIPT))["follow"]
         photos = iter([published.places.rows[0].path])

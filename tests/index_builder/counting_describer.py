@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle import open_bundle
-from retrieval.describer import Describer, Descriptors
+from retrieval.describer import Descriptors
 from retrieval.images import RgbImage
+from tests.remembering_describer import RememberingDescriber
 
 
-class CountingDescriber(Describer):
+class CountingDescriber(RememberingDescriber):
     """The shipped bundle on one thread; `described` counts images, and so it counts those of the quality check too."""
 
     def __init__(self) -> None:

@@ -28,9 +28,17 @@ def build(tmp_path: Path, describer: Describer, design: IndexDesign, count: int 
     return places, PlaceIndex.open(built.folder)
 
 
-@pytest.mark.parametrize("type_", TYPES)
-def test_an_index_of_every_type_answers(tmp_path: Path, describer: Describer, type_: str) -> None:
-    places, index = build(tmp_path, describer, IndexDesign(type=type_, recall=0.9), ROWS[type_])  # type: ignore[arg-type]
+@pytest.fixture(scope="module", params=TYPES)
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, describer: Describer
+) -> tuple[str, Places, PlaceIndex]:
+    """An index of each type."""
+    type_ = request.param
+    return type_, *build(tmp_path_factory.mktemp(type_), describer, IndexDesign(type=type_, recall=0.9), ROWS[type_])
+
+
+def test_an_index_of_every_type_answers(built: tuple[str, Places, PlaceIndex], describer: Describer) -> None:
+    type_, places, index = built
     manifest = index.manifest
     assert manifest.index_type == type_
     assert (manifest.recall is None) == (manifest.candidates is None) == (type_ == "exact")
@@ -45,9 +53,8 @@ def test_an_index_of_every_type_answers(tmp_path: Path, describer: Describer, ty
     assert answer.index.type == type_
 
 
-@pytest.mark.parametrize("type_", TYPES)
-def test_priors_are_exact_for_every_type(tmp_path: Path, describer: Describer, type_: str) -> None:
-    _, index = build(tmp_path, describer, IndexDesign(type=type_, recall=0.5), ROWS[type_])  # type: ignore[arg-type]
+def test_priors_are_exact_for_every_type(built: tuple[str, Places, PlaceIndex]) -> None:
+    _, _, index = built
     prior = GeoPrior(float(index.lat[20]), float(index.lon[20]), 60_000.0)
     inside = np.flatnonzero(haversine_m(prior.lat, prior.lon, index.lat, index.lon) <= prior.radius_m)
     query = index.descriptors(np.array([3]))

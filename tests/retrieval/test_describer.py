@@ -26,6 +26,12 @@ def photos(bundle: Bundle) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
+def describer(bundle: Bundle) -> Describer:
+    """One that remembers nothing."""
+    return Describer(bundle)
+
+
+@pytest.fixture(scope="module")
 def described(describer: Describer, photos: np.ndarray) -> np.ndarray:
     return describer.describe(photos)
 

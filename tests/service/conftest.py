@@ -1,4 +1,4 @@
-"""One localization app and one running server for the tests of the service."""
+"""One localization app for the tests of the service."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,6 @@ from service.http.app import create_app
 from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
-from tests.running_server import RunningServer, running_server
 
 
 @pytest.fixture(scope="session")
@@ -22,12 +21,3 @@ def http(published: PublishedPlaces) -> Iterator[TestClient]:
         localization.live.wait_until_loaded(60.0)
         assert localization.live.readiness.state == "ready", localization.live.readiness.reason
         yield client
-
-
-@pytest.fixture(scope="session")
-def server(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A real server process with the default limits."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    with running_server(log, ["--indexes", str(published.indexes)]) as running:
-        running.wait_until_ready()
-        yield running

@@ -10,7 +10,7 @@ import httpx
 from index_builder.update import build_index
 from retrieval.describer import Describer
 from tests.places import make_places
-from tests.running_server import running_server
+from tests.running_server import forked_server
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -24,7 +24,7 @@ def test_a_job_publishes_a_version_that_serves_under_load(tmp_path: Path, descri
     table.write_text("\n".join(["path,lat,lon", *lines]) + "\n")
     arguments = ["--indexes", str(tmp_path / "indexes"), "--source-root", str(tmp_path / "roots"), "--threads", "1"]
     environment = {"SIGHTFIX_WATCH_INTERVAL_S": "0.1"}
-    with running_server(tmp_path / "log", arguments, environment) as server:
+    with forked_server(tmp_path / "log", arguments, environment) as server:
         server.wait_until_ready()
         answers: list[tuple[int, str]] = []
         stop = threading.Event()

@@ -19,7 +19,7 @@ from service.observing.logs import CURRENT, JsonLines, RequestNotes, TextLines, 
 from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
-from tests.running_server import running_server
+from tests.running_server import forked_server
 
 JPEG = {"Content-Type": "image/jpeg"}
 FORGED = "x\n2026-01-01 00:00:00,000 INFO sightfix.service: all is well\r\x1b[2J\x00\u2028\x9b31m"
@@ -194,7 +194,7 @@ def test_a_request_id_that_is_not_plain_is_replaced(
 
 def test_a_running_server_logs_json_lines_only(published: PublishedPlaces, tmp_path: Path) -> None:
     arguments = ["--indexes", str(published.indexes), "--log-format", "json", "--access-log"]
-    with running_server(tmp_path / "log", arguments, {"SIGHTFIX_METRICS_PORT": "0"}) as server:
+    with forked_server(tmp_path / "log", arguments, {"SIGHTFIX_METRICS_PORT": "0"}) as server:
         server.wait_until_ready()
         for path in ("references/a%1b[2Jb/image", "a%0a%1b[2Jb"):
             httpx.get(f"{server.url}/{path}")

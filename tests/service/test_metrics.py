@@ -30,7 +30,7 @@ from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
 from tests.places import make_places
-from tests.running_server import running_server
+from tests.running_server import forked_server
 from tests.service.scraped import counted, parsed, samples_of, value
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -370,7 +370,7 @@ def test_a_running_server_is_scraped_beside_its_main_port(
     published: PublishedPlaces, tmp_path: Path, photo: bytes
 ) -> None:
     arguments = ["--indexes", str(published.indexes)]
-    with running_server(tmp_path / "log", arguments, {"SIGHTFIX_METRICS_PORT": "0"}) as server:
+    with forked_server(tmp_path / "log", arguments, {"SIGHTFIX_METRICS_PORT": "0"}) as server:
         server.wait_until_ready()
         assert httpx.post(f"{server.url}/localize", content=photo, headers=JPEG).status_code == 200
         url = server.log.read_text().partition("metrics at ")[2].split()[0]

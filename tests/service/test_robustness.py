@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.conftest import PublishedPlaces
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer, forked_server
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -26,7 +26,7 @@ def impatient(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFacto
     """A server that gives clients half a second to send a photo, and lets four in."""
     environment = {"SIGHTFIX_BODY_TIMEOUT_S": "0.5", "SIGHTFIX_MAX_WAITING": "4", "SIGHTFIX_THREADS": "1"}
     log = tmp_path_factory.mktemp("impatient") / "log"
-    with running_server(log, ["--indexes", str(published.indexes)], environment) as running:
+    with forked_server(log, ["--indexes", str(published.indexes)], environment) as running:
         running.wait_until_ready()
         yield running
 
@@ -102,7 +102,7 @@ def test_clients_that_leave_give_their_places_back(impatient: RunningServer, pub
 def test_going_away_is_announced_before_it_happens(published: PublishedPlaces, tmp_path: Path) -> None:
     environment = {"SIGHTFIX_DRAIN_DELAY_S": "2", "SIGHTFIX_THREADS": "1"}
     photo = published.places.rows[3].path.read_bytes()
-    with running_server(tmp_path / "log", ["--indexes", str(published.indexes)], environment) as running:
+    with forked_server(tmp_path / "log", ["--indexes", str(published.indexes)], environment) as running:
         running.wait_until_ready()
         running.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)

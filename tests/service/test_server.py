@@ -12,7 +12,7 @@ import pytest
 from service.answer import Problem
 from tests.conftest import PublishedPlaces
 from tests.forked import sightfix
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer, forked_server, running_server
 
 JPEG = {"Content-Type": "image/jpeg"}
 HUNDRED_MB = 100 * 1024 * 1024
@@ -61,7 +61,7 @@ def test_overload_is_refused_with_retry_after_and_never_with_an_error(
             )
 
     arguments = ["--indexes", str(published.indexes)]
-    with running_server(tmp_path / "log", arguments, {"SIGHTFIX_MAX_WAITING": "2"}) as running:
+    with forked_server(tmp_path / "log", arguments, {"SIGHTFIX_MAX_WAITING": "2"}) as running:
         running.wait_until_ready()
         responses = asyncio.run(flood(running.url))
     answered = [response for response in responses if response.status_code == 200]

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -22,24 +22,13 @@ from retrieval.index.folder import current_version, published_versions
 from tests.conftest import PublishedPlaces
 from tests.forked import ForkedProcess, run_forked
 from tests.places import Places, make_places
-from tests.running_server import RunningServer, running_server, watched
+from tests.running_server import RunningServer, forked_server, watched
 from tests.service.killed_server import ACTIVATING, LEAVING, STARTING, SUBMITTING, serve_and_die
 
 JPEG = {"Content-Type": "image/jpeg"}
 LIMIT_S = 90.0
 # Their requests are answered with the new version in place; the others' find the old one.
 CHANGED = {"current", "new version opened", "swapped"}
-
-
-@contextlib.contextmanager
-def forked_server(
-    log: Path, step: str, arguments: Sequence[str], environment: dict[str, str]
-) -> Iterator[RunningServer]:
-    """`sightfix serve --port 0 …` that dies at a step."""
-    log.unlink(missing_ok=True)
-    process = ForkedProcess(serve_and_die, step, ["--port", "0", *arguments], log=log, environment=environment)
-    with watched(process, log) as running:
-        yield running
 
 
 class Hall:
@@ -58,7 +47,10 @@ class Hall:
         given = ["--indexes", str(self.folder / "indexes"), "--source-root", str(self.folder / "roots")]
         quick = {"SIGHTFIX_DRAIN_DELAY_S": "0", "SIGHTFIX_METRICS": "off", "SIGHTFIX_WATCH_INTERVAL_S": "3600"}
         log = self.folder / f"{step}.log"
-        with forked_server(log, step, [*given, "--threads", "1"], {**quick, **environment}) as running:
+        log.unlink(missing_ok=True)
+        arguments = ["--port", "0", *given, "--threads", "1"]
+        process = ForkedProcess(serve_and_die, step, arguments, log=log, environment={**quick, **environment})
+        with watched(process, log) as running:
             yield running
 
     def photo(self, number: int) -> bytes:
@@ -200,7 +192,7 @@ def test_sigterm_under_load_loses_no_answer(published: PublishedPlaces, tmp_path
             statuses.update(item["status"] for item in response.json()["items"])
 
     environment = {"SIGHTFIX_DRAIN_DELAY_S": "1", "SIGHTFIX_THREADS": "1"}
-    with running_server(tmp_path / "log", ["--indexes", str(published.indexes)], environment) as running:
+    with forked_server(tmp_path / "log", ["--indexes", str(published.indexes)], environment) as running:
         running.wait_until_ready()
         threads = [threading.Thread(target=robot, args=(running.url, number)) for number in range(6)]
         threads += [threading.Thread(target=balancer, args=(running.url,))]

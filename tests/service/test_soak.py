@@ -14,8 +14,15 @@ QUIET = Held(at=0.0, resident_mb=400.0, threads=24, files=29)
 SHORT = Allowed(mb_per_hour=3000.0, grown_mb=150.0, threads=8, files=12)
 
 
-def test_a_short_soak_finds_no_fault(tmp_path: Path) -> None:
-    soaked = soak(tmp_path, seconds=8.0, warm_up_s=6.0, swap_every_s=2.0, pause_s=0.2, quiet_s=6.0)
+@pytest.mark.parametrize(
+    ("seconds", "warm_up_s", "swap_every_s", "quiet_s"),
+    [(3.0, 2.0, 1.0, 1.0), pytest.param(8.0, 6.0, 2.0, 6.0, marks=pytest.mark.nightly)],
+    ids=["short", "longer"],
+)
+def test_a_short_soak_finds_no_fault(
+    tmp_path: Path, seconds: float, warm_up_s: float, swap_every_s: float, quiet_s: float
+) -> None:
+    soaked = soak(tmp_path, seconds, warm_up_s, swap_every_s, pause_s=0.2, quiet_s=quiet_s)
     assert faults(soaked, SHORT) == []
     kinds = {kind for kind, _ in soaked.tally.answers}
     assert {"good", "bad", "odd", "slow", "leaving", "batch", "gRPC", "gRPC stream", "activate"} <= kinds

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 from retrieval.errors import ParameterError
 from service.settings import ServerSettings, TlsFiles
 from tests.conftest import PublishedPlaces
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer, forked_server
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def listening(running: RunningServer) -> str:
 def test_https_and_client_certificates(pem: Path, published: PublishedPlaces, tmp_path: Path) -> None:
     arguments = ["--indexes", str(published.indexes), "--tls-cert", str(pem / "server.pem"), "--tls-key",
                  str(pem / "server.key"), "--tls-client-ca", str(pem / "ca.pem")]  # fmt: skip
-    with running_server(tmp_path / "log", arguments) as running:
+    with forked_server(tmp_path / "log", arguments) as running:
         url = listening(running)
         with httpx.Client(verify=context(pem, "client")) as client:
             assert client.get(f"{url}/livez").status_code == 200
@@ -84,7 +84,7 @@ def test_half_a_pair_is_no_tls(given: dict[str, str]) -> None:
 @pytest.fixture(scope="module")
 def strict(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     environment = {"SIGHTFIX_HEADER_TIMEOUT_S": "0.5", "SIGHTFIX_MAX_HEADER_BYTES": "2048"}
-    with running_server(
+    with forked_server(
         tmp_path_factory.mktemp("strict") / "log", ["--indexes", str(published.indexes)], environment
     ) as running:
         running.wait_until_ready()

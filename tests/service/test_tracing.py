@@ -23,7 +23,7 @@ from service.observing.tracing import Tracing, configured_tracing
 from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
-from tests.running_server import running_server
+from tests.running_server import forked_server
 from tests.service.collector import running_collector
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -202,7 +202,7 @@ def test_a_running_server_sends_its_spans_to_a_collector(
     environment = {"SIGHTFIX_METRICS": "off", "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test"}
     with running_collector() as collector:
         arguments = ["--indexes", str(published.indexes), "--otlp-endpoint", collector.url, "--log-format", "json"]
-        with running_server(tmp_path / "log", arguments, environment) as server:
+        with forked_server(tmp_path / "log", arguments, environment) as server:
             server.wait_until_ready()
             response = httpx.post(f"{server.url}/localize", content=photo, headers={**JPEG, **TRACEPARENT})
             assert response.headers["traceresponse"].startswith(f"00-{TRACE}-")
@@ -221,7 +221,7 @@ def test_a_collector_that_is_away_costs_neither_answers_nor_the_stop(
     published: PublishedPlaces, tmp_path: Path, photo: bytes
 ) -> None:
     environment = {"SIGHTFIX_METRICS": "off", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
-    with running_server(tmp_path / "log", ["--indexes", str(published.indexes)], environment) as server:
+    with forked_server(tmp_path / "log", ["--indexes", str(published.indexes)], environment) as server:
         server.wait_until_ready()
         for _ in range(5):
             assert httpx.post(f"{server.url}/localize", content=photo, headers=JPEG).status_code == 200

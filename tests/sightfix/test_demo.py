@@ -11,7 +11,7 @@ from sightfix.demo import prepare_town
 
 
 def demo(folder: Path) -> str:
-    command = [sys.executable, "-P", "-m", "sightfix.cli", "demo", "--exit", "--references", "40", "--queries", "6"]
+    command = [sys.executable, "-P", "-m", "sightfix.cli", "demo", "--exit", "--references", "24", "--queries", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,5 +1,6 @@
 """`sightfix evaluate` from photos to report, on the made-up places and on the campus."""
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -162,6 +163,7 @@ def test_an_index_of_another_bundle_is_refused(published: PublishedPlaces, bundl
         run("--index", published.name, "--indexes", published.indexes, "--queries", table, "--bundle", other)
 
 
+@pytest.mark.nightly
 @pytest.mark.photos
 @pytest.mark.parametrize(
     ("database", "queries", "counted", "chance", "at_least"),
@@ -181,3 +183,25 @@ def test_the_campus(
     assert first["chance"] == pytest.approx(chance, abs=0.001)
     assert first["recall"]["value"] >= at_least
     assert first["recall"]["low"] < first["recall"]["value"] < first["recall"]["high"]
+
+
+@pytest.mark.photos
+def test_a_few_photos_of_the_campus(photos_root: Path, tmp_path: Path) -> None:
+    """Every fifth photo of two days by two phones."""
+    folder = photos_root / "bgu_campus"
+    with (folder / "images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    tables = {}
+    for session in ("phoneA_20251223_day", "phoneB_20251230_day"):
+        few = [row for row in rows if row["session"] == session][::5]
+        lines = [f"{folder / row['path']},{row['lat']},{row['lon']},{session}" for row in few]
+        tables[session] = tmp_path / f"{session}.csv"
+        tables[session].write_text("\n".join(["path,lat,lon,session", *lines, ""]))
+    database, queries = tables.values()
+    out = tmp_path / "report.json"
+    run("--database", f"csv:{database}", "--queries", f"csv:{queries}", "--radius", "50", "--json", out)
+    (radius,) = json.loads(out.read_text())["recall"]
+    first = radius["at"][0]
+    assert radius["counted"] == 19
+    assert first["chance"] == pytest.approx(0.234, abs=0.001)
+    assert first["recall"]["value"] >= 0.5

@@ -24,7 +24,7 @@ from service.tracking.tracks import MotionParameters
 from sightfix.client import SightfixClient
 from sightfix.client.grpc_stream import FrameOutcome, FrameStream, add_odometry
 from tests.conftest import PublishedPlaces
-from tests.running_server import running_server
+from tests.running_server import forked_server
 from tests.service.grpc.conftest import Served, grpc_address, served
 from tests.service.grpc.test_stream import held
 
@@ -216,7 +216,7 @@ def test_a_server_that_stops(published: PublishedPlaces, photos: list[bytes]) ->
 
 def test_a_server_that_is_gone(published: PublishedPlaces, photos: list[bytes], tmp_path: Path) -> None:
     arguments = ["--indexes", str(published.indexes), "--grpc-port", "0"]
-    with running_server(tmp_path / "log", arguments) as running:
+    with forked_server(tmp_path / "log", arguments) as running:
         running.wait_until_ready()
         with FrameStream(grpc_address(running)) as stream:
             stream.send(photos[4])
@@ -296,7 +296,7 @@ def guarded(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFactory
     arguments = ["--indexes", str(published.indexes), "--grpc-port", "0", "--api-keys", str(folder / "keys.toml")]
     arguments += ["--tls-cert", str(folder / "server.pem"), "--tls-key", str(folder / "server.key")]
     arguments += ["--tls-client-ca", str(folder / "ca.pem")]
-    with running_server(folder / "log", arguments) as running:
+    with forked_server(folder / "log", arguments) as running:
         pair = (folder / "client.pem", folder / "client.key")
         with SightfixClient(running.url, verify=folder / "ca.pem", cert=pair) as client:
             client.wait_until_ready(LIMIT_S)

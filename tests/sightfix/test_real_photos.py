@@ -14,13 +14,15 @@ from retrieval.geo import haversine_m
 from retrieval.index.place_index import PlaceIndex
 from retrieval.references import open_references
 from service.answer import LocalizeAnswer
-from tests.running_server import running_server
+from tests.running_server import forked_server
 
 JPEG = {"Content-Type": "image/jpeg"}
 
 
 @pytest.mark.photos
-@pytest.mark.parametrize(("name", "count"), [("lund_exif", 29), ("berlin_exif", 3)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("berlin_exif", 3), pytest.param("lund_exif", 29, marks=pytest.mark.nightly)]
+)
 def test_a_folder_of_phone_photos_answers_over_http_with_the_photo_itself_first(
     photos_root: Path, describer: Describer, tmp_path: Path, name: str, count: int
 ) -> None:
@@ -35,7 +37,7 @@ def test_a_folder_of_phone_photos_answers_over_http_with_the_photo_itself_first(
     ]
     assert len(errors) == len(truth) == count
     assert max(errors) < 1.0
-    with running_server(tmp_path / "log", ["--indexes", str(tmp_path / "indexes")]) as server:
+    with forked_server(tmp_path / "log", ["--indexes", str(tmp_path / "indexes")]) as server:
         server.wait_until_ready()
         for photo in sorted(truth):
             data = (photos_root / name / "images" / photo).read_bytes()
@@ -46,6 +48,7 @@ def test_a_folder_of_phone_photos_answers_over_http_with_the_photo_itself_first(
             assert haversine_m(answer.fix.lat, answer.fix.lon, *truth[photo]) < 25.0
 
 
+@pytest.mark.nightly
 @pytest.mark.photos
 def test_the_default_bundle_recognises_the_campus_as_promised(photos_root: Path, describer: Describer) -> None:
     campus = describe_campus(describer, photos_root)

@@ -17,7 +17,7 @@ from service.jobs.service import JobService
 from service.serving.localization import LocalizationService
 from service.settings import ServerSettings
 from tests.conftest import PublishedPlaces
-from tests.running_server import running_server
+from tests.running_server import forked_server
 from tests.service.grpc.conftest import grpc_address, served
 from tests.service.grpc.test_localization import details
 from tests.service.jobs.town import Town
@@ -146,7 +146,7 @@ def test_a_job_from_beginning_to_end(tmp_path: Path, describer: Describer) -> No
     build_index(open_references(f"csv:{town.roots}/town/refs.csv"), describer, town.indexes, "town")
     town.write_photos(6)
     arguments = ["--indexes", str(town.indexes), "--source-root", str(town.roots), "--grpc-port", "0"]
-    with running_server(tmp_path / "log", arguments) as running:
+    with forked_server(tmp_path / "log", arguments) as running:
         running.wait_until_ready()
         with grpc.insecure_channel(grpc_address(running)) as channel:
             stub = JobServiceStub(channel)

@@ -17,7 +17,7 @@ from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
 from tests.conftest import PublishedPlaces
 from tests.forked import sightfix
-from tests.running_server import running_server
+from tests.running_server import forked_server
 from tests.service.grpc.conftest import grpc_address
 from tests.service.grpc.streaming import Sending, code_of, ids
 from tests.service.grpc.test_localization import photo
@@ -28,7 +28,7 @@ def test_sigterm_drains_answers_what_is_in_flight_and_ends_with_zero(
 ) -> None:
     arguments = ["--indexes", str(published.indexes), "--grpc-port", "0"]
     environment = {"SIGHTFIX_DRAIN_DELAY_S": "1.5", "SIGHTFIX_STOP_TIMEOUT_S": "20"}
-    with running_server(tmp_path / "log", arguments, environment) as running:
+    with forked_server(tmp_path / "log", arguments, environment) as running:
         running.wait_until_ready()
         with grpc.insecure_channel(grpc_address(running)) as channel:
             stub, health = LocalizationServiceStub(channel), HealthStub(channel)
@@ -74,7 +74,7 @@ def test_sigterm_drains_answers_what_is_in_flight_and_ends_with_zero(
 
 def test_a_stream_that_says_nothing_holds_nobody_up(published: PublishedPlaces, tmp_path: Path) -> None:
     arguments = ["--indexes", str(published.indexes), "--grpc-port", "0"]
-    with running_server(tmp_path / "log", arguments, {"SIGHTFIX_STOP_TIMEOUT_S": "60"}) as running:
+    with forked_server(tmp_path / "log", arguments, {"SIGHTFIX_STOP_TIMEOUT_S": "60"}) as running:
         running.wait_until_ready()
         with grpc.insecure_channel(grpc_address(running)) as channel:
             grpc.channel_ready_future(channel).result(10)

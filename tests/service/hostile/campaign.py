@@ -143,7 +143,7 @@ class Campaign:
             warnings.simplefilter("ignore")
             described = schemathesis.openapi.from_url(f"{self.url}/openapi.json")
             operations = [result.ok() for result in described.get_all_operations()]
-        each = max(2, round(cases / (2 * len(operations))))
+        each = max(1, round(cases / (2 * len(operations))))
         for operation in operations:
             for mode in schemathesis.GenerationMode:
                 # Where nothing can be sent, nothing can be wrong.

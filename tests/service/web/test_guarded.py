@@ -12,7 +12,7 @@ from PIL import Image
 
 from service.api_keys import make_key
 from sightfix.demo import DemoTown
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer, forked_server
 from tests.service.web.conftest import Visiting
 from tests.service.web.visit import Visit
 
@@ -67,7 +67,7 @@ def guarded(town: DemoTown, tiles: str, tmp_path_factory: pytest.TempPathFactory
         "SIGHTFIX_MAX_IMAGE_BYTES": str(LIMIT_BYTES),
         "SIGHTFIX_JOBS_FOLDER": str(folder / "jobs"),
     }
-    with running_server(folder / "log", arguments, environment) as running:
+    with forked_server(folder / "log", arguments, environment) as running:
         running.wait_until_ready()
         yield Guarded(running, visitor, admin, tiles)
 

@@ -7,6 +7,7 @@ from tests.service.web.conftest import Visiting
 from tests.service.web.visit import Visit
 
 SCHEMES = ["light", "dark"]
+NIGHTLY = pytest.mark.nightly
 
 
 def brightness(visit: Visit) -> int:
@@ -30,7 +31,7 @@ def test_the_system_chooses_the_colours_until_somebody_does(visit: Visiting, sch
     assert (brightness(seen) < 100) == (not dark)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=NIGHTLY)])
 def test_axe_finds_nothing(visit: Visiting, town: DemoTown, scheme: str) -> None:
     seen = visit(color_scheme=scheme).open()
     assert seen.inaccessible() == []
@@ -49,7 +50,7 @@ def test_axe_finds_nothing(visit: Visiting, town: DemoTown, scheme: str) -> None
     assert seen.inaccessible() == []
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=NIGHTLY), "dark"])
 def test_axe_finds_nothing_on_a_phone(visit: Visiting, town: DemoTown, scheme: str) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
     seen = visit(color_scheme=scheme, **phone).open()

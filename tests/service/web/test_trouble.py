@@ -10,7 +10,7 @@ import httpx
 from playwright.sync_api import Route
 
 from sightfix.demo import DemoTown
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer, forked_server
 from tests.service.web.conftest import Visiting
 
 
@@ -72,7 +72,7 @@ def test_an_answer_that_comes_too_late_is_not_shown(visit: Visiting, town: DemoT
 
 def test_a_server_that_goes_away(visit: Visiting, town: DemoTown) -> None:
     log = town.folder / "gone.log"
-    with running_server(log, ["--indexes", str(town.indexes)], {"SIGHTFIX_METRICS": "off"}) as running:
+    with forked_server(log, ["--indexes", str(town.indexes)], {"SIGHTFIX_METRICS": "off"}) as running:
         running.wait_until_ready()
         seen = visit(running.url).open()
         seen.unreachable = True
