@@ -134,7 +134,7 @@ def report_on(source: ReferenceSource, survey: Survey, identical: IdenticalFiles
         spec=source.spec,
         root=str(source.root),
         count=len(survey),
-        coverage=None if coverage is None else _coverage_report(coverage, survey),
+        coverage=coverage.report if coverage else None,
         sessions=tuple(
             SessionReport(name=s.name, count=s.count, first=s.first, last=s.last)
             for s in sorted(survey.sessions, key=lambda s: (s.name is None, s.name))
@@ -156,24 +156,6 @@ def report_on(source: ReferenceSource, survey: Survey, identical: IdenticalFiles
     )
 
 
-def _coverage_report(coverage: "Coverage", survey: Survey) -> CoverageReport:
-    bounds = None
-    corners = (coverage.lat_min, coverage.lat_max, coverage.lon_min, coverage.lon_max)
-    if survey.has_positions:
-        bounds = BoundsReport(**dict(zip(BoundsReport.model_fields, corners, strict=True)))
-    placed = int(np.isfinite(survey.lat if survey.has_positions else survey.north).sum())
-    return CoverageReport(
-        bounds=bounds,
-        east_west_m=coverage.east_west_m,
-        north_south_m=coverage.north_south_m,
-        distinct_positions=coverage.distinct,
-        spacing_m=coverage.spacing_m,
-        spacing_sample=len(coverage.nearest_m),
-        covered_hectares=coverage.covered_hectares,
-        references_per_hectare=placed / coverage.covered_hectares,
-    )
-
-
 def _notes(survey: Survey, coverage: "Coverage | None") -> list[str]:
     """What these findings mean, one sentence or two each."""
     notes, total = [], len(survey)
@@ -189,8 +171,8 @@ def _notes(survey: Survey, coverage: "Coverage | None") -> list[str]:
         notes.append(
             f"{counted(at_zero, 'reference')} at 0, 0 in the Atlantic, which usually means that the GPS had no fix."
         )
-    if coverage is not None and coverage.spacing_m is not None:
-        notes += _spacing_notes(coverage, coverage.spacing_m)
+    if coverage is not None and coverage.report.spacing_m is not None:
+        notes += _spacing_notes(coverage, coverage.report.spacing_m)
     if survey.without["heading"] == total:
         notes.append("No headings: photos from one position in opposite directions count as the same place.")
     if survey.magnetic:
@@ -212,7 +194,7 @@ def _spacing_notes(coverage: "Coverage", spacing_m: float) -> list[str]:
         )
     lonely = int((coverage.nearest_m > _LONELY_M).sum())
     if lonely and spacing_m < _LONELY_M:
-        sampled = len(coverage.nearest_m) < coverage.distinct
+        sampled = len(coverage.nearest_m) < coverage.report.distinct_positions
         of = f", of {len(coverage.nearest_m):,} that were measured" if sampled else ""
         lie = counted(lonely, "position lies", "positions lie")
         notes.append(f"{lie} more than 1 km from every other{of}: look for wrong GPS fixes on the map.")
@@ -221,40 +203,19 @@ def _spacing_notes(coverage: "Coverage", spacing_m: float) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """The ground that the references cover.
+    """The ground that the references cover, and what a report says elsewhere.
 
     Attributes:
-        lat_min, lat_max, lon_min, lon_max: degrees, or None without positions; lon_min > lon_max where the box crosses
-            the antimeridian.
-        east_west_m, north_south_m: size of the box, the first at its middle latitude.
-        distinct: how many different positions there are.
+        report: for the report.
         shared: how many references share their position with another.
         most_on_one: the most references on one position.
-        nearest_m: distance of each looked-at position to the nearest other one; a sample of at most 2000.
-        covered_m2: the area of all squares of 25 m that hold a reference.
+        nearest_m: distance of each measured position to the nearest other one; a sample of at most 2000.
     """
 
-    lat_min: float | None
-    lat_max: float | None
-    lon_min: float | None
-    lon_max: float | None
-    east_west_m: float
-    north_south_m: float
-    distinct: int
+    report: CoverageReport
     shared: int
     most_on_one: int
     nearest_m: Float64Array
-    covered_m2: float
-
-    @property
-    def spacing_m(self) -> float | None:
-        """The median distance from a position to the nearest other one."""
-        return float(np.median(self.nearest_m)) if self.nearest_m.size else None
-
-    @property
-    def covered_hectares(self) -> float:
-        """The covered area in hectares."""
-        return self.covered_m2 / _SQUARE_METRES_A_HECTARE
 
 
 def measure_coverage(survey: Survey) -> Coverage | None:
@@ -264,30 +225,32 @@ def measure_coverage(survey: Survey) -> Coverage | None:
     known = np.isfinite(first)
     if not known.any():
         return None
-    first, second = first[known], second[known]
-    spots, counts = np.unique(first + 1j * second, return_counts=True)
+    spots, counts = np.unique(first[known] + 1j * second[known], return_counts=True)
     north, east = spots.real, spots.imag
+    bounds = None
     if on_earth:
         west, east_edge = longitude_bounds(east)
-        bounds = (float(north.min()), float(north.max()), west, east_edge)
-        degrees = ((east_edge - west) % 360.0, bounds[1] - bounds[0])
-        middle = math.radians((bounds[0] + bounds[1]) / 2)
-        size = (math.radians(degrees[0]) * math.cos(middle) * EARTH_RADIUS_M, math.radians(degrees[1]) * EARTH_RADIUS_M)
+        bounds = BoundsReport(lat_min=float(north.min()), lat_max=float(north.max()), lon_min=west, lon_max=east_edge)
+        middle = math.radians((bounds.lat_min + bounds.lat_max) / 2)
+        east_west = math.radians((east_edge - west) % 360.0) * math.cos(middle) * EARTH_RADIUS_M
+        north_south = math.radians(bounds.lat_max - bounds.lat_min) * EARTH_RADIUS_M
         points = unit_vectors(north, east) * EARTH_RADIUS_M
     else:
-        bounds = (None, None, None, None)  # type: ignore[assignment]
-        size = (float(np.ptp(east)), float(np.ptp(north)))
+        east_west, north_south = float(np.ptp(east)), float(np.ptp(north))
         points = np.stack([east, north], axis=1)
-    return Coverage(
-        *bounds,
-        east_west_m=size[0],
-        north_south_m=size[1],
-        distinct=len(spots),
-        shared=int(counts[counts > 1].sum()),
-        most_on_one=int(counts.max()),
-        nearest_m=nearest_other_m(points),
-        covered_m2=_covered_m2(north, east, on_earth),
+    nearest = nearest_other_m(points)
+    hectares = _covered_m2(north, east, on_earth) / _SQUARE_METRES_A_HECTARE
+    report = CoverageReport(
+        bounds=bounds,
+        east_west_m=east_west,
+        north_south_m=north_south,
+        distinct_positions=len(spots),
+        spacing_m=float(np.median(nearest)) if nearest.size else None,
+        spacing_sample=len(nearest),
+        covered_hectares=hectares,
+        references_per_hectare=int(known.sum()) / hectares,
     )
+    return Coverage(report, int(counts[counts > 1].sum()), int(counts.max()), nearest)
 
 
 def nearest_other_m(points: Float64Array, sample: int = _SAMPLE) -> Float64Array:

@@ -1,10 +1,11 @@
 """One pass over a reference database that keeps a few numbers of each row; and photos whose files are equal."""
 
 import hashlib
+import math
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -83,27 +84,6 @@ class Survey:
         return bool(np.isfinite(self.lat).any())
 
 
-@dataclass
-class _Columns:
-    """The columns of a survey while they are filled."""
-
-    lat: "array[float]" = field(default_factory=lambda: array("d"))
-    lon: "array[float]" = field(default_factory=lambda: array("d"))
-    east: "array[float]" = field(default_factory=lambda: array("d"))
-    north: "array[float]" = field(default_factory=lambda: array("d"))
-    heading: "array[float]" = field(default_factory=lambda: array("f"))
-    session: "array[int]" = field(default_factory=lambda: array("i"))
-
-    def add(self, reference: Reference, session: int) -> None:
-        position, plane, nothing = reference.position, reference.plane_m, float("nan")
-        self.lat.append(nothing if position is None else position.lat)
-        self.lon.append(nothing if position is None else position.lon)
-        self.east.append(nothing if plane is None else plane[0])
-        self.north.append(nothing if plane is None else plane[1])
-        self.heading.append(nothing if reference.heading_deg is None else reference.heading_deg)
-        self.session.append(session)
-
-
 def survey_references(source: ReferenceSource, on_progress: Callable[[int], None] | None = None) -> Survey:
     """Read a reference database once.
 
@@ -114,7 +94,9 @@ def survey_references(source: ReferenceSource, on_progress: Callable[[int], None
     Raises:
         ReferenceDataError: it cannot be read, or holds nothing.
     """
-    columns, seen = _Columns(), SeenIds()
+    numbers: array[float] = array("d")  # lat, lon, east, north, heading of each row
+    codes: array[int] = array("i")
+    seen, nothing = SeenIds(), (math.nan, math.nan)
     sessions: dict[str | None, int] = {}
     surveys: list[SessionSurvey] = []
     without = dict.fromkeys(("position", "heading", "time", "altitude", "session"), 0)
@@ -125,7 +107,11 @@ def survey_references(source: ReferenceSource, on_progress: Callable[[int], None
         if code == len(surveys):
             surveys.append(SessionSurvey(reference.session))
         surveys[code].add(reference.captured_at)
-        columns.add(reference, code)
+        position, heading = reference.position, reference.heading_deg
+        numbers.extend((position.lat, position.lon) if position else nothing)
+        numbers.extend(reference.plane_m or nothing)
+        numbers.append(math.nan if heading is None else heading)
+        codes.append(code)
         if not seen.add(reference.id):
             repeated.append(reference.id)
         without["position"] += reference.position is None
@@ -138,13 +124,14 @@ def survey_references(source: ReferenceSource, on_progress: Callable[[int], None
             on_progress(_REPORT_EVERY)
     if on_progress:
         on_progress(count % _REPORT_EVERY)
+    lat, lon, east, north, headings = np.array(numbers).reshape(-1, 5).T.copy()
     return Survey(
-        lat=np.array(columns.lat),
-        lon=np.array(columns.lon),
-        east=np.array(columns.east),
-        north=np.array(columns.north),
-        heading_deg=np.array(columns.heading, np.float32),
-        session=np.array(columns.session, np.int32),
+        lat=lat,
+        lon=lon,
+        east=east,
+        north=north,
+        heading_deg=headings.astype(np.float32),
+        session=np.array(codes, np.int32),
         sessions=tuple(surveys),
         without=without,
         magnetic=magnetic,

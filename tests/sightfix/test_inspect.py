@@ -126,10 +126,10 @@ def test_coverage_of_a_grid(origin: tuple[float, float]) -> None:
     grid = [(float(10 * column), float(10 * row)) for column in range(4) for row in range(3)]
     coverage = measure_coverage(survey_references(at([*grid, (0.0, 0.0), (0.0, 0.0)], origin)))
     assert coverage is not None
-    assert coverage.east_west_m == pytest.approx(30, rel=1e-3)
-    assert coverage.north_south_m == pytest.approx(20, rel=1e-3)
-    assert coverage.spacing_m == pytest.approx(10, rel=1e-3)
-    assert (coverage.distinct, coverage.shared, coverage.most_on_one) == (12, 3, 3)
+    assert coverage.report.east_west_m == pytest.approx(30, rel=1e-3)
+    assert coverage.report.north_south_m == pytest.approx(20, rel=1e-3)
+    assert coverage.report.spacing_m == pytest.approx(10, rel=1e-3)
+    assert (coverage.report.distinct_positions, coverage.shared, coverage.most_on_one) == (12, 3, 3)
 
 
 def test_the_covered_area_is_that_of_squares_of_25_metres() -> None:
