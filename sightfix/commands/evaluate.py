@@ -1,11 +1,13 @@
 """`sightfix evaluate`: how often, and how far off, on photos whose position is known."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.text import Text
 
+from retrieval.errors import ParameterError, StorageError
 from retrieval.index.folder import DEFAULT_INDEXES
 from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
 from sightfix.commands.options import (
@@ -17,6 +19,7 @@ from sightfix.commands.options import (
     ThreadsOption,
     make_describer,
 )
+from sightfix.console import console, plain_table, progress_bar
 
 if TYPE_CHECKING:
     from retrieval.evaluation import Evaluation, EvaluationReport, Protocol, Ranked
@@ -64,11 +67,9 @@ def evaluate(
 ) -> None:
     """Measure recall and position error on photos whose position is known."""
     from index_builder.describing import DescribeSettings
-    from retrieval.errors import ParameterError
     from retrieval.evaluation import Protocol, evaluation_work
     from retrieval.evaluation import evaluate as evaluate_ranking
     from retrieval.index.stores import open_store
-    from sightfix.console import progress_bar
     from sightfix.evaluation_search import EvaluationRequest, search_index, search_photos
 
     if (database is None) == (index is None):
@@ -106,7 +107,6 @@ def evaluate(
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
-    from retrieval.errors import ParameterError
 
     try:
         return tuple(int(part) for part in text.split(","))
@@ -115,22 +115,15 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def _print_report(report: "EvaluationReport") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     from retrieval.evaluation import plain_text, report_tables
     from retrieval.evaluation.tables import headline, trailing_lines
-    from sightfix.console import console
 
     if not console.is_terminal:
         console.print(plain_text(report), markup=False, soft_wrap=True)
         return
     console.print(headline(report))
-    look: dict[str, Any] = {"box": None, "pad_edge": False, "title_justify": "left", "header_style": "dim"}
     for content in report_tables(report):
-        table = Table(title=content.title, title_style="bold", **look)
-        for place, column in enumerate(content.columns):
-            table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
+        table = plain_table(*content.columns, right=content.columns[1:], title=content.title)
         for row in content.rows:
             table.add_row(*(Text(cell) for cell in row))
         console.print()
@@ -141,8 +134,6 @@ def _print_report(report: "EvaluationReport") -> None:
 
 
 def _write_json(report: "EvaluationReport", path: Path) -> None:
-    from retrieval.errors import StorageError
-    from sightfix.console import console
 
     try:
         path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -156,7 +147,6 @@ def _write_json(report: "EvaluationReport", path: Path) -> None:
 def _draw(evaluation: "Evaluation", ranked: "Ranked", protocol: "Protocol", found: "Found", folder: Path) -> None:
     import numpy as np
 
-    from sightfix.console import console
     from sightfix.figures.evaluation import EvaluatedPhotos, write_figures
 
     photos = EvaluatedPhotos(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from retrieval.errors import ParameterError
 from retrieval.geo import GeoPrior
 from retrieval.index.folder import DEFAULT_INDEXES
 from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
@@ -18,6 +19,7 @@ from sightfix.commands.options import (
     ThreadsOption,
     make_describer,
 )
+from sightfix.console import print_answer
 
 
 def localize(
@@ -45,9 +47,6 @@ def localize(
     json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON")] = False,
 ) -> None:
     """Where was this photo taken?"""
-    from retrieval.errors import ParameterError
-    from sightfix.console import print_answer
-
     if server is not None and index is not None:
         raise ParameterError("both --server and --index are given", remedy="Ask a server or an index, not both")
     if server is not None and rerank:
@@ -66,7 +65,7 @@ def localize(
         options = LocalizeOptions(top_k, prior, min_score)
         opened = open_store(store, indexes)
         place_index = opened.open(opened.find(index))
-        # One photo is not worth the seconds in which a GPU starts: the CPU, unless told otherwise.
+        # One photo is not worth the seconds in which a GPU starts: the CPU, unless a provider is named.
         describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback, default_provider="cpu")
         reranking = RerankSettings(top=rerank) if rerank else None
         answer = answer_of(Localizer(describer, place_index, rerank=reranking).localize_file(photo, options))
@@ -77,8 +76,6 @@ def localize(
 
 
 def _geo_prior(text: str | None) -> GeoPrior | None:
-    from retrieval.errors import ParameterError
-
     if text is None:
         return None
     try:

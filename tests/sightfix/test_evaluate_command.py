@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-import sightfix.console
+import sightfix.commands.evaluate
 from retrieval.bundle import Bundle
 from retrieval.errors import ModelIndexMismatchError, ParameterError, ReferenceDataError, StorageError
 from retrieval.evaluation import EvaluationReport
@@ -123,7 +123,7 @@ def test_a_terminal_of_80_columns_shows_whole_cells(
     published: PublishedPlaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = Console(force_terminal=True, width=80, file=io.StringIO(), color_system=None)
-    monkeypatch.setattr(sightfix.console, "console", terminal)
+    monkeypatch.setattr(sightfix.commands.evaluate, "console", terminal)
     database = write_table(published, tmp_path / "database.csv")
     queries = write_table(published, tmp_path / "queries.csv", east_m=15.0)
     run("--database", database, "--queries", queries)
