@@ -9,20 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from export.exportable import ExportableModel
 from export.exporting import ExportSettings, write_export
-from export.from_pytorch import encoder_model
+from export.from_pytorch import PYTORCH, DescriptionGraph, export_graph, in_pytorch
 from retrieval.bundle import Bundle, Provenance, default_bundle_folder
 from retrieval.images import Preprocessing
 from training.backbones import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_MEAN,
     EFFICIENTNET_LITE0_STD,
-    InputNormalisation,
     load_efficientnet_lite0_weights,
     timm_backbone,
 )
 from training.descriptor_net import DescriptorNet, GeM
-from training.encoder import Encoder
 
 NAME: Final = "efficientnet-lite0-gem-1280"
 DEFAULT_PREPROCESSING: Final = Preprocessing(height=256, width=256, fit="stretch", filter="bicubic")
@@ -48,11 +47,14 @@ def make_default_bundle(
     """
     backbone = timm_backbone(EFFICIENTNET_LITE0)
     load_efficientnet_lite0_weights(backbone)
-    encoder = Encoder(
-        net=DescriptorNet(backbone, GeM(p=3.0, learnable=False)),
-        descriptor_dim=_DESCRIPTOR_DIM,
+    net = DescriptorNet(backbone, GeM(p=3.0, learnable=False))
+    # One mean and one standard deviation for all channels, as the committed bundle has them: its fingerprint stays.
+    graph = DescriptionGraph(net, EFFICIENTNET_LITE0_MEAN, EFFICIENTNET_LITE0_STD).eval()
+    model = ExportableModel(
+        name=NAME,
+        graph=export_graph(graph, preprocessing.height, preprocessing.width, {}),
         preprocessing=preprocessing,
-        normalisation=InputNormalisation(mean=(EFFICIENTNET_LITE0_MEAN,) * 3, std=(EFFICIENTNET_LITE0_STD,) * 3),
+        descriptor_dim=_DESCRIPTOR_DIM,
         provenance=Provenance(
             backbone=EFFICIENTNET_LITE0,
             aggregation="GeM p=3",
@@ -60,9 +62,11 @@ def make_default_bundle(
             weights_licence="Apache-2.0",
             training_data="ImageNet-1k classification; never trained for places",
         ),
+        licence="Apache-2.0",
+        original=in_pytorch(graph),
+        original_name=PYTORCH,
     )
-    settings = ExportSettings(weight_storage="fp16")
-    return write_export(encoder_model(encoder, NAME), folder, settings, replace_folder=replace)
+    return write_export(model, folder, ExportSettings(weight_storage="fp16"), replace_folder=replace)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

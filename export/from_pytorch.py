@@ -25,6 +25,9 @@ from training.encoder import Encoder
 
 OPSET: Final = 20
 
+# What computes the original, for people.
+PYTORCH: Final = f"PyTorch {torch.__version__.split('+')[0]}"
+
 # Images that PyTorch describes at once.
 _BATCH: Final = 8
 
@@ -68,7 +71,7 @@ def encoder_model(encoder: Encoder, name: str, weights_sha256: str | None = None
         provenance=encoder.provenance,
         licence=encoder.provenance.weights_licence,
         original=in_pytorch(graph),
-        original_name=f"PyTorch {torch.__version__.split('+')[0]}",
+        original_name=PYTORCH,
     )
 
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from export import from_pytorch
+from export import default_bundle
 from export.default_bundle import DEFAULT_PREPROCESSING, NAME, make_default_bundle
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
@@ -118,7 +118,7 @@ def test_a_graph_that_differs_from_pytorch_is_not_written(
             np.where(np.arange(len(values)) < 4, 2, 1)[:, None, None, None].astype(values.dtype) * values, weights.name
         )
     )
-    monkeypatch.setattr(from_pytorch, "export_graph", lambda *_: damaged)
+    monkeypatch.setattr(default_bundle, "export_graph", lambda *_: damaged)
     with pytest.raises(BundleError) as caught:
         make_default_bundle(tmp_path / "bundle")
     assert caught.value.code == "parity_failed"
