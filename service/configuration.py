@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from retrieval.bundle import Bundle, open_bundle
-from retrieval.errors import ParameterError, SightfixError
+from retrieval.errors import ParameterError, SightfixError, counted
 from retrieval.reranking.reranker import Reranker, require_features
 from service.api_keys import read_keys
 from service.settings import ServerSettings
@@ -182,6 +182,7 @@ def _index(settings: ServerSettings, bundle: Bundle | None) -> str:
         if settings.reranking is not None:
             Reranker(require_features(index.local_features, index.where), settings.reranking)
         reranked = f", the best {settings.rerank} matches re-ranked" if settings.rerank else ""
-        return f"{index.name}, version {index.version}, {index.count} references, {index.type_name}{reranked}"
+        references = counted(index.count, "reference")
+        return f"{index.name}, version {index.version}, {references}, {index.type_name}{reranked}"
     finally:
         store.close()

@@ -373,7 +373,7 @@ def _calibrated(index: ReferenceIndex) -> tuple[Calibration | None, tuple[str, .
         calibration = fit_calibration(index)
     if calibration is None:
         return None, ("Not calibrated: too few references see what references of other sessions see",)
-    taken = f"{calibration.queries} references of {calibration.groups} {calibration.held_out}"
+    taken = f"{counted(calibration.queries, 'reference')} of {calibration.groups} {calibration.held_out}"
     return calibration, (f"Calibrated on {taken}, each held out with its own",)
 
 
@@ -386,5 +386,5 @@ def _calibrated_on(index: PlaceIndex, descriptors: Descriptors) -> tuple[str, ..
     if photos is None:
         return ()
     same = int(((descriptors @ photos.descriptors.T).max(axis=1) > _SAME_PHOTO).sum())
-    given = f"Calibrated on {photos.count} photos that were given for it"
+    given = f"Calibrated on {counted(photos.count, 'photo')} given for it"
     return (f"{given}; {same} of the queries are among them: no test of confidence" if same else given,)

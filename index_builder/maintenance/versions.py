@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from index_builder.quality import check_stored
-from retrieval.errors import IndexNotFoundError, SightfixError, StoreUnavailableError
+from retrieval.errors import IndexNotFoundError, SightfixError, StoreUnavailableError, counted
 from retrieval.geo import haversine_m
 from retrieval.index.folder import VERSIONS_NAME, choose_version, current_version, published_versions
 from retrieval.index.manifest import PlaceIndexManifest
@@ -99,8 +99,8 @@ def verify_version(store: PlaceIndexStore, name: str, version: str, *, photos: b
         raise
     except SightfixError as error:
         return Verdict(version, "opening", str(error))
-    files = f"{len(index.manifest.files)} files by their hashes, " if isinstance(index, PlaceIndex) else ""
-    checked = f"{files}{index.count} references, self-match"
+    files = f"{counted(len(index.manifest.files), 'file')} by hash, " if isinstance(index, PlaceIndex) else ""
+    checked = f"{files}{counted(index.count, 'reference')}, self-match"
     if not photos:
         return Verdict(version, checked, None)
     missing = _without_photo(index)

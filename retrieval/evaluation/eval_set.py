@@ -8,7 +8,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import ParameterError
+from retrieval.errors import ParameterError, counted
 from retrieval.evaluation.bootstrap import place_groups
 from retrieval.evaluation.positions import Ground, Int64Array, Positions, chance_at, count_positives, true_ground
 from retrieval.evaluation.protocol import Protocol
@@ -72,7 +72,8 @@ class Truth:
         """
         if not photos.database or not photos.queries:
             raise ParameterError(
-                f"{len(photos.queries)} queries and {len(photos.database)} database photos: nothing to evaluate",
+                f"{counted(len(photos.queries), 'query')} and {counted(len(photos.database), 'database photo')}: "
+                "nothing to evaluate",
                 where=f"evaluation set {photos.name}",
                 remedy="Check folder and filters with: sightfix inspect SPEC",
             )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from retrieval.errors import counted
 from retrieval.evaluation.report import (
     ConfidenceReport,
     Estimate,
@@ -27,7 +28,7 @@ class ReportTable:
 def headline(report: EvaluationReport) -> str:
     """One line: how many queries and database images, by which convention and distance."""
     return (
-        f"{report.queries} queries against {report.database} database images · "
+        f"{counted(report.queries, 'query')} against {counted(report.database, 'database image')} · "
         f"convention {report.convention} · distance: {'UTM' if report.measure == 'utm' else report.measure}"
     )
 
@@ -35,8 +36,7 @@ def headline(report: EvaluationReport) -> str:
 def interval_line(report: EvaluationReport) -> str:
     """One line: how the intervals were made."""
     method = report.intervals
-    noun = method.grouping if method.groups == 1 else f"{method.grouping}s"
-    what = f"{method.groups} {noun}" + (f" of {method.place_m:g} m" if method.place_m is not None else "")
+    what = counted(method.groups, method.grouping) + (f" of {method.place_m:g} m" if method.place_m is not None else "")
     return (
         f"[..] is the {method.level:.0%} bootstrap interval over {what} "
         f"({method.resamples} resamples, seed {method.seed})"

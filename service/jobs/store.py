@@ -13,7 +13,7 @@ from sqlite3 import Connection, Row
 from typing import Any, Final
 
 from retrieval.artefact import storage_errors
-from retrieval.errors import SightfixError, StorageError
+from retrieval.errors import SightfixError, StorageError, counted
 from service.answer import Problem
 from service.jobs.model import (
     FINISHED,
@@ -353,7 +353,9 @@ class JobStore:
         waiting = connection.execute(f"SELECT COUNT(*) FROM jobs WHERE {_WAITING}").fetchone()[0]  # noqa: S608
         if waiting >= self.settings.max_waiting:
             raise RequestError(
-                f"{waiting} jobs are waiting already", code="queue_full", remedy="Wait until some are finished"
+                f"{counted(waiting, 'job is', 'jobs are')} waiting already",
+                code="queue_full",
+                remedy="Wait until some are finished",
             )
 
     def _delete_old(self, connection: Connection, now: float) -> None:

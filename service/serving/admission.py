@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Generic, Literal, TypeVar
 
+from retrieval.errors import counted
 from service.problems import RequestError
 
 Lane = Literal["robot", "bulk"]
@@ -237,7 +238,9 @@ class AdmissionQueue(Generic[Item]):
         wait = self.predicted_wait_s(lane)
         full = self.limit if lane == "robot" else max(1, self.limit // 2)
         if self.admitted >= full:
-            raise RejectedError(f"{self.admitted} photos are waiting already", max(wait, 0.1), reason="queue")
+            raise RejectedError(
+                f"{counted(self.admitted, 'photo is', 'photos are')} waiting already", max(wait, 0.1), reason="queue"
+            )
         if now + wait > deadline:
             raise RejectedError(
                 f"the answer would take {wait:.2f} s, and the deadline is in {max(deadline - now, 0.0):.2f} s",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from retrieval.errors import ParameterError
+from retrieval.errors import ParameterError, counted
 from retrieval.index.searchable import SearchablePlaceIndex
 from retrieval.localize.localizer import Located
 from retrieval.tracking import Displacement, Distance, Odometry, PlaceMap, Speed, Track, TrackSettings
@@ -273,7 +273,7 @@ class OpenTracks:
         place_index = index()
         if self.count >= self.limit:
             raise RequestError(
-                f"{self.count} tracks are open, and there may be {self.limit}",
+                f"{counted(self.count, 'track is', 'tracks are')} open, and there may be {self.limit}",
                 code="too_many_tracks",
                 remedy="Close tracks that are not needed, or localize without one",
                 retry_after_s=_RETRY_S,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from retrieval.errors import ParameterError, PlaceIndexError
+from retrieval.errors import ParameterError, PlaceIndexError, counted
 from retrieval.index.vectors.exact import ExactVectors, empty_result
 from retrieval.index.vectors.faiss_library import (
     faiss_module,
@@ -210,13 +210,13 @@ def _check_trainable(parameters: CandidateParameters, rows: int, dim: int) -> No
     lists = parameters.lists
     if lists is not None and rows < lists:
         raise ParameterError(
-            f"{rows} references are too few for {lists} lists",
+            f"{counted(rows, 'reference is', 'references are')} too few for {counted(lists, 'list')}",
             remedy="Use fewer lists, or --type exact, which is fast with so few",
         )
     values = _CODE_VALUES.get(parameters.type, 0)
     if rows < values:
         raise ParameterError(
-            f"{rows} references are too few for codes of {values} values",
+            f"{counted(rows, 'reference is', 'references are')} too few for codes of {values} values",
             remedy="Use --type exact, which is fast with so few",
         )
     if parameters.code_parts is not None and dim % parameters.code_parts:

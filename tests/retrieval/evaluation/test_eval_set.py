@@ -42,7 +42,7 @@ def test_without_a_solvable_query() -> None:
 
 
 def test_an_empty_set() -> None:
-    with pytest.raises(ParameterError, match=r"0 queries and 1 database photos"):
+    with pytest.raises(ParameterError, match=r"0 queries and 1 database photo:"):
         Truth.of(eval_set([0.0], []), PROTOCOL)
 
 
