@@ -1,4 +1,9 @@
-"""OpenCV, set up to work inside threads that are already as many as there are cores."""
+"""Local features: a few hundred points of a photo that are found again from another view, each with a descriptor.
+
+SIFT (Lowe, IJCV 2004) as OpenCV computes it, in the form of RootSIFT (Arandjelović & Zisserman, CVPR 2012), which
+compares better and fits a byte a number. Those of a whole index lie in one Arrow IPC file, one row a reference, paged
+in as rows are asked for.
+"""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -15,6 +20,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from retrieval.errors import MissingExtraError, PlaceIndexError
 from retrieval.images import DEFAULT_LIMITS, ImageLimits, RgbImage, decode_upright
 
+DESCRIPTOR_BYTES: Final = 128
+
+# A root of a share is at most 1.
+_BYTE_SCALE: Final = 255.0
+
+# Positions in sixteenths of a pixel are finer than SIFT finds them, and two bytes hold 4096 pixels.
+_STEPS_PER_PIXEL: Final = 16.0
+
+# Rows lie in record batches of the same number each, so a row is found without reading what is before it.
+_ROWS_PER_BATCH: Final = 64
+
+_POINT_BYTES: Final = 4
+
+_SCHEMA: Final = pa.schema(
+    [pa.field("points", pa.binary(), nullable=False), pa.field("descriptors", pa.binary(), nullable=False)]
+)
+
+_REMEDY: Final = "Build the index again with: sightfix index SOURCE --local-features"
+
 
 def opencv_module() -> ModuleType:
     """OpenCV.
@@ -28,26 +52,12 @@ def opencv_module() -> ModuleType:
         raise MissingExtraError(
             f"re-ranking needs OpenCV ({error})", remedy="Run: pip install 'sightfix[rerank]'"
         ) from None
-    # One number for the whole process. Photos are worked on several at a time: a pool of OpenCV's own for each of them
-    # would only fight with that, and with the model.
+    # One number for the whole process. Several photos are worked on at a time already: a pool of OpenCV's own for each
+    # of them would compete with that, and with the model.
     if cv2.getNumThreads() != 1:
         cv2.setNumThreads(1)
     module: ModuleType = cv2
     return module
-
-
-# The local features of a photo: a few hundred points that are found again from another view, each with a descriptor.
-#
-# SIFT (Lowe, IJCV 2004) as OpenCV computes it, in the form of RootSIFT (Arandjelović & Zisserman, CVPR 2012), which
-# compares better and fits a byte a number.
-
-DESCRIPTOR_BYTES: Final = 128
-
-# A root of a share is at most 1.
-_BYTE_SCALE: Final = 255.0
-
-# Positions in sixteenths of a pixel are finer than SIFT finds them, and two bytes hold 4096 pixels.
-_STEPS_PER_PIXEL: Final = 16.0
 
 
 class FeatureSettings(BaseModel):
@@ -130,21 +140,6 @@ def decode_features(
     return extract_features(decode_upright(data, settings.max_side, limits, where=where), settings)
 
 
-# Local features of a whole index in one file: Arrow IPC, one row a reference, paged in as rows are asked for.
-#
-# Rows lie in record batches of the same number each, so a row is found without reading what is before it.
-
-_ROWS_PER_BATCH: Final = 64
-
-_POINT_BYTES: Final = 4
-
-_SCHEMA: Final = pa.schema(
-    [pa.field("points", pa.binary(), nullable=False), pa.field("descriptors", pa.binary(), nullable=False)]
-)
-
-_REMEDY: Final = "Build the index again with: sightfix index SOURCE --local-features"
-
-
 class StoredFeatures:
     """The local features of an index's references. Safe to read from several threads.
 
@@ -182,7 +177,7 @@ class StoredFeatures:
         try:
             with self._lock:
                 rows = self._file.get_batch(batch)
-            # Only these two values: what the others say of themselves is none of our business yet.
+            # Only these two values are checked: others of the batch may never be asked for.
             points, descriptors = (_bytes(rows.column(name).slice(place, 1)) for name in ("points", "descriptors"))
         except (pa.ArrowException, OSError, IndexError) as error:
             raise self._damaged(str(error)) from error

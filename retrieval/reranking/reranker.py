@@ -1,4 +1,7 @@
-"""Do two photos show the same thing? Points are paired by their descriptors, and the pairs of one view are counted."""
+"""Re-ranking: matches that show the same scene as the photo, point by point, then those that only look similar.
+
+Points of two photos are paired by their descriptors, and the pairs that fit one homography are counted: the inliers.
+"""
 
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -10,7 +13,9 @@ from retrieval.errors import ParameterError, PlaceIndexError
 from retrieval.images import DEFAULT_LIMITS, ImageLimits
 from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, decode_features, opencv_module
 
-# Fewer pairs fit some homography by chance, or fit any.
+MAX_RERANKED: Final = 100
+
+# Fewer pairs fit some homography by chance.
 _LEAST_PAIRS: Final = 6
 
 
@@ -57,7 +62,7 @@ def count_inliers(one: LocalFeatures, other: LocalFeatures, settings: GeometrySe
 
 
 def paired(one: LocalFeatures, other: LocalFeatures, ratio: float) -> NDArray[np.int64]:
-    """Points of two photos that look like each other and like nothing else: (m, 2) int64, each point at most once."""
+    """Points of two photos that are similar to each other and to no other: (m, 2) int64, each point at most once."""
     if len(one) < 2 or len(other) < 2:
         return np.empty((0, 2), np.int64)
     cv2 = opencv_module()
@@ -74,11 +79,6 @@ def paired(one: LocalFeatures, other: LocalFeatures, ratio: float) -> NDArray[np
     pairs = np.array(distinct, np.int64)
     back = np.array([match.trainIdx for match in matcher.match(theirs[pairs[:, 1]], ours)], np.int64)
     return np.asarray(pairs[back == pairs[:, 0]])
-
-
-# Matches in a new order: those that show the same as the photo point by point, then those that merely look alike.
-
-MAX_RERANKED: Final = 100
 
 
 class FeatureSource(Protocol):
@@ -120,7 +120,7 @@ class RerankSettings:
 
 @dataclass(frozen=True, slots=True)
 class QueryFeatures:
-    """The local features of a photo that is asked about, and how they were computed."""
+    """The local features of a query, and how they were computed."""
 
     settings: FeatureSettings
     features: LocalFeatures

@@ -1,6 +1,28 @@
-"""The motion model: how likely is it to have come from one place to another in the time since.
+"""The belief of a track over reference places, and the two steps of a Bayes filter over it: motion, then a frame.
 
-Probabilistic Robotics (Thrun, Burgard & Fox 2005), chapter 5 (odometry as noisy measurement of displacement) and
+The state is a reference place, or *lost*: anywhere, all P places alike. With w(p) the weight of the places held, and u
+that of lost, the belief is b(p) = w(p) + u / P. One frame (Thrun, Burgard & Fox, Probabilistic Robotics, 2005, table
+4.1: the discrete Bayes filter; section 4.1.4: selective updating; section 8.3.5: random poses against kidnapping) takes
+it through
+
+    predict   w'(q) = (1 - ε) Σ_p T(q | p) w(p)          u' = 1 - Σ_q w'(q)
+    observe   w''(q) ∝ L(q) w'(q) + s(q) u'              u'' ∝ κ u'
+
+with a(q) the likeness of the place (`Observation`), κ = `miss_share` and
+
+    L(q) = κ + ρ a(q)            ρ = min(`contrast`, (1 - κ) P / Σ a)
+    s(q) = (1 - κ) a(q) / Σ a
+
+T(q | p) = k(p, q) / Σ_q' k(p, q') · min(1, max_q' k(p, q') / `FAR`), where k is the motion kernel. What it falls short
+of 1 goes to lost: no place lies where the motion would have led. ε = 1 - exp(-`jump_rate` · seconds) goes there too.
+
+Where the contrast does not bind, ρ a(q) / P = s(q): this is Bayes' rule exactly, with lost as the uniform distribution.
+Where it binds, lost still starts anew from the frame with its full weight (as sensor resetting does, Lenser & Veloso
+2000), but what is held is multiplied by less: frames in a row show the same street, so their errors are not
+independent, and a place that looks like the true one must not win by P to 1 for matching twice. A frame that is only
+partly new (`freshness` f) counts as L^f, κ^f and (1 - κ^f) a / Σ a.
+
+The motion model is that of Probabilistic Robotics, chapter 5 (odometry as noisy measurement of displacement) and
 section 8.2 (what coarse cells do to a motion model). Here the cells are places some metres apart, so every displacement
 between two places is known only up to where in its place the camera stood: that variance is added to the odometry's.
 """
@@ -19,7 +41,15 @@ from retrieval.tracking.places import Int64Array, PlaceMap
 from retrieval.tracking.settings import Displacement, Distance, Odometry, TrackSettings
 
 # Beyond this many σ a displacement has no weight.
-CUT_SIGMAS = 4.0
+CUT_SIGMAS: Final = 4.0
+
+# A motion whose likeliest target is less likely than this (2.1 σ off) loses weight.
+FAR: Final = 0.1
+
+# Weights below it are not worth their memory: together, 4,096 of them are 0.4 %.
+_NEGLIGIBLE: Final = 1e-6
+
+_LOST_FROM: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +76,7 @@ class Motion:
 
         Args:
             seconds: since the last frame, not negative.
-            odometry: what the robot tells about the same interval.
+            odometry: of the same interval, or None.
         """
         if odometry is None:
             return cls(seconds)
@@ -68,7 +98,7 @@ class Motion:
         return cls(seconds, abs(metres), std**2, metres * along, covariance)
 
     def then(self, later: "Motion") -> "Motion":
-        """Both motions, one after the other; what only one of them knows is forgotten."""
+        """Both motions, one after the other; what only one of them knows is dropped."""
         seconds = self.seconds + later.seconds
         if self.distance_m is None or later.distance_m is None:
             return Motion(seconds)
@@ -132,18 +162,14 @@ class MotionKernel:
         return np.asarray(np.exp(-0.5 * np.einsum("ni,ij,nj->n", away, precision, away)))
 
 
-# What one frame says about places: its matches as a likelihood.
-#
-# A recogniser's scores are no likelihood, but they can be made its posterior p(place | frame) under a uniform prior: a
-# softmax over the scores. Bayes' rule then gives the likelihood up to a constant, p(frame | place) ∝ p(place | frame) /
-# p(place) (the scaled likelihood of Bourlard & Morgan, Connectionist Speech Recognition, 1994). Places that no match
-# speak for keep a floor, as the measurement models of Probabilistic Robotics do (Thrun, Burgard & Fox 2005, section
-# 6.4).
-
-
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """How far a frame's matches speak for places.
+class Observation:
+    """How far the matches of one frame support places.
+
+    The softmax over their scores is taken as p(place | frame) under a uniform prior. Bayes' rule then gives the
+    likelihood up to a constant, p(frame | place) ∝ p(place | frame) / p(place) (the scaled likelihood of Bourlard &
+    Morgan, Connectionist Speech Recognition, 1994). Places without a match keep a floor, as the measurement models of
+    Probabilistic Robotics do (section 6.4).
 
     Attributes:
         places: (M,) int64, ascending, all places near a match.
@@ -162,15 +188,15 @@ class Evidence:
         scores: NDArray[np.floating],
         places: PlaceMap,
         settings: TrackSettings,
-    ) -> "Evidence":
-        """The evidence of one frame.
+    ) -> "Observation":
+        """The observation of one frame.
 
         Each match's share of the softmax counts at its own place in full, and at places around as a normal
         distribution of `match_std_m` falls off: a frame taken between two places looks like both.
 
         Args:
             rows: (K,) rows of references, in any order; -1 is no match, as in `SearchResult`.
-            scores: (K,) cosines.
+            scores: (K,) cosines in the scale of the bundle's descriptors, as in `Ranking`.
 
         Raises:
             ParameterError: shapes that do not fit, no such row, a score that is not a number.
@@ -197,7 +223,7 @@ class Evidence:
 
 
 def _checked(rows: NDArray[np.int64], scores: NDArray[np.floating], count: int) -> tuple[Int64Array, Float64Array]:
-    """The matches as numbers that can be trusted, without the empty slots."""
+    """The matches as checked numbers, without the empty slots."""
     rows, cosines = np.asarray(rows), np.asarray(scores, np.float64)
     if rows.ndim != 1 or rows.shape != cosines.shape or (len(rows) and rows.dtype.kind not in "iu"):
         raise ParameterError(
@@ -214,40 +240,6 @@ def _checked(rows: NDArray[np.int64], scores: NDArray[np.floating], count: int) 
     if not np.isfinite(cosines).all():
         raise ParameterError("a score of a frame's matches is not a finite number", remedy="Leave such matches out")
     return rows, cosines
-
-
-# The belief of a track, and the two steps of a Bayes filter over it.
-#
-# The state is a reference place, or *lost*: anywhere, all P places alike. With w(p) the weight of the places held,
-# and u that of lost, the belief is b(p) = w(p) + u / P. One frame (Thrun, Burgard & Fox, Probabilistic Robotics,
-# 2005, table 4.1: the discrete Bayes filter; section 4.1.4: selective updating; section 8.3.5: random poses against
-# kidnapping) takes it through
-#
-#     predict   w'(q) = (1 - ε) Σ_p T(q | p) w(p)          u' = 1 - Σ_q w'(q)
-#     observe   w''(q) ∝ L(q) w'(q) + s(q) u'              u'' ∝ κ u'
-#
-# with a(q) the likeness of the place (`Evidence`), κ = `miss_share` and
-#
-#     L(q) = κ + ρ a(q)            ρ = min(`contrast`, (1 - κ) P / Σ a)
-#     s(q) = (1 - κ) a(q) / Σ a
-#
-# T(q | p) = k(p, q) / Σ_q' k(p, q') · min(1, max_q' k(p, q') / `FAR`), where k is the motion kernel. What it falls
-# short of 1 goes to lost: no place lies where the motion would have led. ε = 1 - exp(-`jump_rate` · seconds) goes
-# there too.
-#
-# Where the contrast does not bind, ρ a(q) / P = s(q): this is Bayes' rule exactly, with lost as the uniform
-# distribution. Where it binds, lost still starts anew from the frame with its full weight (as sensor resetting does,
-# Lenser & Veloso 2000), but what is held is multiplied by less: frames in a row show the same street, so their errors
-# are not independent, and a look-alike must not win by P to 1 for looking alike twice. A frame that is only partly
-# news (`freshness` f) counts as L^f, κ^f and (1 - κ^f) a / Σ a.
-
-# A motion whose likeliest target is less likely than this (2.1 σ off) loses weight.
-FAR: Final = 0.1
-
-# Weights below it are not worth their memory: together, 4,096 of them are 0.4 %.
-_NEGLIGIBLE: Final = 1e-6
-
-_LOST_FROM: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,24 +322,26 @@ def predict(belief: Belief, places: PlaceMap, kernel: MotionKernel, settings: Tr
     return Belief(targets, moved, max(0.0, 1.0 - float(moved.sum()))), pairs.touched
 
 
-def observe(belief: Belief, evidence: Evidence, count: int, settings: TrackSettings, freshness: float = 1.0) -> Belief:
+def observe(
+    belief: Belief, observation: Observation, count: int, settings: TrackSettings, freshness: float = 1.0
+) -> Belief:
     """Weigh a belief with a frame.
 
     Args:
         belief: before the frame.
-        evidence: of the frame; without any, nothing changes.
+        observation: of the frame; without any match, nothing changes.
         count: P, the number of places there are.
-        freshness: how much of the frame is news, in [0, 1].
+        freshness: how much of the frame is new, in [0, 1].
     """
-    whole = float(evidence.likeness.sum())
+    whole = float(observation.likeness.sum())
     if not whole > 0.0:
         return belief
     miss = settings.miss_share
     contrast = min(settings.contrast, (1.0 - miss) * count / whole)
-    places = np.union1d(belief.places, evidence.places)
+    places = np.union1d(belief.places, observation.places)
     weights = np.zeros(len(places), np.float64)
     weights[np.searchsorted(places, belief.places)] = belief.weights
-    likeness = evidence.at(places)
+    likeness = observation.at(places)
     seeds = belief.lost * (1.0 - miss**freshness) * likeness / whole
     weights = weights * (miss + contrast * likeness) ** freshness + seeds
     lost = belief.lost * miss**freshness

@@ -29,11 +29,11 @@ class PlacePairs:
     """Pairs of near places.
 
     Attributes:
-        source: (M,) int64, positions in the list that was asked about.
+        source: (M,) int64, positions in the given list.
         target: (M,) int64, place ids.
         east_north: (M, 2) float64, metres from source to target.
         distance_m: (M,) float64.
-        served: how many of the places asked about were looked at before the limit of pairs; the first ones.
+        served: how many of the given places were searched around before the limit of pairs; the first ones.
         touched: how many places were read.
     """
 

@@ -1,10 +1,13 @@
-"""How a track is kept: what a frame is worth, how a camera moves, and what a belief may cost."""
+"""The settings of a track, how a camera moves and how much a frame counts, and the odometry that frames come with."""
 
 import math
 from dataclasses import dataclass, fields
 from typing import Final
 
 from retrieval.errors import ParameterError
+
+# Of metres, metres a second and degrees. Nothing on the ground reaches it, and its square is still a number.
+_LARGEST: Final = 1e6
 
 # Name: lowest, highest, whether the lowest itself is allowed.
 _DOMAINS: Final[dict[str, tuple[float, float, bool]]] = {
@@ -27,7 +30,7 @@ _DOMAINS: Final[dict[str, tuple[float, float, bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class TrackSettings:
-    """What a track believes about frames and motion. Chosen on simulated drives; docs/explanation/tracking.md says how.
+    """How much frames count, how a camera moves, and what a track may cost. Chosen on simulated drives.
 
     Attributes:
         place_m: references in one cell of this side are one place, metres.
@@ -72,7 +75,7 @@ class TrackSettings:
         for field in fields(self):
             _check(field.name, getattr(self, field.name), whole=field.type is int)
         if self.miss_share == 1.0:
-            raise ParameterError("miss_share 1 of a track means that no frame ever tells anything", remedy="Give less")
+            raise ParameterError("miss_share 1 of a track means that no frame counts", remedy="Give less")
         if self.max_speed_mps < self.speed_mps:
             raise ParameterError(
                 f"max_speed_mps {self.max_speed_mps} of a track is below its speed_mps {self.speed_mps}",
@@ -89,12 +92,6 @@ def _check(name: str, value: float, *, whole: bool) -> None:
         raise ParameterError(f"{name} {value} of a track is outside {opening}{low:g}, {high:g}]")
 
 
-# What a robot can tell about its own motion since the last frame: a speed, a distance, or a displacement.
-
-# Of metres, metres a second and degrees. Nothing on the ground reaches it, and its square is still a number.
-_LARGEST: Final = 1e6
-
-
 @dataclass(frozen=True, slots=True)
 class Speed:
     """Forward speed, held since the last frame.
@@ -102,7 +99,7 @@ class Speed:
     Attributes:
         mps: m/s; negative is backwards.
         std_mps: its standard deviation, m/s.
-        heading_deg: where the robot faces, degrees clockwise from true north, or None.
+        heading_deg: direction that the robot faces, degrees clockwise from true north, or None.
         heading_std_deg: the heading's standard deviation, degrees.
 
     Raises:
@@ -127,7 +124,7 @@ class Distance:
     Attributes:
         metres: negative is backwards.
         std_m: its standard deviation, metres.
-        heading_deg: where the robot faces, degrees clockwise from true north, or None.
+        heading_deg: direction that the robot faces, degrees clockwise from true north, or None.
         heading_std_deg: the heading's standard deviation, degrees.
 
     Raises:

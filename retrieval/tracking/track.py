@@ -1,8 +1,8 @@
-"""From a belief to one position."""
+"""A track: the frames of one moving camera, weighed one after the other, and the position that they give."""
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,20 +10,25 @@ from numpy.typing import ArrayLike, NDArray
 from retrieval.errors import ParameterError
 from retrieval.geo import EARTH_RADIUS_M, Float64Array, Position
 from retrieval.localize.fix import FixStatus
-from retrieval.tracking.belief import Belief, Evidence, Motion, MotionKernel, carry, observe, predict
+from retrieval.tracking.belief import Belief, Motion, MotionKernel, Observation, carry, observe, predict
 from retrieval.tracking.places import PlaceMap
 from retrieval.tracking.settings import Odometry, TrackSettings
 
 if TYPE_CHECKING:
     from retrieval.index.searchable import SearchablePlaceIndex
 
-# What confidence is the probability of, as in `retrieval.localize.fix`.
+# Confidence is the probability to be this near, as in `retrieval.localize.fix`.
 _NEAR_M: Final = 25.0
 
 # The photos' own GPS is not better, as in `FixSettings.min_radius_m`.
 _GPS_RADIUS_M: Final = 5.0
 
 _CANDIDATES: Final = 32
+
+# How much the frames of a camera that stands count beside those of one that moves. Not 0: it may have been carried.
+_STANDING: Final = 0.1
+
+References = PlaceMap | SearchablePlaceIndex | tuple[ArrayLike, ArrayLike]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class TrackedFix:
         covariance_enu: ((east², east·north), (north·east, north²)) in m², of the belief around the position.
         radius_m: what holds 68 % of the whole belief; where the track is lost, that is the whole map.
         confidence: the belief within 25 m of the position, in [0, 1]. Not calibrated.
-        frames: how many the track has seen.
+        frames: how many the track has taken in.
         lost: whether most of the belief is anywhere: no place is held.
     """
 
@@ -57,7 +62,7 @@ def fix_of(
     Args:
         belief: over places.
         places: the map.
-        frames: seen until now.
+        frames: taken in until now.
         shift_enu: (2,) metres that the camera has moved since the places were believed.
         shift_covariance: (2, 2) m², of that.
     """
@@ -118,19 +123,11 @@ def _position(point: Float64Array) -> Position:
     return Position(math.degrees(math.atan2(z, math.hypot(x, y))), math.degrees(math.atan2(y, x)))
 
 
-# A track: the frames of one moving camera, remembered.
-
-# What the frames of a camera that stands are worth beside those of one that moves. Not 0, for it may have been carried.
-_STANDING: Final = 0.1
-
-References: TypeAlias = "PlaceMap | SearchablePlaceIndex | tuple[ArrayLike, ArrayLike]"
-
-
 class Track:
     """A Bayes filter over reference places for the frames of one camera.
 
     Localizing by sequence, not by frame, is old in the field: Milford & Wyeth, SeqSLAM (ICRA 2012); Cummins & Newman,
-    FAB-MAP (IJRR 2008), which filters over places as this does. The mathematics stands in `retrieval.tracking.belief`.
+    FAB-MAP (IJRR 2008), which filters over places as this does. The formulas are in `retrieval.tracking.belief`.
 
     Memory is bounded by `max_places`, and work by `max_places`, `max_pairs` and `max_matches`, whatever the number of
     references. Not safe to share between threads: one track, one camera.
@@ -143,7 +140,7 @@ class Track:
     Attributes:
         places: the map.
         belief: what is believed now.
-        frames: how many were seen.
+        frames: how many were taken in.
         touched: how many places the last update read.
         was_lost: whether it was lost when the last frame came, the motion since the one before included.
 
@@ -174,7 +171,7 @@ class Track:
 
         Args:
             rows: (K,) int64 rows of the frame's matches, -1 for none; K may be 0: then only time passes.
-            scores: (K,) their cosines.
+            scores: (K,) their cosines, in the scale of the bundle's descriptors (`Ranking.cosines`).
             at: when the frame was taken, seconds on any clock that does not go back (monotonic or Unix time).
             odometry: the motion since the last frame; not used with the first.
 
@@ -186,27 +183,27 @@ class Track:
                 rows that are none. The track is then as before.
         """
         seconds = self._seconds_to(at)
-        evidence = Evidence.of(rows, scores, self.places, self.settings)
+        observation = Observation.of(rows, scores, self.places, self.settings)
         step = Motion.of(seconds, odometry)
         # Nothing below fails, so a refused frame leaves the track as it was.
         belief, touched = self._moved(step) if self.frames else (self.belief, 0)
         self.was_lost = belief.is_lost
         unseen = None if self._unseen is None else _after(self._unseen, step)
         freshness = 1.0 if unseen is None else self._freshness(unseen)
-        belief = observe(belief, evidence, self.places.count, self.settings, freshness)
+        belief = observe(belief, observation, self.places.count, self.settings, freshness)
         self.belief = belief.kept(self.settings.max_places)
-        # Frames without matches use up nothing of what the next one is worth.
-        self._unseen = Motion.of(0.0, None) if len(evidence.places) else unseen
-        self.touched = touched + evidence.touched
+        # A frame without matches does not make the next one count less.
+        self._unseen = Motion.of(0.0, None) if len(observation.places) else unseen
+        self.touched = touched + observation.touched
         self.frames += 1
         self._at = at
         return self.fix()
 
     def carry_to(self, places: PlaceMap) -> None:
-        """Go on over another map, such as that of the index's next version; the belief is taken along.
+        """Go on over another map, such as that of the index's next version, with the same belief.
 
         Args:
-            places: what is believed goes to the nearest place there; what has none near goes to lost.
+            places: the weight of each place goes to the nearest one there, or to lost where none is near.
 
         Raises:
             ParameterError: a map of another `place_m`; the track is then as before.
@@ -238,7 +235,7 @@ class Track:
         return at - self._at
 
     def _moved(self, step: Motion) -> tuple[Belief, int]:
-        """The belief after a step; steps that are small beside the distance of places are saved up.
+        """The belief after a step; steps that are small beside the distance of places are added up first.
 
         A step of half a metre between places ten metres apart would be lost in rounding each time, and the belief would
         never move (Probabilistic Robotics, section 8.2.3).
@@ -259,7 +256,7 @@ class Track:
         return motion.distance_m >= least or math.sqrt(motion.variance_m2) >= least
 
     def _freshness(self, step: Motion) -> float:
-        """How much of a frame is news after such a step, in [0, 1]."""
+        """How much of a frame is new after such a step, in [0, 1]."""
         fresh = 1.0
         if self.settings.evidence_s > 0.0:
             fresh = min(fresh, step.seconds / self.settings.evidence_s)
@@ -269,7 +266,7 @@ class Track:
 
 
 def _after(motion: Motion, step: Motion) -> Motion:
-    """A motion and the step after it; of one that has not begun, nothing is forgotten."""
+    """A motion and the step after it; the step alone where the motion has not begun."""
     return motion.then(step) if motion.seconds or motion.distance_m else step
 
 
