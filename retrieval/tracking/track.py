@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +28,7 @@ _CANDIDATES: Final = 32
 # How much the frames of a camera that stands count beside those of one that moves. Not 0: it may have been carried.
 _STANDING: Final = 0.1
 
-References = PlaceMap | SearchablePlaceIndex | tuple[ArrayLike, ArrayLike]
+References: TypeAlias = "PlaceMap | SearchablePlaceIndex | tuple[ArrayLike, ArrayLike]"
 
 
 @dataclass(frozen=True, slots=True)
