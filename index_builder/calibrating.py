@@ -1,4 +1,7 @@
-"""Fit confidence and radius to fixes whose errors are known."""
+"""Calibrate an index: fit confidence, radius and NO_MATCH to fixes whose errors are known.
+
+The queries are its own references, held out by whole sessions, or photos of known position that it does not hold.
+"""
 
 import logging
 from collections.abc import Iterable
@@ -26,25 +29,27 @@ from retrieval.localize.calibration import Calibration, HeldOut, MethodCalibrati
 from retrieval.localize.evidence import EVIDENCE_NAMES, FIX_METHODS, FixMethod, FixSettings
 from retrieval.localize.fix import FixMaker
 
-# The distance that confidence speaks of, and the share that the radius holds.
-WITHIN_M: Final = 25.0
+_log = logging.getLogger("sightfix.index")
 
+# The distance that confidence refers to, and the share of truths that the radius holds.
+WITHIN_M: Final = 25.0
 RADIUS_SHARE: Final = 0.68
 
 # Logistic regression: the weight of the prior on standardised evidence, in queries.
 _RIDGE: Final = 1.0
-
 _NEWTON_STEPS: Final = 100
 
-# Evidence that varies less than this does not vary.
+# Evidence that varies less than this counts as constant.
 _CONSTANT: Final = 1e-9
 
 _QUERIES_A_KNOT: Final = 40
+_MAX_KNOTS: Final = 8
 
-# Where errors are 0: the logarithm wants more.
+# Where errors are 0: their logarithm must be finite.
 _LEAST_RADIUS_M: Final = 0.1
 
-_MAX_KNOTS: Final = 8
+# The error of a query without any match: half way around the Earth.
+_LOST_M: Final = 2.0e7
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +63,8 @@ class CalibrationSettings:
         min_coverage: with less of the surroundings of the median reference known from other sessions there is none.
         min_of_a_kind: with fewer right or fewer wrong fixes there is none either.
         away_m: everything within this of a query is held out to stand for photos of another place.
-        away_share: how many of the photos that confidence is meant for are such.
-        rejected_share: how many photos of places in the index NO_MATCH may cost.
+        away_share: the share of such photos among those that confidence is meant for.
+        rejected_share: how many photos of places in the index may become NO_MATCH.
         seed: of what is drawn.
     """
 
@@ -141,13 +146,13 @@ def fit_logistic(evidence: Float64Array, right: NDArray[np.bool_], weight: Float
 
 
 def _newton(design: Float64Array, right: NDArray[np.bool_], weight: Float64Array) -> Float64Array:
-    # A trace of a prior on the intercept keeps it finite when all are right.
+    # A weak prior on the intercept keeps it finite when all are right.
     ridge = np.diag([1e-6] + [_RIDGE] * (design.shape[1] - 1))
     at = np.zeros(design.shape[1])
     for _ in range(_NEWTON_STEPS):
-        said = logistic(design @ at)
-        slope = design.T @ (weight * (right - said)) - ridge @ at
-        curvature = (design.T * (weight * said * (1.0 - said))) @ design + ridge
+        predicted = logistic(design @ at)
+        slope = design.T @ (weight * (right - predicted)) - ridge @ at
+        curvature = (design.T * (weight * predicted * (1.0 - predicted))) @ design + ridge
         step = np.linalg.solve(curvature, slope)
         at = at + step * min(1.0, 4.0 / max(float(np.abs(step).max()), 1e-12))
         if np.abs(step).max() < 1e-9:
@@ -189,14 +194,6 @@ def descending(values: Iterable[float], weights: Iterable[float]) -> list[float]
     return [value for value, _, size in pools for _ in range(size)]
 
 
-# Fit a calibration to an index's own references, held out by whole sessions, or to photos that it does not hold.
-
-_log = logging.getLogger("sightfix.index")
-
-# The error of a query without any match: half way around the Earth.
-_LOST_M: Final = 2.0e7
-
-
 def calibrate(index: PlaceIndex, photos: OutsidePhotos | None) -> Calibration | None:
     """Measure how far to trust an index's fixes on photos of known position, or else on its own references.
 
@@ -205,7 +202,7 @@ def calibrate(index: PlaceIndex, photos: OutsidePhotos | None) -> Calibration | 
         photos: described by its bundle, not whitened; None where there are none.
 
     Returns:
-        None where there is no honest way. With too few photos of places that it knows, its references are taken, and a
+        None where that is not possible. With too few photos of places in the index, its references are taken, and a
         warning is logged.
     """
     if photos is not None:
@@ -229,7 +226,7 @@ def fit_calibration(index: ReferenceIndex, settings: CalibrationSettings | None 
         settings: how.
 
     Returns:
-        None where there is no honest way: too few references of different sessions see the same places, or (nearly) all
+        None where that is not possible: too few references of different sessions see the same places, or (nearly) all
         of the fixes are right, or wrong.
     """
     settings = settings or CalibrationSettings()
@@ -248,7 +245,7 @@ def _draw(index: ReferenceIndex, occasions: Occasions, settings: CalibrationSett
         return None
     drawn = np.random.default_rng(settings.seed).permutation(known)[: 4 * wanted]
     coverage = coverage_of(index, occasions, drawn, WITHIN_M)
-    # Sessions that meet at crossings only would tell about crossings, and badly: little remains around these either.
+    # Sessions that meet at crossings only would measure crossings only, and badly: little remains around these either.
     if np.median(coverage.left / coverage.all) < settings.min_coverage:
         return None
     covered = drawn[coverage.left > 0][:wanted]
@@ -306,9 +303,9 @@ def fit_on_photos(
 ) -> Calibration:
     """Measure how far to trust an index's fixes, on photos of known position that it does not hold.
 
-    They should be like those that will be asked about: of that camera, height and light. What the index holds of their
-    own occasion is left out. Unlike held-out references they lose nothing that a new photo would meet. Photos that were
-    taken where the index knows nothing take part in confidence and radius, not in NO_MATCH.
+    They should be like the later queries: of that camera, height and light. What the index holds of their own occasion
+    is left out. Unlike held-out references they lose nothing that a new photo would meet. Photos that were taken where
+    the index has no references take part in confidence and radius, not in NO_MATCH.
 
     Args:
         index: a place index.
@@ -332,14 +329,14 @@ def match_photos(index: ReferenceIndex, photos: OutsidePhotos, settings: Calibra
         settings: of the calibration.
 
     Raises:
-        ParameterError: too few photos of places that the index knows, or photos that it holds and nothing says what
-            else was taken with them (``not_calibrated``).
+        ParameterError: too few photos of places in the index, or photos that it holds without a session or time that
+            says what else was taken with them (``not_calibrated``).
     """
     search = OutsideSearch.of(index, photos)
-    untold = int(search.indexed_untold().sum())
-    if untold:
+    undated = int(search.indexed_undated().sum())
+    if undated:
         raise ParameterError(
-            f"{untold} of {photos.count} photos are in the index, and neither session nor time says what else was "
+            f"{undated} of {photos.count} photos are in the index, and neither session nor time says what else was "
             "taken with them",
             remedy="Give photos that are not in the index, or sessions or times with the photos and the references",
             code="not_calibrated",
@@ -421,7 +418,7 @@ def _some(matches: HeldOutMatches, which: Int64Array) -> HeldOutMatches:
 def make_trials(
     index: ReferenceIndex, lat: Float64Array, lon: Float64Array, matches: HeldOutMatches, settings: FixSettings
 ) -> Trials:
-    """Make the fix of every query as the service would.
+    """Make the fix of every query as a server would.
 
     Args:
         index: that was searched.
@@ -435,7 +432,7 @@ def make_trials(
         ranking = fix_maker.ranking(matches.rows[place], matches.scores[place])
         if not len(ranking):
             continue
-        found, speaks = fix_maker.weigh(ranking, matches.centred[place])
-        evidence[place] = speaks.values
+        found, of_query = fix_maker.weigh(ranking, matches.centred[place])
+        evidence[place] = of_query.values
         errors[place] = haversine_m(lat[place], lon[place], found.position.lat, found.position.lon)
     return Trials(evidence, errors, matches.centred.max(axis=1, initial=-1.0))

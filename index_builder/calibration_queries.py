@@ -1,7 +1,8 @@
-"""Localize an index's own references as if their session had never been indexed.
+"""Queries of known position for calibrating an index: its own references, held out, and photos that it does not hold.
 
-Only stored descriptors are read, never photos. Blocks of rows are streamed past all queries at once, so the cost is
-one pass over the descriptors, however many sessions there are.
+Both are searched for without what the index holds of the same occasion, as if that had never been indexed. Only stored
+descriptors are read. Blocks of rows are compared with all queries at once, so the cost is one pass over the
+descriptors, however many sessions there are.
 """
 
 import logging
@@ -33,13 +34,22 @@ Float32Array = NDArray[np.float32]
 
 Mask = NDArray[np.bool_]
 
+_log = logging.getLogger("sightfix.index")
+
 # References taken further apart than this were taken on another occasion.
 PAUSE_S: Final = 1800.0
 
-# A photo that was described twice differs in the last digits of its descriptor only.
+# By how much the cosine of a photo with its copy is below 1: described twice, or elsewhere and stored in fewer bits.
 _COPY: Final = 1e-5
+_PHOTO_COPY: Final = 3e-3
+
+# Positions of one photo in two lists.
+_SAME_PLACE_M: Final = 1.0
 
 _BLOCK: Final = 8192
+_PAIRS_AT_ONCE: Final = 4096
+
+_DESCRIPTOR: Final = "descriptor"
 
 UNKNOWN: Final = -1
 
@@ -75,7 +85,7 @@ class ReferenceIndex(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Occasions:
-    """When each reference was taken, as far as matters: on the same occasion as another, or not.
+    """Which references were taken on the same occasion.
 
     Attributes:
         label: (N,) int64, which session or block of time; -1 where nothing is known.
@@ -96,14 +106,14 @@ class Occasions:
 
 def occasions_of(index: ReferenceIndex) -> list[Occasions]:
     """What can be held out: the sessions by name, and blocks of time between pauses of half an hour."""
-    told = TakenWhen.of(index)
-    copies = _copies(told.session, told.seconds, index.lat, index.lon)
-    return [Occasions(told.session, "sessions", copies), Occasions(time_blocks(told.seconds), "time blocks")]
+    taken = TakenWhen.of(index)
+    copies = _copies(taken.session, taken.seconds, index.lat, index.lon)
+    return [Occasions(taken.session, "sessions", copies), Occasions(time_blocks(taken.seconds), "time blocks")]
 
 
 @dataclass(frozen=True, slots=True)
 class TakenWhen:
-    """When the references of an index were taken, as far as they say.
+    """When the references of an index were taken, as far as that is known.
 
     Attributes:
         session: (N,) int64, -1 where there is none.
@@ -133,8 +143,8 @@ def _copies(label: Int64Array, seconds: Float64Array, lat: Float64Array, lon: Fl
     """Rows of one instant and place under several labels, each with all the labels that are not its own."""
     order = np.lexsort((lon, lat, seconds))
     order = order[np.isfinite(seconds[order]) & (label[order] != UNKNOWN)]
-    told = np.stack([seconds[order], lat[order], lon[order]], axis=1)
-    groups = np.split(order, np.flatnonzero((told[1:] != told[:-1]).any(axis=1)) + 1)
+    instants = np.stack([seconds[order], lat[order], lon[order]], axis=1)
+    groups = np.split(order, np.flatnonzero((instants[1:] != instants[:-1]).any(axis=1)) + 1)
     pairs = [
         (row, other)
         for rows in groups
@@ -244,7 +254,7 @@ def search_allowed(
     for rows in row_blocks(index.count):
         mask = allowed(rows)
         scores = wanted @ index.descriptors(rows).T
-        # What is the query itself but for its name, a copy in another folder, is no photo of another occasion.
+        # A copy of the query, such as in another folder, is no photo of another occasion.
         mask &= scores < own[:, None] - copy
         remained += mask.sum(axis=1)
         scores = np.where(mask, scores, -np.inf)
@@ -322,21 +332,6 @@ class NearPairs:
         mask[self.whose[begin:end][there], column[there]] = False
 
 
-# Photos of known position that the index does not hold: they show how it does on what it was not made from.
-
-_log = logging.getLogger("sightfix.index")
-
-_DESCRIPTOR: Final = "descriptor"
-
-# A photo that was described elsewhere and stored in fewer bits differs by less than this from what it is a copy of.
-_PHOTO_COPY: Final = 3e-3
-
-# Positions of one photo in two lists.
-_SAME_PLACE_M: Final = 1.0
-
-_PAIRS_AT_ONCE: Final = 4096
-
-
 @dataclass(frozen=True)
 class OutsidePhotos:
     """Photos whose position is known, to be localized by an index that does not hold them.
@@ -407,11 +402,11 @@ class OutsidePhotos:
         """(Q,) int64, which photos were taken on the same occasion: by session, else by pauses of half an hour."""
         number = {name: place for place, name in enumerate(sorted({name for name in self.sessions if name}))}
         blocks = time_blocks(self.seconds)
-        told = [
+        labels = [
             number[name] if name else len(number) + 1 + int(block)
             for name, block in zip(self.sessions, blocks, strict=True)
         ]
-        return np.unique(np.array(told, np.int64), return_inverse=True)[1].ravel()
+        return np.unique(np.array(labels, np.int64), return_inverse=True)[1].ravel()
 
 
 def calibration_photos_of(version: Path, fingerprint: str) -> OutsidePhotos | None:
@@ -431,7 +426,7 @@ def calibration_photos_of(version: Path, fingerprint: str) -> OutsidePhotos | No
         record = {CALIBRATION_PHOTOS_NAME: manifest.files[CALIBRATION_PHOTOS_NAME]}
         verify_files(version, record, error_type=PlaceIndexError)
     except (PlaceIndexError, KeyError) as error:
-        _log.warning("whether %s was calibrated on photos cannot be told: %s", version, error)
+        _log.warning("whether %s was calibrated on photos is unknown: %s", version, error)
         return None
     if manifest.bundle.fingerprint == fingerprint:
         return OutsidePhotos.read(version / CALIBRATION_PHOTOS_NAME)
@@ -457,7 +452,7 @@ class OutsideSearch:
 
     index: ReferenceIndex
     photos: OutsidePhotos
-    _told: TakenWhen
+    _taken: TakenWhen
     _session: Int64Array
     _from: Float64Array
     _until: Float64Array
@@ -465,21 +460,21 @@ class OutsideSearch:
     @classmethod
     def of(cls, index: ReferenceIndex, photos: OutsidePhotos) -> "OutsideSearch":
         """Read when the references were taken."""
-        told = TakenWhen.of(index)
-        # A session that the index does not know is known all the same, and no reference's.
-        strange = len(told.number)
-        session = [told.number.get(name, strange) if name else UNKNOWN for name in photos.sessions]
+        references = TakenWhen.of(index)
+        # A session that the index does not hold is a known one, and no reference's.
+        other = len(references.number)
+        session = [references.number.get(name, other) if name else UNKNOWN for name in photos.sessions]
         block = time_blocks(photos.seconds)
         begun, ended = np.full(photos.count, np.nan), np.full(photos.count, np.nan)
         for one in np.unique(block[block >= 0]):
             taken = photos.seconds[block == one]
             begun[block == one], ended[block == one] = taken.min(), taken.max()
-        return cls(index, photos, told, np.array(session, np.int64), begun - PAUSE_S, ended + PAUSE_S)
+        return cls(index, photos, references, np.array(session, np.int64), begun - PAUSE_S, ended + PAUSE_S)
 
     def take(self, places: Int64Array) -> "OutsideSearch":
         """The same for some of the photos."""
         session, begun, ended = self._session[places], self._from[places], self._until[places]
-        return OutsideSearch(self.index, self.photos.take(places), self._told, session, begun, ended)
+        return OutsideSearch(self.index, self.photos.take(places), self._taken, session, begun, ended)
 
     def search(self, k: int, away_m: float | None = None) -> HeldOutMatches:
         """Search exactly.
@@ -505,19 +500,19 @@ class OutsideSearch:
         counts = ~self._same_occasion(near.whose, near.rows) & ~self._copies(near)
         return np.bincount(near.whose[counts], minlength=self.photos.count) > 0
 
-    def indexed_untold(self) -> Mask:
+    def indexed_undated(self) -> Mask:
         """(Q,): whether the index holds the photo itself and nothing says which references were taken with it."""
         near = NearPairs.of(self.index, self.photos.lat, self.photos.lon, _SAME_PLACE_M)
-        session, seconds = self._told.session[near.rows], self._told.seconds[near.rows]
+        session, seconds = self._taken.session[near.rows], self._taken.seconds[near.rows]
         named = (self._session[near.whose] != UNKNOWN) & (session != UNKNOWN)
         timed = np.isfinite(self.photos.seconds[near.whose]) & np.isfinite(seconds)
-        untold = self._copies(near) & ~named & ~timed
-        return np.bincount(near.whose[untold], minlength=self.photos.count) > 0
+        undated = self._copies(near) & ~named & ~timed
+        return np.bincount(near.whose[undated], minlength=self.photos.count) > 0
 
     def _same_occasion(self, whose: Int64Array, rows: Int64Array) -> Mask:
         """Whether photos and rows, broadcast together, are known to be of one occasion."""
-        own, theirs, taken = self._session[whose], self._told.session[rows], self._told.seconds[rows]
-        # Times that nobody knows are not close to any.
+        own, theirs, taken = self._session[whose], self._taken.session[rows], self._taken.seconds[rows]
+        # Unknown times, NaN, are not close to any.
         soon = (taken >= self._from[whose]) & (taken <= self._until[whose])
         return np.asarray(((own == theirs) & (own != UNKNOWN)) | soon)
 

@@ -1,4 +1,4 @@
-"""Calibrate a published index again, on photos of known position like those it will be asked about."""
+"""Calibrate a published index again, on photos of known position like its later queries."""
 
 import errno
 import os
@@ -60,15 +60,15 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class PhotoCheck:
-    """What photos of known position say about an index.
+    """How an index does on photos of known position.
 
     Attributes:
         photos: how many were localized.
         occasions: how many sessions or blocks of time they come from.
         right_share: how many fixes lay within 25 m.
-        error_if_honest: the calibration error that honest confidences would show with so few photos.
+        error_if_honest: the calibration error that right confidences would show with so few photos.
         before: the calibration that was in force; None where there was none.
-        before_held_out: what that one was fitted to; photos, too, may have been these.
+        before_held_out: what that one was fitted to; if photos, perhaps these.
         now: calibrations fitted on some parts and judged on the others; None where no parts are large enough.
         split: what the parts are; None without them.
     """
@@ -85,12 +85,12 @@ class PhotoCheck:
 
 @dataclass(frozen=True, slots=True)
 class Recalibrated:
-    """What became of it.
+    """What recalibrating did.
 
     Attributes:
         name, version: of the index, and the new version.
-        calibration: in force now; None where its references cannot say anything.
-        check: what the photos said; None without photos.
+        calibration: in force now; None where its references allow none.
+        check: on the photos; None without photos.
         not_pruned: why old versions could not be removed, or None.
     """
 
@@ -140,7 +140,7 @@ def recalibrate(
             matched = match_photos(base, whitened, settings)
             calibration = calibration_of(base, matched, settings)
             check = check_on_matches(base, matched, base.manifest.calibration, settings)
-        files = {file: told for file, told in base.manifest.files.items() if file != CALIBRATION_PHOTOS_NAME}
+        files = {file: record for file, record in base.manifest.files.items() if file != CALIBRATION_PHOTOS_NAME}
         for file in files:
             _link(base.folder / file, draft.folder / file)
         if photos is not None:
@@ -165,7 +165,7 @@ def recalibrate(
 def check_on_matches(
     index: PlaceIndex, photos: Localized, before: Calibration | None, settings: CalibrationSettings
 ) -> PhotoCheck:
-    """How honest the confidence is, before and after calibrating on these photos, on photos left out of it.
+    """How right the confidence is, before and after calibrating on these photos, on photos left out of it.
 
     Args:
         index: which.
@@ -186,13 +186,13 @@ def check_on_matches(
             fitted = fit_method(_some(seen, rest), _some(unseen, rest & lost), settings)
             confidence[~rest], radius_m[~rest] = _stated(fitted, _some(seen, ~rest))
         now, honest = _judge(photos, seen, confidence, radius_m)
-    told = before.of_method(made) if before is not None and before.holds_for(made) else None
+    known = before.of_method(made) if before is not None and before.holds_for(made) else None
     return PhotoCheck(
         photos=photos.count,
         occasions=int(np.unique(photos.occasion).size),
         right_share=float((seen.error_m <= WITHIN_M).mean()),
         error_if_honest=honest,
-        before=None if told is None else _judge(photos, seen, *_stated(told, seen))[0],
+        before=None if known is None else _judge(photos, seen, *_stated(known, seen))[0],
         before_held_out=before.held_out if before is not None else None,
         now=now,
         split=split,

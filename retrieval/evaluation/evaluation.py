@@ -1,4 +1,4 @@
-"""From a ranking to a report: recall@N, chance, position error and their intervals."""
+"""From a ranking to a report: recall@N, chance, position error, what re-ranking changed, and their intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import ParameterError
+from retrieval.errors import ParameterError, counted
 from retrieval.evaluation.bootstrap import FEW_GROUPS, place_groups, session_groups
 from retrieval.evaluation.fixes import (
     Fixes,
@@ -117,7 +117,7 @@ def evaluate(
         else confidence_report(ranked.fixes, fix_error, groups, protocol.bootstrap),
         statuses=_statuses(ranked, positives[0] > 0),
         no_match_curve=() if ranked.fixes is None else no_match_curve(ranked.fixes, positives[0] > 0, ranked.elsewhere),
-        reranking=reranking_report(ranked, protocol, ground, positives, first_hit, groups),
+        reranking=_reranking(ranked, protocol, ground, positives, first_hit, groups),
         intervals=method,
         notes=(*notes, *group_notes, *_recall_notes(curves)),
     )
@@ -154,9 +154,6 @@ def _groups(ranked: Ranked, protocol: Protocol) -> tuple[Int64Array, IntervalMet
 
 
 def _group_notes(method: IntervalMethod, sessions: int) -> list[str]:
-    def counted(number: int, noun: str) -> str:
-        return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
     notes = []
     if method.groups < FEW_GROUPS:
         drawn = counted(method.groups, method.grouping)
@@ -234,13 +231,10 @@ def _recall_notes(curves: Sequence[RadiusReport]) -> list[str]:
     ]
 
 
-# What re-ranking changed: recall of the same queries before and after, and the interval of the difference.
-
-
-def reranking_report(
+def _reranking(
     ranked: Ranked, protocol: Protocol, ground: Ground, positives: Int64Array, first_hit: Int64Array, groups: Int64Array
 ) -> RerankingReport | None:
-    """Compare recall with what it was; None where nothing was re-ranked.
+    """Compare recall of the same queries before and after; None where nothing was re-ranked.
 
     Args:
         ranked: after re-ranking, with the rows before.

@@ -1,4 +1,4 @@
-"""How far fixes are from the truth, whether confidence and radius keep their promise, and who gets no answer."""
+"""Fixes of queries: how far they are from the truth, whether confidence and radius hold, and what is NO_MATCH."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -171,8 +171,8 @@ def confidence_report(
     """Compare stated confidence and radius with what happened, over the answered queries.
 
     The calibration error is that of Naeini, Cooper & Hauskrecht (AAAI 2015) with bins of equally many fixes, equal
-    confidences never apart. It is never 0 for finitely many fixes: beside it stands what perfectly honest confidences
-    would show, drawn 500 times.
+    confidences never apart. It is never 0 for finitely many fixes: the report also has what perfectly calibrated
+    confidences would show, drawn 500 times.
 
     Args:
         fixes: with confidences.
@@ -275,7 +275,7 @@ def _error_if_honest(stated: Float64Array, owner: Int64Array, seed: int) -> floa
 
 
 def _answered_curve(stated: Float64Array, kept: Float64Array, queries: int) -> tuple[AnsweredPoint, ...]:
-    """From the surest fixes to all of them; equal confidences are answered together."""
+    """From the fixes of highest confidence to all of them; equal confidences are answered together."""
     order = np.argsort(-stated, kind="stable")
     share_right = np.cumsum(kept[order]) / np.arange(1, len(order) + 1)
     last_of_equals = np.flatnonzero(np.diff(stated[order], append=-1.0))

@@ -1,8 +1,12 @@
-"""Where queries and database images lie, and how far apart: on the sphere, in a plane, or in UTM."""
+"""Where queries and database images lie, which are near each other, and what recall@N that gives.
+
+Distances are measured on the sphere, in a plane, or in UTM. recall@N is the share of queries with at least one true
+match, one within a radius, among the first N.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +20,15 @@ Int64Array = NDArray[np.int64]
 Measure = Literal["great circle", "plane", "utm"]
 
 # Farther apart than any two points of one UTM zone (north ≤ 10 000 km), so zones never touch.
-_ZONE_GAP_M = 1e8
+_ZONE_GAP_M: Final = 1e8
+
+# Pairs and queries in memory at a time while positives are counted, and queries while their first hits are found.
+_PAIRS_AT_ONCE: Final = 1_000_000
+_COUNTED_AT_ONCE: Final = 16_384
+_QUERIES_AT_ONCE: Final = 65_536
+
+# Twenty bits an axis: three axes fit an int64 key.
+_CELLS_PER_AXIS: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +66,6 @@ class Positions:
     def from_degrees(cls, lat: ArrayLike, lon: ArrayLike) -> "Positions":
         """Positions from (N,) latitudes and longitudes in WGS84 degrees."""
         return cls(lat=np.atleast_1d(np.asarray(lat, np.float64)), lon=np.atleast_1d(np.asarray(lon, np.float64)))
-
-    @classmethod
-    def from_plane(cls, plane_m: ArrayLike) -> "Positions":
-        """Positions from (N, 2) metres east and north."""
-        return cls(plane_m=np.asarray(plane_m, np.float64).reshape(-1, 2))
 
     @classmethod
     def from_references(cls, references: Iterable[Reference]) -> "Positions":
@@ -168,23 +175,13 @@ def _utm_points(lat: Float64Array, lon: Float64Array) -> Float64Array:
     return points
 
 
-# How many database images lie within a radius of each query, without ever holding all pairs.
-#
-# A sorted-cell grid: cells at least one radius wide, so every positive of a query lies in the 3^d cells around it. Time
-# grows with the number of candidate pairs, memory only with the number of points.
-
-_PAIRS_AT_ONCE = 1_000_000
-
-_COUNTED_AT_ONCE = 16_384
-
-# Twenty bits an axis: three axes fit an int64 key.
-_CELLS_PER_AXIS = 1 << 20
-
-
 def count_positives(
     ground: Ground, radii_m: Sequence[float], on_progress: Callable[[int], None] | None = None
 ) -> Int64Array:
-    """Count the database images within each radius of each query, the border included.
+    """Count the database images within each radius of each query, the border included, without holding all pairs.
+
+    A grid of sorted cells, each at least one radius wide: every positive of a query lies in the 3^d cells around it.
+    Time grows with the number of candidate pairs, memory only with the number of points.
 
     Args:
         ground: where queries and database lie.
@@ -273,11 +270,6 @@ def _expand(starts: Int64Array, lengths: Int64Array) -> tuple[NDArray[np.int64],
     run = np.repeat(np.arange(flat.size), flat)
     within_run = np.arange(run.size) - np.repeat(np.cumsum(flat) - flat, flat)
     return run // per_query, starts.ravel()[run] + within_run
-
-
-# recall@N: the share of queries with at least one true match among the first N, and what chance would give.
-
-_QUERIES_AT_ONCE = 65_536
 
 
 def first_hits(ground: Ground, rows: Int64Array, radius_m: float) -> Int64Array:

@@ -1,4 +1,4 @@
-"""What is evaluated and how it is counted."""
+"""What is evaluated, how it is counted, and the exact ranking that approximate search is measured against."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +16,12 @@ from retrieval.index.vectors.faiss_library import BLAS_FROM_QUERIES, faiss_modul
 CONVENTIONS: tuple[Convention, ...] = ("solvable", "vpr-methods-evaluation")
 
 GROUPINGS: tuple[Grouping, ...] = ("session", "place")
+
+Float32Array = NDArray[np.float32]
+
+# faiss itself cuts the queries of one call into blocks of 4096. Blocks that begin where its own begin, and no short
+# last one, give the same bits as one call over all queries.
+_FAISS_BLOCK = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +121,6 @@ def check_ranked(ranked: Ranked, protocol: Protocol) -> None:
         raise ParameterError(f"{rows.shape} rows were {ranked.before.rows.shape} before they were re-ranked")
     if ranked.sessions is not None and len(ranked.sessions) != count:
         raise ParameterError(f"{len(ranked.sessions)} sessions for {count} queries")
-
-
-# The exact ranking of a database for each query, by L2 distance of unit descriptors: what approximate search is
-# measured against, and what the field's evaluators use.
-
-
-Float32Array = NDArray[np.float32]
-
-# faiss itself cuts the queries of one call into blocks of 4096. Blocks that begin where its own begin, and no short
-# last one, give the same bits as one call over all queries.
-_FAISS_BLOCK = 4096
 
 
 def exact_ranking(

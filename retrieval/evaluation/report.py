@@ -89,8 +89,8 @@ class ConfidenceBin(_Frozen):
 
     Attributes:
         fixes: how many.
-        mean_confidence: what they promised.
-        within_share: what they kept.
+        mean_confidence: of these.
+        within_share: share of them that lie within 25 m.
     """
 
     fixes: int
@@ -99,7 +99,7 @@ class ConfidenceBin(_Frozen):
 
 
 class AnsweredPoint(_Frozen):
-    """What if only the surest fixes were given.
+    """What giving only the fixes of highest confidence would do.
 
     Attributes:
         confidence: the least that is given.
@@ -120,10 +120,10 @@ class ConfidenceReport(_Frozen):
         brier: mean squared difference of confidence and outcome (Brier 1950); 0 is perfect.
         brier_of_base_rate: the same for always saying the overall share: what a useful confidence must beat.
         calibration_error: mean |confidence − share within 25 m| over bins of equally many fixes, weighted by size.
-        calibration_error_if_honest: what perfectly honest confidences would show with so few fixes, on average.
+        calibration_error_if_honest: what perfectly calibrated confidences would show with so few fixes, on average.
         bins: ascending in confidence.
         radius_coverage: share of fixes whose radius_m holds the truth (it should be 0.68); None without radii.
-        answered_curve: from the surest fixes only to all of them.
+        answered_curve: from the fixes of highest confidence only to all of them.
     """
 
     calibrated: bool
@@ -137,7 +137,7 @@ class ConfidenceReport(_Frozen):
 
 
 class StatusReport(_Frozen):
-    """What some photos were told.
+    """The statuses of some photos.
 
     Attributes:
         of: which photos: solvable queries, other queries, or photos from elsewhere.
@@ -228,7 +228,7 @@ class EvaluationReport(_Frozen):
         recall: one entry per radius.
         position_errors: of the top-1 match and, where given, of the fix.
         confidence: None without fixes that state one.
-        statuses: what queries, and photos from elsewhere where there are some, were told; empty without fixes.
+        statuses: of queries, and of photos from elsewhere where there are some; empty without fixes.
         no_match_curve: what other thresholds of NO_MATCH would do; empty without photos from elsewhere.
         reranking: what it changed; recall, top-1 and figures are those after it. None where matches lie by score.
         intervals: how they were made.

@@ -126,7 +126,7 @@ def _confidence_table(confidence: ConfidenceReport) -> ReportTable:
         ("Brier score", f"{confidence.brier:.3f}"),
         ("Brier score of the base rate", f"{confidence.brier_of_base_rate:.3f}"),
         ("calibration error", _plain(confidence.calibration_error)),
-        ("the same, were all confidences honest", f"{confidence.calibration_error_if_honest:.3f}"),
+        ("the same, were all confidences right", f"{confidence.calibration_error_if_honest:.3f}"),
     ]
     if confidence.radius_coverage is not None:
         rows.append(("truth inside radius_m (should be 68 %)", f"{_percent(confidence.radius_coverage)} %"))

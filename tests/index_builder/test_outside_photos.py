@@ -107,20 +107,20 @@ def test_copies_are_left_out_however_the_index_stores_them(bits: str) -> None:
     assert not (search.search(5).rows == every[:, None]).any()
     near = haversine_m(index.lat[:, None], index.lon[:, None], index.lat[None], index.lon[None]) <= 25.0
     np.testing.assert_array_equal(search.known(25.0), near.sum(axis=1) > 1)
-    assert search.indexed_untold().all()
+    assert search.indexed_undated().all()
     moved = replace(photos, lat=photos.lat + 0.001)
-    assert not OutsideSearch.of(index, moved).indexed_untold().any()
+    assert not OutsideSearch.of(index, moved).indexed_undated().any()
     named = replace(photos, sessions=["robot"] * 40)
-    assert OutsideSearch.of(index, named).indexed_untold().all(), "the references have no session"
+    assert OutsideSearch.of(index, named).indexed_undated().all(), "the references have no session"
 
 
 def test_what_is_known_of_copies_is_enough() -> None:
     index = survey(2, 20)
-    assert not OutsideSearch.of(index, outside(index)).indexed_untold().any()
+    assert not OutsideSearch.of(index, outside(index)).indexed_undated().any()
     without_times = replace(outside(index), seconds=np.full(40, np.nan))
-    assert not OutsideSearch.of(index, without_times).indexed_untold().any()
+    assert not OutsideSearch.of(index, without_times).indexed_undated().any()
     without_sessions = replace(outside(index), sessions=[None] * 40)
-    assert not OutsideSearch.of(index, without_sessions).indexed_untold().any()
+    assert not OutsideSearch.of(index, without_sessions).indexed_undated().any()
 
 
 def test_occasions_are_sessions_or_blocks_of_time() -> None:

@@ -345,7 +345,7 @@ def test_updates_keep_the_photos_and_say_when_they_cannot(
     with caplog.at_level(logging.WARNING, "sightfix.index"):
         build_index(places, describer, tmp_path / "indexes", "town")
     assert PlaceIndex.open(tmp_path / "indexes" / "town").manifest.calibration_photos == 0
-    assert "was calibrated on photos cannot be told" in caplog.text
+    assert "was calibrated on photos is unknown" in caplog.text
     recalibrate(tmp_path / "indexes", "town", given)
 
     caplog.clear()

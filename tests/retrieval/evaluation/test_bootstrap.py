@@ -4,6 +4,7 @@ import pytest
 from retrieval.errors import ParameterError
 from retrieval.evaluation import Bootstrap, Positions, place_groups, session_groups
 from retrieval.evaluation import bootstrap as bootstrap_module
+from tests.retrieval.evaluation.plane import plane
 
 
 def slow_estimates(values: np.ndarray, groups: np.ndarray, bootstrap: Bootstrap, statistic) -> np.ndarray:
@@ -103,7 +104,7 @@ def test_settings_are_checked(wrong: dict[str, float]) -> None:
 
 
 def test_places_in_a_plane_by_hand() -> None:
-    labels = place_groups(Positions.from_plane([[0.0, 0.0], [24.9, 24.9], [25.0, 0.0], [-0.1, 0.0], [3.0, 2.0]]), 25.0)
+    labels = place_groups(plane([[0.0, 0.0], [24.9, 24.9], [25.0, 0.0], [-0.1, 0.0], [3.0, 2.0]]), 25.0)
     assert labels[0] == labels[1] == labels[4]
     assert len({labels[0], labels[2], labels[3]}) == 3
 
@@ -126,7 +127,7 @@ def test_places_on_the_sphere_are_as_large_as_asked(lat: float) -> None:
 
 def test_place_size_is_checked() -> None:
     with pytest.raises(ParameterError, match="not above 0"):
-        place_groups(Positions.from_plane([[0.0, 0.0]]), 0.0)
+        place_groups(plane([[0.0, 0.0]]), 0.0)
 
 
 def test_sessions_group_and_strangers_stand_alone() -> None:

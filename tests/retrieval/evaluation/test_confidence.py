@@ -83,6 +83,6 @@ def test_an_evaluation_tells_what_photos_from_elsewhere_were_told() -> None:
     text = plain_text(report)
     told = next(line for line in text.splitlines() if "photos from elsewhere" in line)
     assert told.split()[-4:] == ["2", "0.0", "0.0", "100.0"]
-    assert "the same, were all confidences honest" in text
+    assert "the same, were all confidences right" in text
     assert "If only the surest were answered" in text
     assert type(report).model_validate_json(report.model_dump_json()) == report

@@ -18,6 +18,7 @@ from retrieval.evaluation import (
 )
 from retrieval.geo import Position, from_local_metres
 from retrieval.references.reference import Reference
+from tests.retrieval.evaluation.plane import plane
 
 
 def line(*east: float) -> Positions:
@@ -232,4 +233,4 @@ def test_positions_are_checked() -> None:
     with pytest.raises(ParameterError, match="fit together"):
         Positions.from_degrees([0.0, 1.0], [0.0])
     with pytest.raises(ParameterError, match="share no kind of position"):
-        evaluate(Ranked(line(0.0), Positions.from_plane([[0.0, 0.0]]), np.array([[0]])), Protocol(recall_at=(1,)))
+        evaluate(Ranked(line(0.0), plane([[0.0, 0.0]]), np.array([[0]])), Protocol(recall_at=(1,)))

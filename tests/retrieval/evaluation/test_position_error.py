@@ -6,6 +6,7 @@ from retrieval.evaluation import Bootstrap, Fixes, Positions
 from retrieval.evaluation.fixes import confidence_report, fix_errors_m, position_error_report, top_errors_m
 from retrieval.evaluation.positions import true_ground
 from retrieval.geo import Position, from_local_metres, haversine_m
+from tests.retrieval.evaluation.plane import plane
 
 HERE = Position(31.262, 34.801)
 
@@ -107,6 +108,6 @@ def test_fixes_are_checked() -> None:
     with pytest.raises(ParameterError, match="shape"):
         Fixes(at, np.zeros(3))
     with pytest.raises(ParameterError, match="plane metres only"):
-        fix_errors_m(Positions.from_plane([[0.0, 0.0]]), Fixes(at[:1], at[:1]))
+        fix_errors_m(plane([[0.0, 0.0]]), Fixes(at[:1], at[:1]))
     with pytest.raises(ParameterError, match="2 fixes for 1 queries"):
         fix_errors_m(moved([0.0]), Fixes(at, at))

@@ -8,6 +8,7 @@ from retrieval.evaluation import positions as positives_module
 from retrieval.evaluation.positions import field_ground, true_ground
 from retrieval.geo import haversine_m
 from tests.hypothesis_profiles import examples
+from tests.retrieval.evaluation.plane import plane
 
 
 def slow_counts(queries: Positions, database: Positions, radii: list[float]) -> np.ndarray:
@@ -43,15 +44,15 @@ def test_counts_agree_with_every_pair(lat: float, lon: float, spread: float, rad
 
 def test_counts_on_a_line_by_hand() -> None:
     """Database every 10 m from 0 to 90: within 25 m of 0 lie 0, 10, 20; of 50 lie 30..70; of 115 lie 90 (border)."""
-    database = Positions.from_plane(np.stack([np.arange(10) * 10.0, np.zeros(10)], axis=1))
-    queries = Positions.from_plane([[0.0, 0.0], [50.0, 0.0], [115.0, 0.0], [115.1, 0.0], [1e9, -1e9]])
+    database = plane(np.stack([np.arange(10) * 10.0, np.zeros(10)], axis=1))
+    queries = plane([[0.0, 0.0], [50.0, 0.0], [115.0, 0.0], [115.1, 0.0], [1e9, -1e9]])
     counted = count_positives(field_ground(queries, database), [25.0, 10.0])
     assert counted.tolist() == [[3, 5, 1, 0, 0], [2, 3, 0, 0, 0]]
 
 
 def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(3)
-    database, queries = (Positions.from_plane(random.uniform(0, 200, (n, 2))) for n in (300, 101))
+    database, queries = (plane(random.uniform(0, 200, (n, 2))) for n in (300, 101))
     ground = true_ground(queries, database)
     whole = count_positives(ground, [25.0])
     monkeypatch.setattr(positives_module, "_PAIRS_AT_ONCE", 7)
@@ -70,9 +71,9 @@ def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_integer_lattices_agree_with_every_pair(points: list[int], radius: float, scale: float) -> None:
     """Integers are exact in float64, so the border is exact too."""
-    plane = np.array(points, np.float64) * scale
-    every = ((plane[:, None] - plane[None]) ** 2).sum(axis=2) <= radius**2
-    positions = Positions.from_plane(plane)
+    metres = np.array(points, np.float64) * scale
+    every = ((metres[:, None] - metres[None]) ** 2).sum(axis=2) <= radius**2
+    positions = plane(metres)
     assert count_positives(field_ground(positions, positions), [radius])[0].tolist() == every.sum(axis=1).tolist()
 
 
@@ -81,8 +82,8 @@ def test_a_million_images_stay_within_memory() -> None:
     import tracemalloc
 
     random = np.random.default_rng(0)
-    database = Positions.from_plane(random.uniform(0, 20_000, (1_000_000, 2)))
-    queries = Positions.from_plane(random.uniform(0, 20_000, (2_000, 2)))
+    database = plane(random.uniform(0, 20_000, (1_000_000, 2)))
+    queries = plane(random.uniform(0, 20_000, (2_000, 2)))
     ground = true_ground(queries, database)
     tracemalloc.start()
     counted = count_positives(ground, [25.0])

@@ -5,15 +5,16 @@ from math import comb
 import numpy as np
 import pytest
 
-from retrieval.evaluation import Positions, chance_at, first_hits, hits_at
+from retrieval.evaluation import chance_at, first_hits, hits_at
 from retrieval.evaluation.positions import true_ground
+from tests.retrieval.evaluation.plane import plane
 
 
 def test_first_hit_by_hand() -> None:
     """Database at 0, 100, 200 m; three queries at 0, 100, 500 m."""
     ground = true_ground(
-        Positions.from_plane([[0.0, 0.0], [100.0, 0.0], [500.0, 0.0]]),
-        Positions.from_plane([[0.0, 0.0], [100.0, 0.0], [200.0, 0.0]]),
+        plane([[0.0, 0.0], [100.0, 0.0], [500.0, 0.0]]),
+        plane([[0.0, 0.0], [100.0, 0.0], [200.0, 0.0]]),
     )
     rows = np.array([[2, 0, -1], [1, 0, 2], [0, 1, 2]])
     ranks = first_hits(ground, rows, 25.0)
@@ -27,15 +28,15 @@ def test_first_hit_by_hand() -> None:
 
 def test_padding_is_never_a_hit() -> None:
     """-1 would be the last database row if taken as an index, and that row is right here."""
-    ground = true_ground(Positions.from_plane([[0.0, 0.0]]), Positions.from_plane([[900.0, 0.0], [0.0, 0.0]]))
+    ground = true_ground(plane([[0.0, 0.0]]), plane([[900.0, 0.0], [0.0, 0.0]]))
     assert first_hits(ground, np.array([[0, -1, -1]]), 25.0).tolist() == [3]
 
 
 def test_first_hits_over_many_blocks() -> None:
     count = 70_000
     ground = true_ground(
-        Positions.from_plane(np.stack([np.arange(count) % 2 * 100.0, np.zeros(count)], axis=1)),
-        Positions.from_plane([[0.0, 0.0], [100.0, 0.0]]),
+        plane(np.stack([np.arange(count) % 2 * 100.0, np.zeros(count)], axis=1)),
+        plane([[0.0, 0.0], [100.0, 0.0]]),
     )
     ranks = first_hits(ground, np.tile([0, 1], (count, 1)), 25.0)
     assert (ranks == np.arange(count) % 2).all()
@@ -69,8 +70,8 @@ def test_chance_is_what_random_rankings_reach() -> None:
     random = np.random.default_rng(0)
     size, positives, tries = 40, 3, 4000
     ground = true_ground(
-        Positions.from_plane(np.zeros((tries, 2))),
-        Positions.from_plane(np.where(np.arange(size) < positives, 0.0, 100.0)[:, None] * [1.0, 0.0]),
+        plane(np.zeros((tries, 2))),
+        plane(np.where(np.arange(size) < positives, 0.0, 100.0)[:, None] * [1.0, 0.0]),
     )
     rows = random.permuted(np.tile(np.arange(size), (tries, 1)), axis=1)
     reached = hits_at(first_hits(ground, rows, 25.0), [1, 5, 20], size).mean(axis=0)

@@ -13,6 +13,7 @@ from retrieval.evaluation import Positions, Protocol, Ranked, evaluate, exact_ra
 from retrieval.evaluation.evaluation import Evaluation
 from retrieval.evaluation.tables import field_line, plain_text
 from retrieval.geo import utm_to_wgs84
+from tests.retrieval.evaluation.plane import plane
 
 FIELD = "vpr-methods-evaluation"
 
@@ -71,9 +72,7 @@ def test_recalls_agree_to_the_digit(seed: int, database_size: int, query_count: 
 
     expected = field_recalls(database_utm, query_utm, database_descriptors, query_descriptors, radius_m, (1, 5, 10, 20))
     rows, _ = exact_ranking(database_descriptors, query_descriptors, 20)
-    found = evaluated(
-        Positions.from_plane(database_utm), Positions.from_plane(query_utm), rows, radius_m, (1, 5, 10, 20)
-    )
+    found = evaluated(plane(database_utm), plane(query_utm), rows, radius_m, (1, 5, 10, 20))
 
     assert percents(found) == expected
     shown = ", ".join(f"R@{n}: {value:.1f}" for n, value in zip((1, 5, 10, 20), expected, strict=True))
@@ -82,17 +81,17 @@ def test_recalls_agree_to_the_digit(seed: int, database_size: int, query_count: 
 
 
 def test_the_border_belongs_to_the_radius() -> None:
-    queries = Positions.from_plane([[500_000.0, 4_000_000.0]])
-    on_border = Positions.from_plane([[500_015.0, 4_000_020.0]])
-    beyond = Positions.from_plane([[500_025.0 + 1e-6, 4_000_000.0]])
+    queries = plane([[500_000.0, 4_000_000.0]])
+    on_border = plane([[500_015.0, 4_000_020.0]])
+    beyond = plane([[500_025.0 + 1e-6, 4_000_000.0]])
     first = np.array([[0]])
     assert percents(evaluated(on_border, queries, first, 25.0, (1,))) == [100.0]
     assert percents(evaluated(beyond, queries, first, 25.0, (1,))) == [0.0]
 
 
 def test_queries_without_positive_stay_in_the_denominator_only_here() -> None:
-    database = Positions.from_plane([[0.0, 0.0]])
-    queries = Positions.from_plane([[0.0, 0.0], [1000.0, 0.0]])
+    database = plane([[0.0, 0.0]])
+    queries = plane([[0.0, 0.0], [1000.0, 0.0]])
     ranked = Ranked(database, queries, np.array([[0], [0]]))
     field = evaluate(ranked, Protocol(recall_at=(1,), convention=FIELD)).report.recall[0]
     ours = evaluate(ranked, Protocol(recall_at=(1,))).report.recall[0]
@@ -143,6 +142,6 @@ def test_a_plane_wins_over_degrees_here_and_loses_elsewhere() -> None:
 
 
 def test_more_asked_than_ranked_is_refused() -> None:
-    database = Positions.from_plane(np.zeros((30, 2)))
+    database = plane(np.zeros((30, 2)))
     with pytest.raises(ParameterError, match="recall@20 needs 20 matches per query, 10 were ranked"):
-        evaluated(database, Positions.from_plane([[0.0, 0.0]]), np.arange(10)[None], 25.0, (20,))
+        evaluated(database, plane([[0.0, 0.0]]), np.arange(10)[None], 25.0, (20,))
