@@ -53,26 +53,6 @@ Work = LocalizeWork | DescribeWork | SearchWork
 Outcome = Located | Descriptors
 
 
-def run_works(localizer: Localizer, works: Sequence[Work]) -> list[Outcome]:
-    """Run a mixed batch; its photos to localize are described at once, and all answers are of one index version.
-
-    Returns:
-        in order: a Located for a photo to localize or a search, a (D,) float32 descriptor for a photo to describe.
-    """
-    outcomes: dict[int, Outcome] = {}
-    photos = {place: work for place, work in enumerate(works) if isinstance(work, LocalizeWork)}
-    outcomes.update(zip(photos, localizer.localize([work.photo for work in photos.values()]), strict=True))
-    described = {place: work.photo.image for place, work in enumerate(works) if isinstance(work, DescribeWork)}
-    if described:
-        outcomes.update(zip(described, localizer.describer.describe(list(described.values())), strict=True))
-    searches = {place: work for place, work in enumerate(works) if isinstance(work, SearchWork)}
-    if searches:
-        descriptors = np.stack([work.descriptor for work in searches.values()])
-        found = localizer.locate(descriptors, [work.query for work in searches.values()])
-        outcomes.update(zip(searches, found, strict=True))
-    return [outcomes[place] for place in range(len(works))]
-
-
 @dataclass(frozen=True, slots=True)
 class Described:
     """A descriptor and what it cost.
@@ -103,10 +83,6 @@ class _Run:
     started: float
     queued_at: float
     waited_s: float
-
-    def timed(self, located: Located) -> Located:
-        """The result with the time it waited, and the whole time since its request was complete."""
-        return located.timed(queue_ms=self.waited_s * 1e3, total_ms=(time.perf_counter() - self.started) * 1e3)
 
 
 class LocalizationService:
@@ -200,11 +176,9 @@ class LocalizationService:
             ImageError: it cannot be decoded.
             RequestError: not ready, rejected (429), or too late (504).
         """
-        run = await self._run(lambda localizer: LocalizeWork(localizer.decode(data, options, request_id)), urgency)
-        assert isinstance(run.outcome, Located)
-        located = run.timed(run.outcome)
-        self.observer.answered(located, run.queued_at)
-        return located
+        return self._timed(
+            await self._run(lambda localizer: LocalizeWork(localizer.decode(data, options, request_id)), urgency)
+        )
 
     async def describe(self, data: bytes, urgency: Urgency) -> Described:
         """The descriptor of one encoded photo.
@@ -227,9 +201,13 @@ class LocalizationService:
         Raises:
             RequestError: as `localize`.
         """
-        run = await self._run(SearchWork(descriptor, Query(options, request_id)), urgency)
+        return self._timed(await self._run(SearchWork(descriptor, Query(options, request_id)), urgency))
+
+    def _timed(self, run: _Run) -> Located:
+        """The result with the time it waited, and the whole time since its request was complete; it is observed."""
         assert isinstance(run.outcome, Located)
-        located = run.timed(run.outcome)
+        total_s = time.perf_counter() - run.started
+        located = run.outcome.timed(queue_ms=run.waited_s * 1e3, total_ms=total_s * 1e3)
         self.observer.answered(located, run.queued_at)
         return located
 
@@ -247,14 +225,32 @@ class LocalizationService:
         return _Run(work, outcome, started, queued_at, waited_s)
 
     def _run_batch(self, works: Sequence[Work]) -> list[Outcome]:
-        """On the owner thread: a batch ends with the localizer it began with, whatever is published meanwhile."""
+        """Run a mixed batch, on the owner thread.
+
+        Its photos to localize are described at once. All answers are of the version it began with, whatever is
+        published meanwhile.
+
+        Returns:
+            in order: a Located for a photo to localize or a search, a (D,) float32 descriptor for a photo to describe.
+        """
         localizer = self.live.localizer
         assert localizer is not None, "nothing is admitted before loading is done"
+        photos = {place: work.photo for place, work in enumerate(works) if isinstance(work, LocalizeWork)}
+        described = {place: work.photo.image for place, work in enumerate(works) if isinstance(work, DescribeWork)}
+        searches = {place: work for place, work in enumerate(works) if isinstance(work, SearchWork)}
+        outcomes: dict[int, Outcome] = {}
         try:
-            return run_works(localizer, works)
+            outcomes.update(zip(photos, localizer.localize(list(photos.values())), strict=True))
+            if described:
+                outcomes.update(zip(described, localizer.describer.describe(list(described.values())), strict=True))
+            if searches:
+                descriptors = np.stack([work.descriptor for work in searches.values()])
+                found = localizer.locate(descriptors, [work.query for work in searches.values()])
+                outcomes.update(zip(searches, found, strict=True))
         except Exception:
             self.live.probe_now()  # one bad batch, or a GPU that is lost?
             raise
+        return [outcomes[place] for place in range(len(works))]
 
     async def in_decoder(self, work: Callable[[], Value]) -> Value:
         """Run work on a request's body in the decode threads."""

@@ -23,8 +23,8 @@ from retrieval.localize.localizer import LocalizeOptions
 from service.http.app import create_app
 from service.observing.definitions import DEFINITIONS
 from service.observing.metrics import JobCollector, Metrics
-from service.observing.metrics_server import MetricsServer, metrics_served
 from service.problems import RequestError
+from service.server import MetricsServer, metrics_served
 from service.serving.admission import RejectedError
 from service.serving.localization import LocalizationService
 from service.settings import ServerSettings

@@ -151,7 +151,7 @@ def test_a_bug_is_internal_and_says_nothing(
     def broken(*_: object) -> None:
         raise RuntimeError("the secret")
 
-    monkeypatch.setattr("service.serving.localization.run_works", broken)
+    monkeypatch.setattr("retrieval.localize.localizer.Localizer.localize", broken)
     with grpc.insecure_channel(inside.address) as channel:
         stub = LocalizationServiceStub(channel)
         with pytest.raises(grpc.RpcError) as failed:
