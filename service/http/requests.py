@@ -264,6 +264,24 @@ def parse_json(model: type[Body], body: bytes) -> Body:
         raise validation_problem(error) from error
 
 
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a body, with its references replaced by what they refer to: OpenAPI has no place for them."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(part: Any) -> Any:
+        if isinstance(part, list):
+            return [inlined(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return inlined(definitions[part["$ref"].rpartition("/")[2]])
+        return {key: inlined(value) for key, value in part.items()}
+
+    result: dict[str, Any] = inlined(schema)
+    return result
+
+
 async def _read_multipart(request: Request) -> LocalizeRequest:
     async with open_form(request, max_files=1) as form:
         image = form.get("image")

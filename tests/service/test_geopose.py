@@ -22,7 +22,7 @@ from retrieval.localize.evidence import FixSettings
 from retrieval.localize.fix import Ranking
 from retrieval.localize.localizer import Localizer, Located
 from service.geopose.localization import pose_of
-from service.geopose.protocol import REQUEST_SCHEMA
+from service.http.routes.geopose import request_schema
 from tests.conftest import PublishedPlaces
 from tests.places import make_places
 
@@ -182,7 +182,7 @@ def localized(published: PublishedPlaces, response: Any, number: int) -> dict[st
 
 def test_version_2_as_the_python_client_sends_it(http: TestClient, published: PublishedPlaces) -> None:
     request = version_2(b64(photo(published, 3)))
-    jsonschema.validate(request, REQUEST_SCHEMA)
+    jsonschema.validate(request, request_schema())
     response = http.post("/geopose", json=request, headers=ACCEPT_2)
     body = localized(published, response, 3)
     assert (body["id"], body["timestamp"]) == (request["id"], 1763891234567)
@@ -192,7 +192,7 @@ def test_version_2_as_the_python_client_sends_it(http: TestClient, published: Pu
 
 def test_version_1_as_the_javascript_client_sends_it(http: TestClient, published: PublishedPlaces) -> None:
     request = version_1(b64(photo(published, 5)))
-    jsonschema.validate(request, REQUEST_SCHEMA)
+    jsonschema.validate(request, request_schema())
     response = http.post("/geopose", json=request, headers={"Accept": "application/vnd.oscp+json; version=1.0;"})
     body = localized(published, response, 5)
     assert (body["id"], body["timestamp"]) == (request["id"], 1608995990413)

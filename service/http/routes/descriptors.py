@@ -13,6 +13,7 @@ from service.answer import LocalizeAnswer, ModelAnswer, model_answer
 from service.http.requests import (
     URGENCY_PARAMETERS,
     LocalizeParameters,
+    json_schema,
     parse_json,
     read_localize_request,
     urgency_of,
@@ -100,7 +101,7 @@ def add_descriptor_routes(app: FastAPI, localization: LocalizationService) -> No
                 "parameters": URGENCY_PARAMETERS,
                 "requestBody": {
                     "required": True,
-                    "content": {"application/json": {"schema": SearchBody.model_json_schema()}},
+                    "content": {"application/json": {"schema": json_schema(SearchBody)}},
                 },
             },
             **shared,

@@ -12,8 +12,16 @@ from retrieval.localize.fix import FixStatus
 from retrieval.localize.localizer import LocalizeOptions, Located
 from service.answer import timings_answer
 from service.geopose.localization import photo_of, pose_of
-from service.geopose.protocol import MEDIA_TYPE, REQUEST_SCHEMA, GeoPoseRequest, GeoPoseResponse, version_of
-from service.http.requests import JSON, URGENCY_PARAMETERS, media_type_of, parse_json, urgency_of, while_present
+from service.geopose.protocol import MEDIA_TYPE, GeoPoseRequest, GeoPoseResponse, version_of
+from service.http.requests import (
+    JSON,
+    URGENCY_PARAMETERS,
+    json_schema,
+    media_type_of,
+    parse_json,
+    urgency_of,
+    while_present,
+)
 from service.http.routes.localize import problem_responses, server_timing
 from service.problems import RequestError, problem_response, request_id_of
 from service.serving.admission import Urgency
@@ -23,6 +31,21 @@ from service.serving.localization import LocalizationService
 PATHS: Final = ("/geopose", "/v1/geopose", "/scrs/geopose")
 
 _PRIORS: Final = ("geolocation", "off")
+
+# Version 1 has one list for readings of every kind.
+_VERSION_1: Final[dict[str, Any]] = {
+    "title": "Version 1",
+    "type": "array",
+    "items": {"type": "object", "properties": {"reading": {"type": "object"}}},
+}
+
+
+def request_schema() -> dict[str, Any]:
+    """The JSON schema of a request, of version 2 or 1; the protocol's authors have TypeScript interfaces only."""
+    schema = json_schema(GeoPoseRequest)
+    readings = schema["properties"]["sensorReadings"]
+    schema["properties"]["sensorReadings"] = {"oneOf": [{**readings, "title": "Version 2"}, _VERSION_1]}
+    return schema
 
 
 def add_geopose_routes(app: FastAPI, localization: LocalizationService) -> None:
@@ -145,6 +168,6 @@ def _geopose_openapi() -> dict[str, Any]:
         ],
         "requestBody": {
             "required": True,
-            "content": {name: {"schema": REQUEST_SCHEMA} for name in (JSON, MEDIA_TYPE)},
+            "content": {name: {"schema": request_schema()} for name in (JSON, MEDIA_TYPE)},
         },
     }

@@ -24,6 +24,7 @@ from service.http.requests import (
     LocalizeBody,
     LocalizeParameters,
     decode_base64,
+    json_schema,
     media_type_of,
     open_form,
     options_of,
@@ -126,8 +127,6 @@ def problem_responses() -> dict[int | str, dict[str, Any]]:
 
 def _localize_openapi() -> dict[str, Any]:
     """What FastAPI cannot see because the request is read by hand: the three bodies and the query parameters."""
-    body = LocalizeBody.model_json_schema(ref_template="#/components/schemas/{model}")
-    definitions = body.pop("$defs", {})
     example = {"image": {"content": "/9j/4AAQSkZJRg..."}, "top_k": 5, "geo_prior": _PRIOR_EXAMPLE}
     return {
         "parameters": PHOTO_PARAMETERS,
@@ -147,21 +146,10 @@ def _localize_openapi() -> dict[str, Any]:
                         },
                     }
                 },
-                "application/json": {"schema": _inlined(body, definitions), "example": example},
+                "application/json": {"schema": json_schema(LocalizeBody), "example": example},
             },
         },
     }
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """A JSON schema with its local references replaced by what they refer to."""
-    if isinstance(schema, list):
-        return [_inlined(part, definitions) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    return {key: _inlined(value, definitions) for key, value in schema.items()}
 
 
 class BatchBody(LocalizeParameters):
@@ -218,7 +206,7 @@ def add_batch_routes(app: FastAPI, localization: LocalizationService) -> None:
                 "requestBody": {
                     "required": True,
                     "content": {
-                        "application/json": {"schema": BatchBody.model_json_schema()},
+                        "application/json": {"schema": json_schema(BatchBody)},
                         "multipart/form-data": {
                             "schema": {
                                 "type": "object",
