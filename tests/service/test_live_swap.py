@@ -15,7 +15,7 @@ from index_builder.update import build_index
 from retrieval.describer import Describer
 from retrieval.index.folder import activate_version, current_version
 from retrieval.localize.localizer import LocalizeOptions
-from service.answer import LocalizeAnswer
+from service.answer import LocalizeAnswer, answer_of
 from service.http.app import create_app
 from service.serving import live_localizer
 from service.serving.localization import LocalizationService
@@ -47,9 +47,9 @@ def publish(tmp_path: Path, describer: Describer, count: int) -> str:
     return current_version(tmp_path / "indexes" / "places")
 
 
-async def answer_of(localization: LocalizationService, photo: bytes, request_id: str) -> LocalizeAnswer:
-    located = await localization.localize(photo, LocalizeOptions(top_k=20), request_id, localization.urgency())
-    return located.answer
+async def ask(localization: LocalizationService, photo: bytes, request_id: str) -> LocalizeAnswer:
+    options = LocalizeOptions(top_k=20)
+    return answer_of(await localization.localize(photo, options, request_id, localization.urgency()))
 
 
 def look(localization: LocalizationService) -> None:
@@ -71,7 +71,7 @@ def test_every_answer_under_load_names_one_whole_version(
 
         async def robot(number: int) -> None:
             for turn in range(25):
-                answer = await answer_of(localization, photo, f"{number}-{turn}")
+                answer = await ask(localization, photo, f"{number}-{turn}")
                 answers.append((answer.index.version, answer.index.size, answer.matches[0].reference_id))
                 assert len(answer.matches) == answer.index.size
 
