@@ -187,16 +187,16 @@ def test_superseded_frames_do_not_pile_up(inside: Served, published: PublishedPl
     with grpc.insecure_channel(inside.address) as channel, held(inside.localization) as go:
         responses = LocalizationServiceStub(channel).LocalizeStream(iter(sending))
         padded = photo(published, 0) + b"\0" * 100_000
-        for number in range(300):
+        for number in range(500):
             sending.frame(number, padded)
         until(lambda: sending.sent >= 64, "the server does not read", 20)
         time.sleep(1.0)
-        # 64 that are not written, and what the transport holds.
-        assert sending.sent < 200
+        # 64 that are not written, and what the transport holds: 64 KiB of small errors.
+        assert sending.sent < 350
         go()
         sending.end()
         got = list(responses)
-    assert ids(got) == list(range(300))
+    assert ids(got) == list(range(500))
     assert code_of(got[-1]) is None
 
 
