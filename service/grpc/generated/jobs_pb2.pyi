@@ -34,13 +34,13 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
     """Photos are being described."""
     JOB_STATE_PUBLISHING: _JobState.ValueType  # 3
-    """The new version passes the gate and becomes current; it cannot be cancelled any more."""
+    """The new version passes the quality check and becomes current; it cannot be cancelled any more."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 4
     """It is done."""
     JOB_STATE_FAILED: _JobState.ValueType  # 5
     """It has failed; the error says why."""
     JOB_STATE_CANCELLING: _JobState.ValueType  # 6
-    """It was told to stop."""
+    """It is to stop."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 7
     """It has stopped."""
 
@@ -54,13 +54,13 @@ JOB_STATE_PENDING: JobState.ValueType  # 1
 JOB_STATE_RUNNING: JobState.ValueType  # 2
 """Photos are being described."""
 JOB_STATE_PUBLISHING: JobState.ValueType  # 3
-"""The new version passes the gate and becomes current; it cannot be cancelled any more."""
+"""The new version passes the quality check and becomes current; it cannot be cancelled any more."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 4
 """It is done."""
 JOB_STATE_FAILED: JobState.ValueType  # 5
 """It has failed; the error says why."""
 JOB_STATE_CANCELLING: JobState.ValueType  # 6
-"""It was told to stop."""
+"""It is to stop."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 7
 """It has stopped."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
@@ -406,7 +406,7 @@ class JobResult(_message.Message):
     """Whether it became current."""
     @_builtins.property
     def gate(self) -> Global___Gate:
-        """What the gate measured; not set if nothing had to change."""
+        """What the quality check measured; not set if nothing had to change."""
 
     def __init__(
         self,
@@ -433,7 +433,7 @@ Global___JobResult: _TypeAlias = JobResult  # noqa: Y015
 
 @_typing.final
 class Gate(_message.Message):
-    """What the gate measured before the version was published."""
+    """What the quality check measured before the version was published."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -448,7 +448,7 @@ class Gate(_message.Message):
     unreadable_canaries: _builtins.int
     """References that could not be: their photos are gone or damaged."""
     self_matches: _builtins.int
-    """Canaries that found themselves first."""
+    """Of them, those that found themselves first."""
     held_out_queries: _builtins.int
     """Queries that are no references."""
     recall: _builtins.float
@@ -775,7 +775,7 @@ Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
 
 @_typing.final
 class CancelJobResponse(_message.Message):
-    """The job that was told to stop."""
+    """The job that is to stop."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """Accepts, tells and cancels jobs. A server that accepts no jobs does not have this service.
+    """Accepts, lists and cancels jobs. A server that accepts no jobs does not have this service.
     """
 
     def __init__(self, channel):
@@ -63,7 +63,7 @@ class JobServiceStub:
 
 
 class JobServiceServicer:
-    """Accepts, tells and cancels jobs. A server that accepts no jobs does not have this service.
+    """Accepts, lists and cancels jobs. A server that accepts no jobs does not have this service.
     """
 
     def CreateJob(self, request, context):
@@ -74,7 +74,7 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """Tells how far a job is.
+        """Returns a job and its progress.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +95,7 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Cancels a job; it stops after the batch in hand.
+        """Cancels a job; it stops after the current batch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +138,7 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """Accepts, tells and cancels jobs. A server that accepts no jobs does not have this service.
+    """Accepts, lists and cancels jobs. A server that accepts no jobs does not have this service.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JobServiceStub:
-    """Accepts, tells and cancels jobs. A server that accepts no jobs does not have this service."""
+    """Accepts, lists and cancels jobs. A server that accepts no jobs does not have this service."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,32 +36,32 @@ class JobServiceStub:
     CreateJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CreateJobRequest, _jobs_pb2.CreateJobResponse]
     """Accepts a job; when this returns, it is on the disk."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]
-    """Tells how far a job is."""
+    """Returns a job and its progress."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
     """Lists jobs, newest first."""
     ListJobFailures: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobFailuresRequest, _jobs_pb2.ListJobFailuresResponse]
     """Lists photos that a job could not index."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]
-    """Cancels a job; it stops after the batch in hand."""
+    """Cancels a job; it stops after the current batch."""
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
-    """Accepts, tells and cancels jobs. A server that accepts no jobs does not have this service."""
+    """Accepts, lists and cancels jobs. A server that accepts no jobs does not have this service."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CreateJobRequest, _jobs_pb2.CreateJobResponse]  # type: ignore[assignment]
     """Accepts a job; when this returns, it is on the disk."""
     GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]  # type: ignore[assignment]
-    """Tells how far a job is."""
+    """Returns a job and its progress."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first."""
     ListJobFailures: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobFailuresRequest, _jobs_pb2.ListJobFailuresResponse]  # type: ignore[assignment]
     """Lists photos that a job could not index."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """Cancels a job; it stops after the batch in hand."""
+    """Cancels a job; it stops after the current batch."""
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Accepts, tells and cancels jobs. A server that accepts no jobs does not have this service."""
+    """Accepts, lists and cancels jobs. A server that accepts no jobs does not have this service."""
 
     @_abc_1.abstractmethod
     def CreateJob(
@@ -77,7 +77,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.GetJobResponse, _abc.Awaitable[_jobs_pb2.GetJobResponse]]:
-        """Tells how far a job is."""
+        """Returns a job and its progress."""
 
     @_abc_1.abstractmethod
     def ListJobs(
@@ -101,6 +101,6 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.CancelJobResponse, _abc.Awaitable[_jobs_pb2.CancelJobResponse]]:
-        """Cancels a job; it stops after the batch in hand."""
+        """Cancels a job; it stops after the current batch."""
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

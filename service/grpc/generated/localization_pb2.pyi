@@ -662,7 +662,7 @@ class TrackSettings(_message.Message):
     score_scale: _builtins.float
     """A match whose cosine is so much below the best counts 1/e as much; 0.02."""
     match_std_m: _builtins.float
-    """How far the camera stands from a reference that it rightly matches, metres, 0.1 to 50; 10."""
+    """Distance of the camera from a reference that it rightly matches, metres, 0.1 to 50; 10."""
     evidence_s: _builtins.float
     """Frames closer together than this, seconds, share the evidence of one; 1."""
     evidence_m: _builtins.float
@@ -747,7 +747,7 @@ class Frame(_message.Message):
     """
     captured_at_s: _builtins.float
     """When it was taken, seconds on any clock that does not go back, such as Unix time, 0 to 1e11. A stream with a track
-    wants it with every frame; without a track it means nothing.
+    requires it with every frame; without a track it is ignored.
     """
     @_builtins.property
     def options(self) -> Global___LocalizeOptions:
@@ -941,7 +941,7 @@ class LocalizeStreamResponse(_message.Message):
     @_builtins.property
     def track(self) -> Global___TrackAnswer:
         """The track after this frame, on a stream that has one. A frame that was not localized still lets time pass, unless
-        it was refused for what it says of its time or motion: then this is not set, and the track is as before.
+        it was rejected for its time or motion: then this is not set, and the track is as before.
         """
 
     def __init__(
@@ -1333,7 +1333,7 @@ class Limits(_message.Message):
     max_pixels: _builtins.int
     """Largest photo by its header, pixels."""
     max_waiting: _builtins.int
-    """Photos that may be inside at once."""
+    """Photos that may be admitted at once."""
     max_batch: _builtins.int
     """Photos that the model takes at once."""
     deadline_ms: _builtins.float

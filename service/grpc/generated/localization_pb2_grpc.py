@@ -96,7 +96,7 @@ class LocalizationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """Tells which model and which index are being served, and what the limits are.
+        """Returns the model and the index that are being served, and the limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

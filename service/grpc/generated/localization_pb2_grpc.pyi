@@ -49,7 +49,7 @@ class LocalizationServiceStub:
     Search: _grpc.UnaryUnaryMultiCallable[_localization_pb2.SearchRequest, _localization_pb2.SearchResponse]
     """Localizes by a descriptor: the second half of Localize."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_localization_pb2.GetServerInfoRequest, _localization_pb2.GetServerInfoResponse]
-    """Tells which model and which index are being served, and what the limits are."""
+    """Returns the model and the index that are being served, and the limits."""
 
 @_typing.type_check_only
 class LocalizationServiceAsyncStub(LocalizationServiceStub):
@@ -67,7 +67,7 @@ class LocalizationServiceAsyncStub(LocalizationServiceStub):
     Search: _aio.UnaryUnaryMultiCallable[_localization_pb2.SearchRequest, _localization_pb2.SearchResponse]  # type: ignore[assignment]
     """Localizes by a descriptor: the second half of Localize."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_localization_pb2.GetServerInfoRequest, _localization_pb2.GetServerInfoResponse]  # type: ignore[assignment]
-    """Tells which model and which index are being served, and what the limits are."""
+    """Returns the model and the index that are being served, and the limits."""
 
 class LocalizationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Localizes photos against one place index."""
@@ -112,6 +112,6 @@ class LocalizationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _localization_pb2.GetServerInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_localization_pb2.GetServerInfoResponse, _abc.Awaitable[_localization_pb2.GetServerInfoResponse]]:
-        """Tells which model and which index are being served, and what the limits are."""
+        """Returns the model and the index that are being served, and the limits."""
 
 def add_LocalizationServiceServicer_to_server(servicer: LocalizationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
