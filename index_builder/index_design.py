@@ -1,4 +1,8 @@
-"""What index is wanted, and the parameters that follow from how many references there are."""
+"""What type of index: what is wanted, what each type would cost here, and building or choosing one.
+
+Sizes and times are predicted from the number of rows (`plan_indexes`); ``--type auto`` measures on a sample instead
+(`choose_parameters`).
+"""
 
 import math
 import time
@@ -25,18 +29,38 @@ from retrieval.index.vectors.exact import ExactVectors, Storage
 # Four lists for each square root of a row: comparing a query with the lists costs about as much as looking into 25 of
 # them, and k-means still ends in minutes at 10 million rows.
 _LISTS_PER_ROOT: Final = 4.0
-
 _MOST_LISTS: Final = 65_536
-
 _ROWS_PER_LIST: Final = 39
-
 _NEIGHBOURS: Final = 32
-
 _NUMBERS_PER_CODE_PART: Final = 4
-
 _FIRST_EFFORT: Final = 8
-
 _FIRST_GRAPH_EFFORT: Final = 32
+_ROW_NUMBER_BYTES: Final = 8
+_TABLE_BYTES: Final = 120
+_BLOCKS_BYTES: Final = 24 + 16
+_LEVEL_SHARE: Final = 1.06  # of a graph's nodes over all levels, to those of the lowest
+_TRAINING_ROUNDS: Final = 10
+
+# The share of the lists that has to be looked at for a recall of 95 %, measured on real and on synthetic descriptors
+# from 30 thousand to a million rows; see benchmarks/RESULTS.md.
+_ASSUMED_SHARE: Final = 0.02
+_ASSUMED_RERANKED: Final = 200
+
+# Comparisons of a search through a graph for the same recall, and of adding a row to it.
+_GRAPH_VISITS: Final = 2_000
+_GRAPH_BUILD_VISITS: Final = 4_000
+_PROBE_ROWS: Final = 20_000
+_PROBE_SIDE: Final = 768
+_COPY_ROWS: Final = 8192
+
+# With fewer rows nothing is gained that anyone would notice.
+_FEWEST_ROWS: Final = 5_000
+_TRIAL_ROWS: Final = 30_000
+_TIMED: Final = 9
+
+# How a graph's query time grows with the rows at the same recall, as a power.
+_GRAPH_GROWTH: Final = 0.75
+
 
 _FIRST_RERANK: Final[dict[ApproximateType, int]] = {
     "ivf": 1,
@@ -102,34 +126,7 @@ def training_rows(parameters: CandidateParameters, rows: int) -> int:
     return min(rows, max(parameters.lists * _ROWS_PER_LIST, 20_000))
 
 
-# How large, how slow to build and how quick to search an index will be: before there is one.
-
-_STORED_BYTES: Final[dict[Storage, int]] = {"fp32": 4, "fp16": 2, "int8": 1}
-
-_ROW_NUMBER_BYTES: Final = 8
-
-_TABLE_BYTES: Final = 120
-
-_BLOCKS_BYTES: Final = 24 + 16
-
-_LEVEL_SHARE: Final = 1.06  # of a graph's nodes over all levels, to those of the lowest
-
-_TRAINING_ROUNDS: Final = 10
-
-# The share of the lists that has to be looked at for a recall of 95 %, measured on real and on synthetic descriptors
-# from 30 thousand to a million rows; see benchmarks/RESULTS.md.
-_ASSUMED_SHARE: Final = 0.02
-
-_ASSUMED_RERANKED: Final = 200
-
-# Comparisons of a search through a graph for the same recall, and of adding a row to it.
-_GRAPH_VISITS: Final = 2_000
-
-_GRAPH_BUILD_VISITS: Final = 4_000
-
-_PROBE_ROWS: Final = 20_000
-
-_PROBE_SIDE: Final = 768
+STORED_BYTES: Final[dict[Storage, int]] = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +198,8 @@ def plan_indexes(
     base = rows * (_TABLE_BYTES + _BLOCKS_BYTES)
     planned = []
     for type_ in INDEX_TYPES:
-        for stored in _STORED_BYTES if type_ == "exact" else (storage,):
-            exact_bytes = rows * dim * _STORED_BYTES[stored]
+        for stored in STORED_BYTES if type_ == "exact" else (storage,):
+            exact_bytes = rows * dim * STORED_BYTES[stored]
             if type_ == "exact":
                 ram, disk = exact_bytes, exact_bytes
                 seconds, ms = rows * dim * 1e-9, rows * dim * speed.scan_ns[stored] * 1e-6
@@ -226,44 +223,12 @@ def measure_machine(dim: int) -> MachineSpeed:
     rows = np.random.default_rng(0).normal(size=(_PROBE_ROWS, dim)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     scan_ns: dict[Storage, float] = {}
-    for storage in _STORED_BYTES:
+    for storage in STORED_BYTES:
         vectors = ExactVectors.from_descriptors([rows], dim, storage, sample=rows[:1000])
         scan_ns[storage] = _least_seconds(lambda: vectors.search(rows[:1], 10)) / rows.size * 1e9  # noqa: B023
     square = rows.ravel()[: _PROBE_SIDE**2].reshape(_PROBE_SIDE, _PROBE_SIDE)
     seconds = _least_seconds(lambda: square @ square)
     return MachineSpeed(scan_ns, 2 * _PROBE_SIDE**3 / seconds / 1e9)
-
-
-def _least_seconds(work: object, times: int = 5) -> float:
-    assert callable(work)
-    least = math.inf
-    for _ in range(times):
-        started = time.perf_counter()
-        work()
-        least = min(least, time.perf_counter() - started)
-    return least
-
-
-def _build_seconds(parameters: CandidateParameters, rows: int, dim: int, speed: MachineSpeed) -> float:
-    if parameters.lists is None:
-        return rows * _GRAPH_BUILD_VISITS * dim * speed.scan_ns["fp16"] * 1e-9
-    trained = training_rows(parameters, rows) * _TRAINING_ROUNDS
-    return 2.0 * (trained + rows) * parameters.lists * dim / (speed.multiply_gflops * 1e9)
-
-
-def _latency_ms(parameters: CandidateParameters, rows: int, dim: int, speed: MachineSpeed) -> float:
-    half = speed.scan_ns["fp16"] * 1e-6
-    if parameters.lists is None:
-        return _GRAPH_VISITS * dim * half
-    lists = parameters.lists * dim * speed.scan_ns["fp32"] * 1e-6
-    share = memory_bytes(parameters, rows, dim) / (rows * dim * 2)
-    reranked = 0 if parameters.type == "ivf" else _ASSUMED_RERANKED
-    return lists + _ASSUMED_SHARE * rows * dim * half * min(1.0, share) + reranked * dim * half * 5
-
-
-# Fill an approximate index with stored descriptors.
-
-_COPY_ROWS: Final = 8192
 
 
 def build_candidates(exact: ExactVectors, parameters: CandidateParameters) -> Candidates:
@@ -279,19 +244,7 @@ def build_candidates(exact: ExactVectors, parameters: CandidateParameters) -> Ca
     return candidates
 
 
-# ``--type auto``: try the types of index on a sample of the references, and take what fits best.
-
-# With fewer rows nothing is gained that anyone would notice.
-_FEWEST_ROWS: Final = 5_000
-
 _TRIED: Final[tuple[ApproximateType, ...]] = ("ivf", "ivf-int8", "ivf-pq-fast", "hnsw")
-
-_TRIAL_ROWS: Final = 30_000
-
-_TIMED: Final = 9
-
-# How a graph's query time grows with the rows at the same recall, as a power.
-_GRAPH_GROWTH: Final = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +294,46 @@ def choose_parameters(
     return _choose_by_trial(exact, first, design, limit)
 
 
+def query_cost(tuned: CandidateParameters, rows: int, dim: int) -> float:
+    """What a query costs on so many rows, in numbers compared, if the same share of the lists is looked at.
+
+    That is careful: the more lists, the smaller the share that holds the nearest rows. A graph's steps grow with the
+    logarithm, but for the same recall more of them are wanted: from 30,000 to a million rows of 512 numbers it took 15
+    times as long, rows to the power of 0.77.
+    """
+    if tuned.lists is None:
+        return float(rows**_GRAPH_GROWTH)
+    share = tuned.effort / tuned.lists
+    return dim * (lists_for(rows) + share * rows + 10 * tuned.rerank)
+
+
+def _least_seconds(work: object, times: int = 5) -> float:
+    assert callable(work)
+    least = math.inf
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        least = min(least, time.perf_counter() - started)
+    return least
+
+
+def _build_seconds(parameters: CandidateParameters, rows: int, dim: int, speed: MachineSpeed) -> float:
+    if parameters.lists is None:
+        return rows * _GRAPH_BUILD_VISITS * dim * speed.scan_ns["fp16"] * 1e-9
+    trained = training_rows(parameters, rows) * _TRAINING_ROUNDS
+    return 2.0 * (trained + rows) * parameters.lists * dim / (speed.multiply_gflops * 1e9)
+
+
+def _latency_ms(parameters: CandidateParameters, rows: int, dim: int, speed: MachineSpeed) -> float:
+    half = speed.scan_ns["fp16"] * 1e-6
+    if parameters.lists is None:
+        return _GRAPH_VISITS * dim * half
+    lists = parameters.lists * dim * speed.scan_ns["fp32"] * 1e-6
+    share = memory_bytes(parameters, rows, dim) / (rows * dim * 2)
+    reranked = 0 if parameters.type == "ivf" else _ASSUMED_RERANKED
+    return lists + _ASSUMED_SHARE * rows * dim * half * min(1.0, share) + reranked * dim * half * 5
+
+
 def _choose_by_trial(
     exact: ExactVectors, first: Choice, design: IndexDesign, limit: float
 ) -> tuple[CandidateParameters | None, list[Choice]]:
@@ -370,19 +363,6 @@ def _try(type_: ApproximateType, exact: ExactVectors, design: IndexDesign) -> Ch
     growth = query_cost(tuned, exact.count, exact.dim) / query_cost(tuned, some.count, some.dim)
     final = parameters_for(type_, exact.count, exact.dim)
     return Choice(type_, report.at_10, report.milliseconds * growth, memory_bytes(final, exact.count, exact.dim), "")
-
-
-def query_cost(tuned: CandidateParameters, rows: int, dim: int) -> float:
-    """What a query costs on so many rows, in numbers compared, if the same share of the lists is looked at.
-
-    That is careful: the more lists, the smaller the share that holds the nearest rows. A graph's steps grow with the
-    logarithm, but for the same recall more of them are wanted: from 30,000 to a million rows of 512 numbers it took 15
-    times as long, rows to the power of 0.77.
-    """
-    if tuned.lists is None:
-        return float(rows**_GRAPH_GROWTH)
-    share = tuned.effort / tuned.lists
-    return dim * (lists_for(rows) + share * rows + 10 * tuned.rerank)
 
 
 def _verdict(one: Choice, taken: Choice, design: IndexDesign, limit: float) -> str:

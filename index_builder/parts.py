@@ -31,14 +31,11 @@ from retrieval.images import LeftOut, UnreadableTally
 from retrieval.index.place_index import PlaceIndex
 
 DEFAULT_PART_PHOTOS: Final = 256
-
 _RECORDS: Final = "part-*.json"
-
 _VECTORS: Final = "part-*.npy"
 
 # Parts whose vectors are mapped at once. Each takes a file handle.
 _OPEN_PARTS: Final = 128
-
 _DESCRIBED_HERE: Final = -1
 
 
@@ -101,14 +98,6 @@ def cut(listing: pa.Table, part_photos: int, conditions: dict[str, Any]) -> Iter
         states = [_file_state(path) for path in piece["path"].to_pylist()]
         text = json.dumps([conditions, piece.to_pydict(), states], sort_keys=True)
         yield Part(number, start, start + piece.num_rows, hashlib.sha256(text.encode()).hexdigest())
-
-
-def _file_state(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - this line runs for every photo
-    except (OSError, ValueError):  # a NUL
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def write_part(folder: Path, part: Part, descriptors: Descriptors, record: PartRecord) -> None:
@@ -246,13 +235,6 @@ class DescribedParts:
         return self._open[number]
 
 
-def _load(folder: Path, part: Part, record: PartRecord, dim: int) -> NDArray[np.float32]:
-    if record.described_here == 0:  # an empty file cannot be mapped
-        return np.empty((0, dim), np.float32)
-    loaded: NDArray[np.float32] = np.load(folder / f"{part.name}.npy", mmap_mode="r")
-    return loaded
-
-
 @dataclass(frozen=True)
 class PartTask:
     """A part to describe, with all that another machine needs to know of it.
@@ -369,7 +351,7 @@ def describe_in_parts(
         plan: of the listing.
         describer: what describes them.
         settings: how.
-        observer: told of progress, asked after each batch whether to stop.
+        observer: called with the progress after each batch; may raise to stop.
         engine: describes the parts that are missing.
         base: the version that stored descriptors are taken over from.
 
@@ -440,3 +422,18 @@ def describe_locally(tasks: Iterable[PartTask], describer: Describer, settings: 
             batches = []
             write_part(settings.folder, task.part, descriptors, record)
             yield PartProgress(written=(task.part, record))
+
+
+def _file_state(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - this line runs for every photo
+    except (OSError, ValueError):  # a NUL
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _load(folder: Path, part: Part, record: PartRecord, dim: int) -> NDArray[np.float32]:
+    if record.described_here == 0:  # an empty file cannot be mapped
+        return np.empty((0, dim), np.float32)
+    loaded: NDArray[np.float32] = np.load(folder / f"{part.name}.npy", mmap_mode="r")
+    return loaded

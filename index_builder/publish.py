@@ -31,7 +31,6 @@ DEFAULT_KEEP: Final = 3
 
 # What was described for a version that is not written yet.
 WORK_NAME: Final = ".work"
-
 _LOCK_NAME: Final = ".lock"
 
 
@@ -201,7 +200,7 @@ def _is_current(draft: VersionDraft) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        # It cannot be told (no file handle left, say): never remove what may be in force.
+        # Unknown (no file handle left, say): never remove what may be current.
         return True
 
 

@@ -1,4 +1,9 @@
-"""A claim on a version that is being pushed: nobody else pushes it or takes it for a leftover meanwhile."""
+"""Publish a version that lies on this machine in a Milvus: rows, index, measured recall, records, and last the alias.
+
+Killed at any point, what was current there stays so; the same push goes on with the rows that are missing. While one
+process pushes a version it holds a claim on it, so that no other pushes it or takes it for a leftover. A version is
+built, checked and calibrated on this machine first, so Milvus never decides what is right.
+"""
 
 import contextlib
 import json
@@ -37,8 +42,15 @@ from retrieval.index.place_index import REFERENCES_NAME, WHITENING_NAME, PlaceIn
 from retrieval.index.reference_table import iterate_references
 
 _log = logging.getLogger("sightfix.index")
-
-_AGAIN_S: Final = 30.0
+_RENEW_S: Final = 30.0
+PushStep = Literal["rows written", "indexed", "checked", "recorded", "current"]
+DEFAULT_FLAT_ROWS: Final = 100_000
+_PROGRESS_NAME: Final = "progress.txt"
+_PIECES_A_RECORD: Final = 20
+_ROWS_AT_ONCE: Final = 1_000
+_MESSAGE_BYTES: Final = 16_000_000  # of the 64 MB that Milvus takes
+_BUILD_S: Final = 24 * 3600.0
+_GRAPH_EFFORT: Final = 16
 
 
 @contextlib.contextmanager
@@ -69,7 +81,7 @@ def claimed(records: MilvusRecords, collection: str) -> Iterator[None]:
         records.write(collection, CLAIM_NAME, mine.model_dump_json().encode())
 
     def renew() -> None:
-        while not done.wait(_AGAIN_S):
+        while not done.wait(_RENEW_S):
             try:
                 claim()
             except SightfixError as error:
@@ -85,28 +97,6 @@ def claimed(records: MilvusRecords, collection: str) -> Iterator[None]:
         renewing.join()
         with contextlib.suppress(SightfixError):
             records.remove_file(collection, CLAIM_NAME)
-
-
-# Publish a version that lies on this machine in a Milvus: rows, index, measured recall, records, and last the alias.
-#
-# Killed at any point, what was current there stays so; the same push goes on with the rows that are missing. A
-# version is built, gated and calibrated on this machine first, so Milvus is never asked to decide what is right.
-
-PushStep = Literal["rows written", "indexed", "checked", "recorded", "current"]
-
-DEFAULT_FLAT_ROWS: Final = 100_000
-
-_PROGRESS_NAME: Final = "progress.txt"
-
-_PIECES_A_RECORD: Final = 20
-
-_ROWS_AT_ONCE: Final = 1_000
-
-_MESSAGE_BYTES: Final = 16_000_000  # of the 64 MB that Milvus takes
-
-_BUILD_S: Final = 24 * 3600.0
-
-_GRAPH_EFFORT: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +158,7 @@ def push_version(
         store: where to.
         settings: how.
         on_rows: called with the number of rows that were written, first with those that were there already.
-        reached: told of each step.
+        reached: called after each step.
 
     Returns:
         how the collection is searched. A version that is published there and whole only becomes current.
@@ -204,31 +194,6 @@ def push_version(
             # The version is published all the same; the next push tries again.
             _log.warning("old versions of %s could not be removed from %s: %s", index.name, store.where, error)
     return store.searching(collection)
-
-
-def _is_whole(index: PlaceIndex, store: MilvusStore, settings: PushSettings) -> bool:
-    """Whether the version is published there and answers; a damaged one is withdrawn, to be written again.
-
-    Raises:
-        ParameterError: it is published as another type than is wanted.
-    """
-    if index.version not in store.versions(index.name):
-        return False
-    try:
-        there = store.open(index.name, index.version)
-        check_stored(there)
-    except PlaceIndexError as error:
-        _log.warning("version %s is written again: %s", index.version, error)
-        store.records.remove(collection_of(index.name, index.version))
-        return False
-    searching = there.collection.searching
-    if settings.type not in (None, searching.index_type) or settings.stored != searching.stored:
-        raise ParameterError(
-            f"the version is published as {searching.index_type} of {searching.stored} already",
-            where=store.where,
-            remedy="Versions never change: index the photos again for a new one, and push that",
-        )
-    return True
 
 
 class _Push:
@@ -327,7 +292,7 @@ class _Push:
                 searching = self._tuned()
             check_stored(self._opened(searching))
         except PlaceIndexError:
-            # Nobody will search it: it need not stay in Milvus's memory.
+            # It will not be searched: it need not stay in Milvus's memory.
             with contextlib.suppress(SightfixError), self.connection.failures():
                 self.connection.client.release_collection(self.name, timeout=self.connection.timeout_s)
             raise
@@ -390,6 +355,31 @@ class _Push:
         manifest: PlaceIndexManifest = self.index.manifest
         rows = MilvusCollection(self.connection, self.name, manifest.descriptor_dim, searching)
         return MilvusPlaceIndex(manifest, rows, self.index.whitening)
+
+
+def _is_whole(index: PlaceIndex, store: MilvusStore, settings: PushSettings) -> bool:
+    """Whether the version is published there and answers; a damaged one is withdrawn, to be written again.
+
+    Raises:
+        ParameterError: it is published as another type than is wanted.
+    """
+    if index.version not in store.versions(index.name):
+        return False
+    try:
+        there = store.open(index.name, index.version)
+        check_stored(there)
+    except PlaceIndexError as error:
+        _log.warning("version %s is written again: %s", index.version, error)
+        store.records.remove(collection_of(index.name, index.version))
+        return False
+    searching = there.collection.searching
+    if settings.type not in (None, searching.index_type) or settings.stored != searching.stored:
+        raise ParameterError(
+            f"the version is published as {searching.index_type} of {searching.stored} already",
+            where=store.where,
+            remedy="Versions never change: index the photos again for a new one, and push that",
+        )
+    return True
 
 
 def _entity(row: int, record: dict[str, Any], descriptor: np.ndarray) -> dict[str, Any]:

@@ -22,10 +22,7 @@ from retrieval.index.searchable import SearchablePlaceIndex
 from retrieval.index.vectors.candidates import CandidateParameters, Candidates, StoredVectors
 from retrieval.index.vectors.exact import ExactVectors
 
-Search = Callable[[Descriptors, int], NDArray[np.int64]]
-
 RECALL_AT: Final = 10
-
 DEFAULT_QUERIES: Final = 256
 
 # A row whose exact score is this near to the last of the best is as good: fp16 rounds, and photos repeat.
@@ -33,7 +30,6 @@ _TIE: Final = 1e-4
 
 # Two scores of the same photo nearer than this are a tie: fp16 storage moves a cosine by up to 5e-4.
 _SELF_MATCH_TIE: Final = 1e-3
-
 _SCAN_ROWS: Final = 4096
 _TIMED: Final = 64
 _MOST_GRAPH_EFFORT: Final = 2048
@@ -43,11 +39,13 @@ _LEAST_CANARIES: Final = 4
 
 # Three standard errors of a recall@10 over 64 queries.
 _CHANCE: Final = 0.03
-
 _BATCH: Final = 8
 
 # Of each side of a photo, what a held-out view keeps: near enough to be found, far enough to be another query.
 _VIEW_SIDE: Final = 0.8
+
+
+Search = Callable[[Descriptors, int], NDArray[np.int64]]
 
 
 class StoredRows(Protocol):
@@ -129,10 +127,6 @@ def hold_out_twice(stored: StoredRows, queries: int = DEFAULT_QUERIES, seed: int
     return _held_out(stored, rows[::2]), _held_out(stored, rows[1::2])
 
 
-def _held_out(stored: StoredRows, rows: NDArray[np.int64]) -> Queries:
-    return Queries.of(stored, stored.descriptors(rows), min(RECALL_AT, stored.count - 1), rows)
-
-
 def recall_of(search: Search, stored: StoredRows, queries: Queries) -> tuple[float, float]:
     """What a search returns of what exact search finds: recall@1 and recall@k, 0 to 1.
 
@@ -204,35 +198,6 @@ def tune(
     if report.at_10 < target or len(reranks) == 1:
         return best, report
     return first_that_reaches([best.model_copy(update={"rerank": many}) for many in reranks])
-
-
-def _efforts(first: CandidateParameters) -> list[int]:
-    most = _MOST_GRAPH_EFFORT if first.lists is None else first.lists
-    efforts = [16 if first.lists is None else 1]
-    while efforts[-1] < most:
-        efforts.append(min(most, efforts[-1] * 2))
-    return efforts
-
-
-def _first_that_reaches(
-    exact: ExactVectors,
-    candidates: Candidates,
-    asked: list[Queries],
-    choices: list[CandidateParameters],
-    target: float,
-) -> tuple[CandidateParameters, RecallReport]:
-    """The first choice that is enough for all that is asked, with the report of the last of them."""
-    tried: list[tuple[CandidateParameters, RecallReport]] = []
-    for parameters in choices:
-        vectors = StoredVectors(exact, candidates.with_parameters(parameters))
-        for queries in asked:
-            report = measure_vectors(vectors, queries, target)
-            if report.at_10 < target:
-                tried.append((parameters, report))
-                break
-        else:
-            return parameters, report
-    return max(tried, key=lambda one: one[1].at_10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +309,39 @@ def check_photos(
     )
     _judge(index, report, lost, settings)
     return report
+
+
+def _held_out(stored: StoredRows, rows: NDArray[np.int64]) -> Queries:
+    return Queries.of(stored, stored.descriptors(rows), min(RECALL_AT, stored.count - 1), rows)
+
+
+def _efforts(first: CandidateParameters) -> list[int]:
+    most = _MOST_GRAPH_EFFORT if first.lists is None else first.lists
+    efforts = [16 if first.lists is None else 1]
+    while efforts[-1] < most:
+        efforts.append(min(most, efforts[-1] * 2))
+    return efforts
+
+
+def _first_that_reaches(
+    exact: ExactVectors,
+    candidates: Candidates,
+    asked: list[Queries],
+    choices: list[CandidateParameters],
+    target: float,
+) -> tuple[CandidateParameters, RecallReport]:
+    """The first choice that is enough for all that is asked, with the report of the last of them."""
+    tried: list[tuple[CandidateParameters, RecallReport]] = []
+    for parameters in choices:
+        vectors = StoredVectors(exact, candidates.with_parameters(parameters))
+        for queries in asked:
+            report = measure_vectors(vectors, queries, target)
+            if report.at_10 < target:
+                tried.append((parameters, report))
+                break
+        else:
+            return parameters, report
+    return max(tried, key=lambda one: one[1].at_10)
 
 
 def _describe(describer: Describer, photos: Sequence[RgbImage], check_stopped: Callable[[], None]) -> Descriptors:

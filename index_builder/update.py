@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from index_builder.calibration_queries import OutsidePhotos, calibration_photos_of
 from index_builder.describing import DescribeSettings, StoredDescriptors, describing_record
-from index_builder.index_design import IndexDesign
+from index_builder.index_design import STORED_BYTES, IndexDesign
 from index_builder.parts import (
     DEFAULT_PART_PHOTOS,
     DescribedParts,
@@ -61,8 +61,6 @@ ENGINES: Final[tuple[EngineName, ...]] = ("local", "ray")
 _QUICK_CHECK: Final = QualitySettings(one_in=25)
 
 _BYTES_OF_A_ROW: Final = 512
-
-_STORED_BYTES: Final[dict[Storage, int]] = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,7 @@ def build_index(
             listing of the source included. None for a hidden one below the index, which is removed when all is done;
             then the source is listed each time, and those parts are used that still fit: bundle, precision, limits,
             rows, and the size and time of each photo's file decide.
-        observer: told of every step; what it raises ends the update.
+        observer: called at every step; what it raises ends the update.
 
     Raises:
         ReferenceDataError: a source that cannot be read, no rows, a row without a position, ids that clash, too many
@@ -248,7 +246,7 @@ class _Updater:
         how = PartSettings(settings.describe, work, plan.photo_root, settings.part_photos, stored)
         parts = plan_parts(plan.to_describe, self.describer, how)
         dim = self.describer.bundle.descriptor_dim
-        row_bytes = dim * _STORED_BYTES[storage] + _BYTES_OF_A_ROW
+        row_bytes = dim * STORED_BYTES[storage] + _BYTES_OF_A_ROW
         row_bytes += features.settings.max_bytes if features is not None else 0
         _check_room(work, parts.photos_to_do * dim * 4, self.indexes, (len(plan.kept) + total) * row_bytes)
         self.observer.reached("planned")

@@ -1,6 +1,6 @@
 """What an update takes over from the current version, what it describes, and what it drops.
 
-Paths are absolute until the table of the new version is written.
+Paths are absolute until the table of the new version is made.
 """
 
 import os
@@ -25,12 +25,13 @@ from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references, r
 from retrieval.references.reference import Reference, ReferenceSource
 
 LISTING_NAME: Final = "listed.parquet"
-
 _METADATA_KEY: Final = b"sightfix"
 _ASK_EVERY_S: Final = 0.2
 _NAMED: Final = 3
-_COLUMNS_OF_THE_SOURCE: Final = [name for name in REFERENCE_SCHEMA.names if name not in ("path", "content_sha256")]
 _NOT_PLAIN: Final = (f"{os.sep}{os.sep}", f"{os.sep}.")
+
+
+_COLUMNS_OF_THE_SOURCE: Final = [name for name in REFERENCE_SCHEMA.names if name not in ("path", "content_sha256")]
 
 
 class PathsBelow:
@@ -101,7 +102,7 @@ def list_source(source: ReferenceSource, work: Path | None, observer: UpdateObse
     Args:
         source: the reference database.
         work: where the listing is kept; None keeps none.
-        observer: told what was left out, asked whether to stop.
+        observer: called with what was left out; may raise to stop.
 
     Raises:
         ReferenceDataError: what the source raises; a row without a position; two rows of one id.
@@ -131,16 +132,6 @@ def list_source(source: ReferenceSource, work: Path | None, observer: UpdateObse
     return Listing(table, listed)
 
 
-def _keep(table: pa.Table, listed: Source, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    marked = table.replace_schema_metadata({_METADATA_KEY: listed.model_dump_json().encode()})
-    pq.write_table(marked, temporary, compression="zstd")
-    flush_to_disk(temporary)
-    temporary.replace(path)
-    flush_to_disk(path.parent)
-
-
 def plan_all(listing: Listing) -> UpdatePlan:
     """Describe everything."""
     nothing = np.empty(0, np.int64)
@@ -155,7 +146,7 @@ def plan_append(base: PlaceIndex, listing: Listing, *, describe_again: bool) -> 
         base: the current version.
         listing: of the source.
         describe_again: describe all references of the source, also those that look unchanged: a photo that was edited
-            in place cannot be told from its row.
+            in place cannot be recognised by its row.
 
     Raises:
         ReferenceDataError: a reference has the id of another photo of the index (``reference_id_conflict``).
@@ -187,7 +178,7 @@ def plan_remove(base: PlaceIndex, reference_ids: Sequence[str] | None, observer:
     Args:
         base: the current version.
         reference_ids: which; None drops those whose photos are no longer where they were indexed.
-        observer: asked whether to stop.
+        observer: may raise to stop.
 
     Raises:
         IndexNotFoundError: the index has no such reference (``reference_not_found``).
@@ -213,6 +204,16 @@ def paths_below(table: pa.Table, root: Path) -> pa.Table:
     paths = [below(path) for path in table["path"].to_pylist()]
     place = table.schema.get_field_index("path")
     return table.set_column(place, REFERENCE_SCHEMA.field("path"), pa.array(paths, pa.string()))
+
+
+def _keep(table: pa.Table, listed: Source, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    marked = table.replace_schema_metadata({_METADATA_KEY: listed.model_dump_json().encode()})
+    pq.write_table(marked, temporary, compression="zstd")
+    flush_to_disk(temporary)
+    temporary.replace(path)
+    flush_to_disk(path.parent)
 
 
 def _check_same_photo(record: dict[str, Any], old: Path, name: str) -> None:
@@ -249,7 +250,7 @@ def _missing(base: PlaceIndex, table: pa.Table, observer: UpdateObserver) -> NDA
     root = Path(base.manifest.source.root)
     if not root.is_dir():
         raise ReferenceDataError(
-            "the folder of all photos is gone, not only some of them",
+            "the folder of all photos is gone, not only some photos",
             where=str(root),
             remedy="Mount or restore it; to remove references all the same, name them (reference_ids)",
             code="source_unavailable",

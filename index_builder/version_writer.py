@@ -1,4 +1,4 @@
-"""The files of a version: vectors, rows along the spatial curve, local features, measured recall and calibration."""
+"""The files of a version: vectors, rows along the spatial curve, local features, recall and calibration."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +56,6 @@ from retrieval.reranking.local_features import (
 )
 
 WriteStep = Literal["vectors written", "references written", "manifest written"]
-
 _COPY_ROWS: Final = 4096
 _SAMPLE_ROWS: Final = 50_000
 _STRETCH_ROWS: Final = 2_000
@@ -133,10 +132,10 @@ def write_version(
     hold, whatever the design says.
 
     Args:
-        folder: of the draft.
+        folder: to write in.
         content: what to write.
         design: what index.
-        reached: told of each step.
+        reached: called after each step.
 
     Raises:
         ParameterError: a design that so many references do not allow.
@@ -220,6 +219,39 @@ class _Rows:
         """All of them, some at a time."""
         for start in range(0, len(self), _COPY_ROWS):
             yield self.take(np.arange(start, min(start + _COPY_ROWS, len(self))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Photo:
+    """A row: the path of its photo as the table has it, its content, and where its features are stored already."""
+
+    path: str
+    sha256: str | None
+    row_before: int | None
+
+
+class _Maker:
+    """Makes the features of rows; called by several threads."""
+
+    def __init__(self, plan: FeaturesPlan, root: Path) -> None:
+        self._plan = plan
+        self._root = root
+        self._stored = plan.before.local_features if plan.before is not None else None
+
+    def features(self, photo: _Photo) -> LocalFeatures | LeftOut:
+        if photo.row_before is not None and self._stored is not None:
+            stored = self._stored.features(photo.row_before)
+            if len(stored):
+                return stored
+        limits = self._plan.limits
+        path = self._root / photo.path
+        try:
+            data = read_image_bytes(path, limits)
+            if photo.sha256 is not None and hashlib.sha256(data).hexdigest() != photo.sha256:
+                return LeftOut(photo.path, "photo_changed", "the photo has changed since it was described")
+            return decode_features(data, self._plan.settings, limits, where=str(path))
+        except ImageError as error:
+            return LeftOut(photo.path, error.code, error.what, error.remedy)
 
 
 def _whitening(content: VersionContent, design: IndexDesign) -> Whitening | None:
@@ -326,39 +358,6 @@ def _write_local_features(path: Path, table: pa.Table, root: Path, plan: Feature
 
     write_features(path, rows())
     return LocalFeaturesRecord(settings=plan.settings, without=without)
-
-
-@dataclass(frozen=True, slots=True)
-class _Photo:
-    """A row: the path of its photo as the table has it, its content, and where its features are stored already."""
-
-    path: str
-    sha256: str | None
-    row_before: int | None
-
-
-class _Maker:
-    """Makes the features of rows; called by several threads."""
-
-    def __init__(self, plan: FeaturesPlan, root: Path) -> None:
-        self._plan = plan
-        self._root = root
-        self._stored = plan.before.local_features if plan.before is not None else None
-
-    def features(self, photo: _Photo) -> LocalFeatures | LeftOut:
-        if photo.row_before is not None and self._stored is not None:
-            stored = self._stored.features(photo.row_before)
-            if len(stored):
-                return stored
-        limits = self._plan.limits
-        path = self._root / photo.path
-        try:
-            data = read_image_bytes(path, limits)
-            if photo.sha256 is not None and hashlib.sha256(data).hexdigest() != photo.sha256:
-                return LeftOut(photo.path, "photo_changed", "the photo has changed since it was described")
-            return decode_features(data, self._plan.settings, limits, where=str(path))
-        except ImageError as error:
-            return LeftOut(photo.path, error.code, error.what, error.remedy)
 
 
 def _photos(table: pa.Table, plan: FeaturesPlan) -> Iterator[_Photo]:

@@ -180,11 +180,6 @@ def _utm_transformer(zone: int, south: bool, inverse: bool) -> "pyproj.Transform
     return pyproj.Transformer.from_crs(*pair, always_xy=True)
 
 
-def utm_zone(position: Position) -> tuple[int, bool]:
-    """The standard UTM zone number and whether it is the southern one (the Norway and Svalbard exceptions ignored)."""
-    return min(60, int((position.lon + 180.0) // 6.0) + 1), position.lat < 0
-
-
 def utm_to_wgs84(east: ArrayLike, north: ArrayLike, zone: int, south: bool) -> tuple[Float64Array, Float64Array]:
     """UTM metres to (lat, lon) in degrees.
 

@@ -152,7 +152,7 @@ class UnreadableTally:
 
 
 def sniff_format(data: bytes) -> ImageFormat:
-    """The format of an encoded image by its first bytes; file names and content types are not believed.
+    """The format of an encoded image by its first bytes; file names and content types do not count.
 
     Raises:
         ImageError: nothing there (``empty_body``), or not one of our formats (``unsupported_media_type``).
@@ -318,7 +318,7 @@ def read_image_bytes(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
 
 
 def open_photo(path: Path) -> BinaryIO:
-    """Open a photo's file for reading. A named pipe that nobody writes to reads as empty: nothing waits for a writer.
+    """Open a photo's file for reading. A named pipe without a writer reads as empty: nothing waits for one.
 
     Raises:
         OSError: it cannot be opened, be it for a NUL in its path.

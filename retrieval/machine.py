@@ -1,4 +1,8 @@
-"""What this machine gives this process: its cores and work on all of them, how exactly it sums bytes, and its heap."""
+"""What this machine gives this process: its cores and work on all of them, how exactly it sums bytes, and its heap.
+
+Of the heap only glibc is asked. It gives threads arenas of their own, eight for each core, and keeps in each what was
+freed there: with photos of many sizes decoded on many threads, that is a heap which grows for hours and never shrinks.
+"""
 
 import ctypes
 import math
@@ -14,11 +18,19 @@ from typing import Any, Final, TypeVar
 
 # Items in work for each thread: enough that none waits for the slowest.
 _AHEAD_PER_THREAD: Final = 4
-
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
+# glibc's malloc.h.
+_M_ARENA_MAX: Final = -8
+_M_MMAP_MAX: Final = -4
+_M_TRIM_THRESHOLD: Final = -1
+_LARGEST: Final = 2**31 - 1
+_OPERATORS: Final = ("MALLOC_ARENA_MAX", "glibc.malloc.arena_max")
+
+
 _X86: Final = frozenset({"amd64", "i386", "i686", "x86_64"})
+
 
 _VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
 
@@ -31,27 +43,12 @@ def available_cores() -> int:
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
 
 
-def _cgroup_quota() -> float | None:
-    """Cores' worth of CPU time that cgroup v2 or v1 grants, or None when unlimited or unknown."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        v1_quota = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
-        v1_period = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
-        return v1_quota / v1_period if v1_quota > 0 and v1_period > 0 else None
-    except (OSError, ValueError):
-        return None
-
-
 @lru_cache(maxsize=1)
 def sums_bytes_exactly() -> bool:
     """Whether products of unsigned and signed bytes are summed in 32 bits: everywhere but on x86 without VNNI.
 
     Other x86 processors (Intel's servers before Cascade Lake, AMD's before Zen 4) sum two such products in 16 bits and
-    clip what does not fit. Where nobody tells (no Linux), an x86 processor counts as one of those.
+    clip what does not fit. Where that is unknown (no Linux), an x86 processor counts as one of those.
     """
     if platform.machine().lower() not in _X86:
         return True
@@ -59,23 +56,6 @@ def sums_bytes_exactly() -> bool:
         return not _VNNI.isdisjoint(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return False
-
-
-# The C library's heap: into how many parts it is cut, and when what was freed goes back to the system.
-#
-# Only glibc is asked. It gives threads arenas of their own, eight for each core, and keeps in each what was freed
-# there: with photos of many sizes decoded on many threads, that is a heap which grows for hours and never shrinks.
-
-# glibc's malloc.h.
-_M_ARENA_MAX: Final = -8
-
-_M_MMAP_MAX: Final = -4
-
-_M_TRIM_THRESHOLD: Final = -1
-
-_LARGEST: Final = 2**31 - 1
-
-_OPERATORS: Final = ("MALLOC_ARENA_MAX", "glibc.malloc.arena_max")
 
 
 def limit_arenas(count: int, environment: Mapping[str, str] | None = None) -> bool:
@@ -112,11 +92,6 @@ def give_back_free_pages() -> None:
     malloc_trim = _of_glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
-
-
-def _of_glibc(name: str) -> Any:
-    """A function of glibc's; None where the C library is another one."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def read_ahead(
@@ -167,3 +142,23 @@ def read_ahead(
         finally:
             for future, _ in waiting:
                 future.cancel()
+
+
+def _cgroup_quota() -> float | None:
+    """Cores' worth of CPU time that cgroup v2 or v1 grants, or None when unlimited or unknown."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        v1_quota = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
+        v1_period = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
+        return v1_quota / v1_period if v1_quota > 0 and v1_period > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def _of_glibc(name: str) -> Any:
+    """A function of glibc's; None where the C library is another one."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -298,7 +298,7 @@ def _middle(index: PlaceIndex, first: int, second: int) -> Position:
 
 
 def _gaps(index: PlaceIndex, references: _Metadata, jumps: set[int], settings: DoctorSettings) -> list[Gap]:
-    """Consecutive photos of a session with nobody's photo near the middle between them; jumps are left out."""
+    """Consecutive photos of a session with no photo near the middle between them; jumps are left out."""
     gaps = []
     for number, name in enumerate(references.names):
         rows = np.array([row for row in references.in_time(number) if int(row) not in jumps], np.int64)

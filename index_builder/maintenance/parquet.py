@@ -117,21 +117,21 @@ def import_index(
         ModelIndexMismatchError: another bundle described them.
         StorageError: the disk refuses; nothing is published.
     """
-    file, told = _open(path)
-    if told.bundle.fingerprint != bundle.fingerprint:
+    file, stated = _open(path)
+    if stated.bundle.fingerprint != bundle.fingerprint:
         raise ModelIndexMismatchError(
-            f"the descriptors are of bundle {told.bundle.name} ({told.bundle.fingerprint[:12]}), "
+            f"the descriptors are of bundle {stated.bundle.name} ({stated.bundle.fingerprint[:12]}), "
             f"not of {bundle.name} ({bundle.fingerprint[:12]})",
             where=str(path),
             remedy="Give the bundle they were made with (--bundle)",
         )
     table = _read_rows(file, path)
-    design = design or IndexDesign(storage=told.storage or DEFAULT_STORAGE)
+    design = design or IndexDesign(storage=stated.storage or DEFAULT_STORAGE)
     with draft_version(indexes, name) as draft:
         raw = draft.folder / "descriptors.raw"
         _copy_descriptors(file, raw, bundle.descriptor_dim, path)
         described = np.memmap(raw, np.float32, "r", shape=(table.num_rows, bundle.descriptor_dim))
-        source = told.source if root is None else told.source.model_copy(update={"root": str(root.resolve())})
+        source = stated.source if root is None else stated.source.model_copy(update={"root": str(root.resolve())})
         content = VersionContent(
             name=name,
             version=draft.version,
@@ -160,7 +160,7 @@ def stored_as(path: Path) -> Storage:
 def _open(path: Path) -> tuple[pq.ParquetFile, ExportedIndex]:
     try:
         file = pq.ParquetFile(path)
-        told = ExportedIndex.model_validate_json((file.schema_arrow.metadata or {}).get(_META, b""))
+        stated = ExportedIndex.model_validate_json((file.schema_arrow.metadata or {}).get(_META, b""))
     except (OSError, pa.ArrowException) as error:
         raise ReferenceDataError(f"the file cannot be read ({error})", where=str(path)) from error
     except ValidationError as error:
@@ -169,7 +169,7 @@ def _open(path: Path) -> tuple[pq.ParquetFile, ExportedIndex]:
             where=str(path),
             remedy="Write it with: sightfix index export",
         ) from error
-    wanted = pa.list_(pa.float32(), told.descriptor_dim)
+    wanted = pa.list_(pa.float32(), stated.descriptor_dim)
     missing = [field.name for field in REFERENCE_SCHEMA if field.name not in file.schema_arrow.names]
     if missing or file.schema_arrow.field(DESCRIPTOR).type != wanted:
         raise ReferenceDataError(
@@ -177,7 +177,7 @@ def _open(path: Path) -> tuple[pq.ParquetFile, ExportedIndex]:
             where=str(path),
             remedy="Write it with: sightfix index export",
         )
-    return file, told
+    return file, stated
 
 
 def _read_rows(file: pq.ParquetFile, path: Path) -> pa.Table:

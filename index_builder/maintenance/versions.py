@@ -1,4 +1,4 @@
-"""The versions of an index: what there is, whether it is whole, and which is in force."""
+"""The versions of an index: what there is, whether it is whole, which is current, and how two of them differ."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,11 @@ from retrieval.index.reference_table import read_references
 from retrieval.index.searchable import PlaceIndexStore, SearchablePlaceIndex
 
 _NAMED: Final = 5
+Kind = Literal["added", "removed", "moved", "described again"]
+
+# Where photos were not hashed: a descriptor stored again is the same bit by bit; one described again differs.
+_SAME: Final = 1e-6
+_BLOCK: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ class Verdict:
 
 
 def list_versions(store: PlaceIndexStore, name: str) -> list[VersionSummary]:
-    """All published versions, oldest first; damaged ones are told, not left out.
+    """All published versions, oldest first; damaged ones are listed, too.
 
     Raises:
         IndexNotFoundError: there is none.
@@ -119,42 +124,13 @@ def find_version(index_folder: Path, version: str | None) -> Path:
     return index_folder / VERSIONS_NAME / choose_version(index_folder.name, published_versions(index_folder), version)
 
 
-def _summary(store: PlaceIndexStore, name: str, version: str, current: bool) -> VersionSummary:
-    try:
-        manifest = store.manifest(name, version)
-    except StoreUnavailableError:
-        raise
-    except SightfixError as error:
-        return VersionSummary(version, current, 0, None, str(error))
-    size = sum(record.size for record in manifest.files.values())
-    return VersionSummary(version, current, size, manifest)
-
-
-def _without_photo(index: SearchablePlaceIndex) -> list[str]:
-    missing = []
-    for start in range(0, index.count, 4096):
-        rows = np.arange(start, min(start + 4096, index.count))
-        missing += [reference.id for reference in index.references(rows) if not reference.path.is_file()]
-    return missing
-
-
-# What changed from one version of an index to another.
-
-Kind = Literal["added", "removed", "moved", "described again"]
-
-# Where photos were not hashed: a descriptor stored again is the same bit by bit; one described again differs.
-_SAME: Final = 1e-6
-
-_BLOCK: Final = 4096
-
-
 @dataclass(frozen=True, slots=True)
 class Change:
     """What became of a reference.
 
     Attributes:
         id: of it.
-        kind: what happened; a reference that moved and was described again is told as moved.
+        kind: what happened; a reference that moved and was described again counts as moved.
         metres: how far it moved, else None.
         similarity: cosine of its descriptors before and after, None where there is none or they cannot be compared.
     """
@@ -242,6 +218,25 @@ def as_table(difference: VersionDifference) -> pa.Table:
             "similarity": pa.array([change.similarity for change in changes], pa.float64()),
         }
     )
+
+
+def _summary(store: PlaceIndexStore, name: str, version: str, current: bool) -> VersionSummary:
+    try:
+        manifest = store.manifest(name, version)
+    except StoreUnavailableError:
+        raise
+    except SightfixError as error:
+        return VersionSummary(version, current, 0, None, str(error))
+    size = sum(record.size for record in manifest.files.values())
+    return VersionSummary(version, current, size, manifest)
+
+
+def _without_photo(index: SearchablePlaceIndex) -> list[str]:
+    missing = []
+    for start in range(0, index.count, 4096):
+        rows = np.arange(start, min(start + 4096, index.count))
+        missing += [reference.id for reference in index.references(rows) if not reference.path.is_file()]
+    return missing
 
 
 def _comparable(old: PlaceIndex, new: PlaceIndex) -> bool:

@@ -10,14 +10,11 @@ from retrieval.artefact import replace_file, storage_errors
 from retrieval.errors import IndexNotFoundError, ParameterError
 
 CURRENT_NAME: Final = "CURRENT"
-
 VERSIONS_NAME: Final = "versions"
-
 DEFAULT_INDEXES: Final = Path("indexes")
 
 # Of folders that are no versions yet, or none any more.
 TEMPORARY_PREFIX: Final = ".tmp-"
-
 _NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -67,22 +64,6 @@ def current_version(index_folder: Path) -> str:
     return version
 
 
-def _named(index_folder: Path) -> str:
-    """What CURRENT says."""
-    try:
-        return (index_folder / CURRENT_NAME).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        raise IndexNotFoundError(
-            "there is no published place index",
-            where=str(index_folder),
-            remedy=f"Publish one: sightfix index SPEC --name {index_folder.name}",
-        ) from None
-
-
-def _is_missing(index_folder: Path, version: str) -> bool:
-    return not _NAME_PATTERN.fullmatch(version) or not (index_folder / VERSIONS_NAME / version).is_dir()
-
-
 def activate_version(index_folder: Path, version: str) -> None:
     """Make a published version the current one: an upgrade that was held back, or a rollback.
 
@@ -115,30 +96,19 @@ def prune(index_folder: Path, keep: int) -> list[str]:
     return [version for version in oldest if _remove_version(index_folder, version)]
 
 
-def _remove_version(index_folder: Path, version: str) -> bool:
-    """Whether it was removed by this call: not when it became current meanwhile, or when somebody else did it."""
-    folder = index_folder / VERSIONS_NAME / version
-    # Renamed first: a reader finds the version whole or not at all.
-    doomed = folder.with_name(f"{TEMPORARY_PREFIX}pruned-{version}")
-    try:
-        folder.rename(doomed)
-    except FileNotFoundError:
-        return False
-    if (index_folder / CURRENT_NAME).read_bytes().strip() == version.encode():
-        doomed.rename(folder)
-        return False
-    shutil.rmtree(doomed, ignore_errors=True)
-    return True
-
-
-def find_index(indexes: Path, name: str | None) -> Path:
+def find_index(indexes: Path, name: str | None, option: str = "--index") -> Path:
     """The folder of a named index; with no name, the only one there is.
+
+    Args:
+        indexes: the folder of all indexes.
+        name: of the index.
+        option: with which the user names it, for messages.
 
     Raises:
         IndexNotFoundError: no such index, none at all, or several to choose from.
         ParameterError: the name cannot be an index's.
     """
-    return indexes / choose_index(index_names(indexes), name, str(indexes))
+    return indexes / choose_index(index_names(indexes), name, str(indexes), option)
 
 
 def index_names(indexes: Path) -> list[str]:
@@ -146,8 +116,14 @@ def index_names(indexes: Path) -> list[str]:
     return sorted(current.parent.name for current in indexes.glob(f"*/{CURRENT_NAME}")) if indexes.is_dir() else []
 
 
-def choose_index(found: Sequence[str], name: str | None, where: str) -> str:
+def choose_index(found: Sequence[str], name: str | None, where: str, option: str) -> str:
     """The name of an index that is there; with no name, the only one.
+
+    Args:
+        found: the indexes there are.
+        name: of the index.
+        where: names the store in messages.
+        option: with which the user names an index.
 
     Raises:
         IndexNotFoundError: no such index, none at all, or several to choose from.
@@ -159,7 +135,7 @@ def choose_index(found: Sequence[str], name: str | None, where: str) -> str:
         raise IndexNotFoundError(
             "there is no place index" if not found else f"there are several place indexes: {', '.join(found)}",
             where=where,
-            remedy="Publish one: sightfix index PHOTOS --name NAME" if not found else "Choose one with --index NAME",
+            remedy=f"Choose one with {option} NAME" if found else "Publish one: sightfix index PHOTOS --name NAME",
         )
     if check_index_name(name) not in found:
         raise IndexNotFoundError(
@@ -210,3 +186,35 @@ def oldest_versions(published: Sequence[str], current: str, keep: int) -> list[s
     removable = [version for version in published if version != current]
     oldest = removable[: max(0, len(removable) - max(0, keep - 1))]
     return [version for version in oldest if version != published[-1]]
+
+
+def _named(index_folder: Path) -> str:
+    """What CURRENT says."""
+    try:
+        return (index_folder / CURRENT_NAME).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise IndexNotFoundError(
+            "there is no published place index",
+            where=str(index_folder),
+            remedy=f"Publish one: sightfix index SPEC --name {index_folder.name}",
+        ) from None
+
+
+def _is_missing(index_folder: Path, version: str) -> bool:
+    return not _NAME_PATTERN.fullmatch(version) or not (index_folder / VERSIONS_NAME / version).is_dir()
+
+
+def _remove_version(index_folder: Path, version: str) -> bool:
+    """Whether it was removed by this call: not when it became current meanwhile, or when another process did it."""
+    folder = index_folder / VERSIONS_NAME / version
+    # Renamed first: a reader finds the version whole or not at all.
+    removed = folder.with_name(f"{TEMPORARY_PREFIX}pruned-{version}")
+    try:
+        folder.rename(removed)
+    except FileNotFoundError:
+        return False
+    if (index_folder / CURRENT_NAME).read_bytes().strip() == version.encode():
+        removed.rename(folder)
+        return False
+    shutil.rmtree(removed, ignore_errors=True)
+    return True

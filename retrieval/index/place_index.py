@@ -1,8 +1,8 @@
-"""Which rows can lie in a circle, when rows are ordered along a spatial curve: a few contiguous slices.
+"""The place index: the published, immutable, versioned directory of descriptors and reference rows.
 
-Every run of 256 rows is wrapped in a cap of the sphere (centre and angle). A geo prior is compared with the caps only,
-in three dimensions, so the antimeridian and the poles are nothing special. Rows of the remaining blocks are then
-compared one by one, so the answer is exact.
+Rows are ordered along a spatial curve. `SpatialBlocks` wraps every run of 256 rows in a cap of the sphere (centre and
+angle). A geo prior is compared with the caps only, in three dimensions, so the antimeridian and the poles are nothing
+special. Rows of the remaining blocks are then compared one by one, so the answer is exact.
 """
 
 import math
@@ -33,6 +33,12 @@ BLOCK_ROWS: Final = 256
 # Angles below this are rounding (0.6 m on the ground; near the antipode the arcsine loses half of its digits): caps are
 # widened by it, never a row's own test.
 _SLACK_RAD: Final = 1e-7
+VECTORS_NAME: Final = "vectors.faiss"
+CANDIDATES_NAME: Final = "candidates.faiss"
+WHITENING_NAME: Final = "whitening.npz"
+REFERENCES_NAME: Final = "references.parquet"
+LOCAL_FEATURES_NAME: Final = "local_features.arrow"
+CALIBRATION_PHOTOS_NAME: Final = "calibration_photos.parquet"
 
 
 class SpatialBlocks:
@@ -66,25 +72,6 @@ class SpatialBlocks:
         inside[~whole] = np.einsum("brc,brc->br", chords, chords) <= (2.0 * math.sin(reach / 2.0)) ** 2
         found: NDArray[np.int64] = rows[inside]
         return found[found < len(self._points)]
-
-
-def _chord_angle(chord: Float64Array) -> Float64Array:
-    return np.asarray(2.0 * np.arcsin(np.clip(chord / 2.0, 0.0, 1.0)))
-
-
-# The place index: the published, immutable, versioned directory of descriptors and reference rows.
-
-VECTORS_NAME: Final = "vectors.faiss"
-
-CANDIDATES_NAME: Final = "candidates.faiss"
-
-WHITENING_NAME: Final = "whitening.npz"
-
-REFERENCES_NAME: Final = "references.parquet"
-
-LOCAL_FEATURES_NAME: Final = "local_features.arrow"
-
-CALIBRATION_PHOTOS_NAME: Final = "calibration_photos.parquet"
 
 
 class PlaceIndex(SearchablePlaceIndex):
@@ -252,3 +239,7 @@ def file_names(manifest: PlaceIndexManifest) -> list[str]:
         *([LOCAL_FEATURES_NAME] if manifest.local_features else []),
         *([CALIBRATION_PHOTOS_NAME] if manifest.calibration_photos else []),
     ]
+
+
+def _chord_angle(chord: Float64Array) -> Float64Array:
+    return np.asarray(2.0 * np.arcsin(np.clip(chord / 2.0, 0.0, 1.0)))

@@ -1,4 +1,4 @@
-"""What a search returns."""
+"""What every opened place index and every store of them can do: folders on this machine, or another engine."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -29,9 +29,6 @@ class SearchResult:
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
-
-
-# What every opened place index can do, wherever its descriptors lie: in this process, or in another engine.
 
 
 class SearchablePlaceIndex(ABC):
@@ -65,13 +62,13 @@ class SearchablePlaceIndex(ABC):
 
     @property
     def type_name(self) -> str:
-        """Of the index, as answers tell it."""
+        """Of the index, as answers state it."""
         return self.manifest.index_type
 
     @property
     @abstractmethod
     def searches_exactly(self) -> bool:
-        """Whether a search returns what comparing all descriptors would; else how much of it, the recall tells."""
+        """Whether a search returns what comparing all descriptors would; else how much of it, see its recall."""
 
     @property
     def score_stretch(self) -> float:
@@ -188,10 +185,7 @@ class SearchablePlaceIndex(ABC):
         """
 
     def close(self) -> None:  # noqa: B027 - most have nothing to give back
-        """Give back what is held elsewhere; searches under way are finished first by whoever owns the index."""
-
-
-# What a store of place indexes can do. The folders and every engine pass the same tests of it.
+        """Give back what is held elsewhere; the owner of the index finishes searches under way first."""
 
 
 class PlaceIndexStore(ABC):
@@ -262,14 +256,14 @@ class PlaceIndexStore(ABC):
     def close(self) -> None:  # noqa: B027 - folders hold nothing
         """Give back connections."""
 
-    def find(self, name: str | None) -> str:
-        """The name of an index that is there; with no name, the only one.
+    def find(self, name: str | None, option: str = "--index") -> str:
+        """The name of an index that is there; with no name, the only one. See `choose_index`.
 
         Raises:
             IndexNotFoundError: no such index, none at all, or several to choose from.
             ParameterError: the name cannot be an index's.
         """
-        return choose_index(self.names(), name, self.where)
+        return choose_index(self.names(), name, self.where, option)
 
     def find_version(self, name: str, version: str | None) -> str:
         """The whole name of a version, given its beginning; the current one where nothing is given.

@@ -1,4 +1,4 @@
-"""The store on this machine: a folder of indexes, see `retrieval.index.folder`."""
+"""The store of a user: the folder of indexes on this machine, or another engine by its address."""
 
 from pathlib import Path
 
@@ -67,9 +67,6 @@ class FolderStore(PlaceIndexStore):
 
     def _folder(self, name: str) -> Path:
         return self.indexes / check_index_name(name)
-
-
-# Which store a user means: the folder of indexes, or another engine by its address.
 
 
 def open_store(address: str | None, indexes: Path, *, memory_map: bool = False) -> PlaceIndexStore:

@@ -484,7 +484,7 @@ def _named(store: "PlaceIndexStore", name: str | None) -> str:
     # An index of which no version is current can still be listed, verified and repaired by its name.
     if name is not None and store.versions(check_index_name(name)):
         return name
-    return store.find(name)
+    return store.find(name, "--name")
 
 
 def _folder(indexes: Path, name: str | None) -> Path:
@@ -493,7 +493,7 @@ def _folder(indexes: Path, name: str | None) -> Path:
     # An index whose CURRENT is gone can still be listed, verified and repaired by its name.
     if name is not None and published_versions(indexes / check_index_name(name)):
         return indexes / name
-    return find_index(indexes, name)
+    return find_index(indexes, name, "--name")
 
 
 def _open(indexes: Path, name: str | None, version: str | None) -> "PlaceIndex":

@@ -98,6 +98,8 @@ def test_of_several_indexes_one_must_be_chosen(tmp_path: Path) -> None:
     text = f"{tmp_path}: there are several place indexes: campus, town. Choose one with --index NAME."
     with refused(IndexNotFoundError, text, "index_not_found"):
         find_index(tmp_path, None)
+    with refused(IndexNotFoundError, text.replace("--index", "--name"), "index_not_found"):
+        find_index(tmp_path, None, "--name")
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -68,7 +68,7 @@ def test_a_damaged_version_is_found_and_exits_1(indexed: Path) -> None:
 
 def test_an_index_travels_as_one_file(indexed: Path) -> None:
     done = sightfix("index", "export", "places.parquet", folder=indexed)
-    assert "written 10 references to places.parquet" in done.stdout, done.stderr
+    assert "wrote 10 references to places.parquet" in done.stdout, done.stderr
     done = sightfix("index", "import", "places.parquet", "--name", "copy", folder=indexed)
     assert "published 10 references as copy" in done.stdout, done.stderr
 
@@ -167,7 +167,7 @@ def test_an_index_is_pushed_to_milvus_and_served_from_there(indexed: Path, publi
 def test_wrong_store_options_say_what_is_right(indexed: Path) -> None:
     for option, text in (
         (("--store-type", "TREE"), "there is no Milvus index type 'TREE'"),
-        (("--store-build", "nlist"), "--store-build 'nlist' is no NAME=VALUE"),
+        (("--store-build", "nlist"), "--store-build 'nlist' is not NAME=VALUE"),
         (("--store-vectors", "int8"), "Milvus stores no 'int8' descriptors"),
     ):
         done = sightfix("index", "push", "--store", "milvus://127.0.0.1:9", *option, folder=indexed)

@@ -1,4 +1,4 @@
-"""The types of index that Milvus has, and what we know of each.
+"""One version's collection in Milvus, the types of index that Milvus has, and what is known of each.
 
 Parameters are those of Milvus's own documentation (v2.6, "In-memory index", "GPU index"). Milvus builds one index for
 each segment, of about 1 GB by default, so lists are sized for a segment and not for the whole collection.
@@ -31,23 +31,29 @@ MilvusType = Literal[
     "GPU_IVF_PQ",
     "GPU_CAGRA",
 ]
-
-MILVUS_TYPES: Final[tuple[MilvusType, ...]] = get_args(MilvusType)
-
-BuildParameters = dict[str, int | float | str | bool]
-
 _SEGMENT_ROWS: Final = 500_000
-
 _MOST_LISTS: Final = 4_096
-
 _ROWS_A_LIST: Final = 39  # fewer, and k-means complains
-
 _MOST_ROWS: Final = 16_384
-
 _MOST_GPU_ROWS: Final = 1_024
 
 # Milvus takes numbers of a descriptor together, four here, into one byte.
 _PQ_NUMBERS: Final = 4
+SEARCHING_NAME: Final = "searching.json"
+StoredAs = Literal["fp32", "fp16"]
+VECTOR: Final = "vector"
+TEXT_BYTES: Final = 65_535
+
+# What Milvus gives at once: rows of one search or query, and bytes of an answer (100 MB by default).
+MOST_ROWS: Final = 16_384
+_ANSWER_BYTES: Final = 32_000_000
+_ROWS_AT_ONCE: Final = 1_000
+
+
+MILVUS_TYPES: Final[tuple[MilvusType, ...]] = get_args(MilvusType)
+
+
+BuildParameters = dict[str, int | float | str | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,24 +138,6 @@ def search_parameters(type_: MilvusType, effort: int | None, k: int) -> dict[str
     if name is None or effort is None:
         return {}
     return {name: effort if name == "nprobe" else max(effort, k)}
-
-
-# One version's collection in Milvus: a row for each reference, its descriptor and its position beside it.
-
-SEARCHING_NAME: Final = "searching.json"
-
-StoredAs = Literal["fp32", "fp16"]
-
-VECTOR: Final = "vector"
-
-TEXT_BYTES: Final = 65_535
-
-# What Milvus gives at once: rows of one search or query, and bytes of an answer (100 MB by default).
-MOST_ROWS: Final = 16_384
-
-_ANSWER_BYTES: Final = 32_000_000
-
-_ROWS_AT_ONCE: Final = 1_000
 
 
 class MilvusSearching(BaseModel):

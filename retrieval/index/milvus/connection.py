@@ -1,7 +1,8 @@
-"""How indexes and versions are called in Milvus, where names hold letters, digits and underscores only.
+"""A connection to Milvus: its address, what indexes and versions are called there, and its failures as ours.
 
-An index's alias is ``sightfix__<index>`` and a version's collection ``sightfix__<index>__<version>``; every other
-character than a letter or digit is written ``_`` and two hexadecimal digits, so that two underscores only separate.
+Names in Milvus hold letters, digits and underscores only. An index's alias is ``sightfix__<index>`` and a version's
+collection ``sightfix__<index>__<version>``; every other character than a letter or digit is written ``_`` and two
+hexadecimal digits, so that two underscores only separate.
 """
 
 import contextlib
@@ -18,12 +19,21 @@ from urllib.parse import unquote, urlsplit
 from retrieval.errors import MissingExtraError, ParameterError, StoreUnavailableError
 
 RECORDS_NAME: Final = "sightfix_versions"
-
 _PREFIX: Final = "sightfix"
-
 _ESCAPED: Final = re.compile(r"_([0-9a-f]{2})")
-
 _PLAIN: Final = re.compile(r"[A-Za-z0-9]")
+
+_REMEDY: Final = (
+    "Write milvus://HOST:19530, milvus://HOST:19530/DATABASE, milvus+tls://HOST:19530, "
+    "or milvus:///path/to/file.db for milvus-lite"
+)
+_DEFAULT_PORT: Final = 19530
+TOKEN_VARIABLE: Final = "MILVUS_TOKEN"  # noqa: S105 - the name, not the secret
+_CONNECT_S: Final = 10.0
+_LITE_NOT_THERE: Final = 4
+
+# milvus-lite opens a file for one process and keeps it open for all its clients: how many, by the file's path.
+_opening = threading.Lock()
 
 
 def alias_of(index: str) -> str:
@@ -36,34 +46,10 @@ def collection_of(index: str, version: str) -> str:
     return f"{alias_of(index)}__{_escape(version)}"
 
 
-def index_of(alias: str) -> str | None:
-    """The index of an alias, or None where it is not one of ours."""
-    parts = alias.split("__")
-    return _unescape(parts[1]) if len(parts) == 2 and parts[0] == _PREFIX else None
-
-
 def version_of(collection: str) -> tuple[str, str] | None:
     """Index and version of a collection, or None where it is not one of ours."""
     parts = collection.split("__")
     return (_unescape(parts[1]), _unescape(parts[2])) if len(parts) == 3 and parts[0] == _PREFIX else None
-
-
-def _escape(text: str) -> str:
-    return "".join(sign if _PLAIN.match(sign) else f"_{ord(sign):02x}" for sign in text)
-
-
-def _unescape(text: str) -> str:
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
-
-
-# ``milvus://…``: where a Milvus is, without any secret.
-
-_REMEDY: Final = (
-    "Write milvus://HOST:19530, milvus://HOST:19530/DATABASE, milvus+tls://HOST:19530, "
-    "or milvus:///path/to/file.db for milvus-lite"
-)
-
-_DEFAULT_PORT: Final = 19530
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +102,9 @@ class MilvusAddress:
         return cls(f"{'https' if parts.scheme == 'milvus+tls' else 'http'}://{host}:{port}", database, text)
 
 
-# A connection to Milvus, whose failures are told as ours.
-
-TOKEN_VARIABLE: Final = "MILVUS_TOKEN"  # noqa: S105 - the name, not the secret
-
-_CONNECT_S: Final = 10.0
-
 # Codes of Milvus: a collection, an index or an alias is not there. A server says 4 when it has too much to do.
 _NOT_THERE: Final = frozenset({100, 700, 1600})
 
-_LITE_NOT_THERE: Final = 4
-
-# milvus-lite opens a file for one process and keeps it open for all who ask there: how many do, by the file's path.
-_opening = threading.Lock()
 
 _lite_users: Counter[str] = Counter()
 
@@ -142,7 +118,7 @@ class MilvusConnection:
 
     Raises:
         MissingExtraError: pymilvus is not installed.
-        StoreUnavailableError: there is no Milvus, or it lets nobody in with this token.
+        StoreUnavailableError: there is no Milvus, or it refuses this token.
     """
 
     def __init__(self, address: MilvusAddress, timeout_s: float = 30.0) -> None:
@@ -171,7 +147,7 @@ class MilvusConnection:
 
     @contextlib.contextmanager
     def failures(self, what: str = "does not answer as it should") -> Iterator[None]:
-        """Tell Milvus's failures as ours.
+        """Turn failures of Milvus into ours.
 
         Raises:
             StoreUnavailableError: for whatever pymilvus or gRPC raises.
@@ -194,7 +170,7 @@ class MilvusConnection:
         return code in _NOT_THERE or (code == _LITE_NOT_THERE and self._lite_file is not None)
 
     def close(self) -> None:
-        """Hang up; the last one to do so lets go of a file of milvus-lite."""
+        """Close the connection; the last one closes a file of milvus-lite."""
         with contextlib.suppress(Exception), _opening:
             self.client.close()
             if self._lite_file is not None:
@@ -203,6 +179,14 @@ class MilvusConnection:
                     from milvus_lite.server_manager import server_manager_instance
 
                     server_manager_instance.release_server(self._lite_file)
+
+
+def _escape(text: str) -> str:
+    return "".join(sign if _PLAIN.match(sign) else f"_{ord(sign):02x}" for sign in text)
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
 
 
 def _is_milvus(error: Exception) -> bool:

@@ -1,7 +1,8 @@
-"""A geo prior as a filter that Milvus understands: boxes of latitudes and longitudes that hold the circle.
+"""A place index whose descriptors and references lie in Milvus.
 
-Milvus's own distances differ between its server (metres) and milvus-lite (degrees), so positions are compared as plain
-numbers there, a little generously, and with the haversine here.
+A geo prior becomes a filter that Milvus understands: boxes of latitudes and longitudes that hold the circle. Milvus's
+own distances differ between its server (metres) and milvus-lite (degrees), so positions are compared as plain numbers
+there, a little generously, and with the haversine here.
 """
 
 import math
@@ -24,8 +25,22 @@ from retrieval.index.searchable import SearchablePlaceIndex, SearchResult
 from retrieval.index.whitening import Whitening
 from retrieval.references.reference import Reference
 
-# 1 cm on the ground, and some more towards the poles: whoever lies on the border is decided here, not there.
+# 1 cm on the ground, and some more towards the poles: what lies on the border is decided here, not there.
 _SLACK_DEG: Final = 1e-7
+_MOST_ROWS: Final = 16_384
+
+# Codes order rows roughly: so many times the wanted ones are looked at closely.
+_RERANK: Final = 8
+
+# Of a circle and the box around it, and then some.
+_BOX_OVER_CIRCLE: Final = 2
+
+# Up to so many rows inside a prior are brought here and compared one by one where search is approximate.
+EXACT_PRIOR_ROWS: Final = MOST_ROWS
+_SCANNED_AT_ONCE: Final = 4_096
+
+# Tracks need the position of every reference: 16 bytes each.
+MOST_POSITIONS: Final = 5_000_000
 
 
 def filter_of(prior: GeoPrior) -> str:
@@ -48,29 +63,6 @@ def filter_of(prior: GeoPrior) -> str:
             slack = _SLACK_DEG / math.cos(math.radians(prior.lat))
             parts += _longitudes(prior.lon, math.degrees(math.asin(sine)) + slack)
     return " and ".join(parts)
-
-
-def _longitudes(centre: float, half: float) -> list[str]:
-    if half >= 180.0:
-        return []
-    west, east = _wrapped(centre - half), _wrapped(centre + half)
-    if west <= east:
-        return [f"lon >= {_number(west)}", f"lon <= {_number(east)}"]
-    return [f"(lon >= {_number(west)} or lon <= {_number(east)})"]
-
-
-def _wrapped(lon: float) -> float:
-    return (lon + 180.0) % 360.0 - 180.0
-
-
-def _number(degrees: float) -> str:
-    """Without an exponent, which not every parser of filters knows."""
-    return f"{degrees:.9f}"
-
-
-# Rows that were asked for lately, so that one answer's fix, evidence and references need one question.
-
-_MOST_ROWS: Final = 16_384
 
 
 class RowsSeen:
@@ -117,23 +109,6 @@ class RowsSeen:
         return [known[row] for row in wanted]
 
 
-# A place index whose descriptors and references lie in Milvus.
-
-# Codes order rows roughly: so many times the wanted ones are looked at closely.
-_RERANK: Final = 8
-
-# Of a circle and the box around it, and then some.
-_BOX_OVER_CIRCLE: Final = 2
-
-# Up to so many rows inside a prior are brought here and compared one by one where search is approximate.
-EXACT_PRIOR_ROWS: Final = MOST_ROWS
-
-_SCANNED_AT_ONCE: Final = 4_096
-
-# Tracks want to know where every reference is: 16 bytes of each.
-MOST_POSITIONS: Final = 5_000_000
-
-
 class MilvusPlaceIndex(SearchablePlaceIndex):
     """A place index opened from a Milvus. Safe to search from several threads; immutable.
 
@@ -159,7 +134,7 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
 
     @property
     def type_name(self) -> str:
-        """Of Milvus's index, as answers tell it."""
+        """Of Milvus's index, as answers state it."""
         return f"milvus:{self.collection.searching.index_type}"
 
     @property
@@ -209,7 +184,7 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
         """As `SearchablePlaceIndex.all_positions`; at most `MOST_POSITIONS`."""
         if self.count > MOST_POSITIONS:
             raise ParameterError(
-                f"the positions of {self.count:,} references are too many to bring here, {MOST_POSITIONS:,} are not",
+                f"the positions of {self.count:,} references are too many to load, the limit is {MOST_POSITIONS:,}",
                 where=self.where,
                 remedy="Serve without tracks (--max-tracks 0), or an index for each region",
             )
@@ -299,6 +274,24 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
                 remedy="Publish the version again: sightfix index push",
             )
         return [found[row] for row in rows]
+
+
+def _longitudes(centre: float, half: float) -> list[str]:
+    if half >= 180.0:
+        return []
+    west, east = _wrapped(centre - half), _wrapped(centre + half)
+    if west <= east:
+        return [f"lon >= {_number(west)}", f"lon <= {_number(east)}"]
+    return [f"(lon >= {_number(west)} or lon <= {_number(east)})"]
+
+
+def _wrapped(lon: float) -> float:
+    return (lon + 180.0) % 360.0 - 180.0
+
+
+def _number(degrees: float) -> str:
+    """Without an exponent, which not every parser of filters knows."""
+    return f"{degrees:.9f}"
 
 
 def _by_cosine(query: Descriptors, rows: Sequence[MilvusRow]) -> list[tuple[MilvusRow, float]]:

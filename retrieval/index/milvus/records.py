@@ -1,4 +1,4 @@
-"""What is published in a Milvus: one small collection beside the versions' own, written before an alias moves.
+"""What is published in a Milvus, and who is pushing what: one small collection beside the versions' own.
 
 It holds the files of every version that are not rows: manifest, whitening, and how the collection is searched. They
 are cut into pieces, for Milvus limits the length of text. The manifest is written last: a version that has one is
@@ -18,15 +18,16 @@ from retrieval.index.manifest import PlaceIndexManifest
 from retrieval.index.milvus.connection import RECORDS_NAME, MilvusConnection, version_of
 
 MANIFEST_NAME: Final = "manifest.json"
-
 _PIECE_BYTES: Final = 45_000  # 60,000 signs of base64, of the 65,535 that a text may have
-
 _MOST_PIECES: Final = 16_000
-
 _LOAD_S: Final = 60.0
 
 # Every collection needs a vector.
 _NO_VECTOR: Final = (0.0, 0.0)
+CLAIM_NAME: Final = "claim.json"
+
+# Renewed far more often than that.
+_GOOD_FOR: Final = timedelta(minutes=5)
 
 
 class MilvusRecords:
@@ -154,7 +155,7 @@ class MilvusRecords:
         self._load()
 
     def _load(self) -> None:
-        """Into Milvus's memory: after it has started again, and where whoever created the collection was cut off."""
+        """Into Milvus's memory: after it has started again, and where its creator was cut off."""
         client = self.connection.client
         with self.connection.failures():
             if not client.list_indexes(RECORDS_NAME):
@@ -186,20 +187,12 @@ class MilvusRecords:
         return [dict(row) for row in found]
 
 
-# Who is pushing a version.
-
-CLAIM_NAME: Final = "claim.json"
-
-# Renewed far more often than that.
-_GOOD_FOR: Final = timedelta(minutes=5)
-
-
 class Claim(BaseModel):
     """A process that is pushing.
 
     Attributes:
         host, process: which.
-        at: when it last said so.
+        at: when it was last renewed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -209,7 +202,7 @@ class Claim(BaseModel):
     at: datetime
 
     def holds(self) -> bool:
-        """Whether it is to be respected: its process lives, as far as can be told from here."""
+        """Whether it is to be respected: its process lives, as far as is known here."""
         if datetime.now(UTC) - self.at > _GOOD_FOR:
             return False
         if self.host != socket.gethostname():
@@ -226,7 +219,7 @@ class Claim(BaseModel):
 
 
 def read_claim(records: MilvusRecords, collection: str) -> Claim | None:
-    """The claim on a version, or None where nobody has one that can be read.
+    """The claim on a version, or None where there is none that can be read.
 
     Raises:
         StoreUnavailableError: Milvus cannot be asked.

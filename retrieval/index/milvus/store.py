@@ -108,7 +108,7 @@ class MilvusStore(PlaceIndexStore):
         return MilvusPlaceIndex(manifest, rows, whitening)
 
     def prune(self, name: str, keep: int) -> list[str]:
-        """As `PlaceIndexStore.prune`. What nobody is pushing any more goes, too, if it is older than the newest."""
+        """As `PlaceIndexStore.prune`. Unfinished versions that no process pushes go, too, if they are old."""
         current = self.current(name)
         published = self.versions(name)
         removed = [version for version in oldest_versions(published, current, keep) if self._remove(name, version)]
@@ -120,12 +120,12 @@ class MilvusStore(PlaceIndexStore):
         return removed
 
     def _remove(self, name: str, version: str) -> bool:
-        """Whether it was removed by this call: not when it became current meanwhile, or when somebody else did it."""
+        """Whether it was removed by this call: not when it became current meanwhile, or when another process did it."""
         collection = collection_of(name, version)
         manifest = self.records.read(collection, MANIFEST_NAME)
         if manifest is None or self._current(name) == version:
             return False
-        # First the manifest: from then on nobody opens it, and nobody makes it current.
+        # First the manifest: from then on it is neither opened nor made current.
         self.records.remove_file(collection, MANIFEST_NAME)
         if self._current(name) == version:
             self.records.write(collection, MANIFEST_NAME, manifest)
@@ -173,18 +173,18 @@ class MilvusStore(PlaceIndexStore):
             ) from error
 
     def close(self) -> None:
-        """Hang up; nothing that was opened can be searched any more."""
+        """Close the connection; what was opened can no longer be searched."""
         self.connection.close()
 
     def _current(self, name: str) -> str | None:
         with self.connection.failures():
             try:
-                told = self.connection.client.describe_alias(alias_of(name), timeout=self.connection.timeout_s)
+                alias = self.connection.client.describe_alias(alias_of(name), timeout=self.connection.timeout_s)
             except Exception as error:
                 if self.connection.is_not_there(error):
                     return None
                 raise
-        found = version_of(str(told["collection_name"]))
+        found = version_of(str(alias["collection_name"]))
         return found[1] if found is not None and found[0] == name else None
 
     def _move_alias(self, name: str, version: str, *, there: bool) -> None:

@@ -1,4 +1,8 @@
-"""The types of index, by name."""
+"""Approximate search: a FAISS index that names candidates quickly, and the exact descriptors that decide among them.
+
+Inverted lists (Sivic & Zisserman, ICCV 2003) look at some lists only; product quantisation (Jégou et al., PAMI 2011)
+and its fast-scan form (André et al., VLDB 2015) compare short codes; HNSW (Malkov & Yashunin, PAMI 2020) walks a graph.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,18 +26,17 @@ if TYPE_CHECKING:
     from retrieval.describer import Descriptors
 
 ApproximateType = Literal["ivf", "ivf-int8", "ivf-pq", "ivf-pq-fast", "hnsw"]
-
 IndexType = Literal["exact", "ivf", "ivf-int8", "ivf-pq", "ivf-pq-fast", "hnsw"]
-
 WantedType = IndexType | Literal["auto"]
+_GRAPH_BUILD_EFFORT: Final = 80
+_LIST_TRAINING_ROUNDS: Final = 10
+
+# Inside a geo prior of more rows than this, candidates are quicker than an exact scan.
+EXACT_PRIOR_ROWS: Final = 100_000
+
 
 INDEX_TYPES: Final[tuple[IndexType, ...]] = get_args(IndexType)
 
-# Approximate search: a FAISS index that names candidates quickly, and what it was built and tuned with.
-#
-# Inverted lists (Sivic & Zisserman, ICCV 2003) look at some lists only; product quantisation (Jégou et al., PAMI
-# 2011) and its fast-scan form (André et al., VLDB 2015) compare short codes; HNSW (Malkov & Yashunin, PAMI 2020)
-# walks a graph.
 
 _CODES: Final[dict[ApproximateType, str]] = {
     "ivf": "SQfp16",
@@ -44,11 +47,8 @@ _CODES: Final[dict[ApproximateType, str]] = {
     "hnsw": "SQfp16",
 }
 
+
 _CODE_VALUES: Final[dict[ApproximateType, int]] = {"ivf-pq": 256, "ivf-pq-fast": 16}
-
-_GRAPH_BUILD_EFFORT: Final = 80
-
-_LIST_TRAINING_ROUNDS: Final = 10
 
 
 class CandidateParameters(BaseModel):
@@ -144,7 +144,7 @@ class Candidates:
         return Candidates(self._index, parameters)
 
     def add(self, descriptors: "Descriptors") -> None:
-        """Add (n, D) float32 unit rows on all cores; only while nobody searches."""
+        """Add (n, D) float32 unit rows on all cores; not while it is searched."""
         set_up_training(self._faiss)
         self._index.add(np.ascontiguousarray(descriptors, np.float32))
 
@@ -206,32 +206,7 @@ def code_parts_for(dim: int, numbers_each: int) -> int:
     return next(parts for parts in range(max(1, dim // numbers_each), 0, -1) if dim % parts == 0)
 
 
-def _check_trainable(parameters: CandidateParameters, rows: int, dim: int) -> None:
-    lists = parameters.lists
-    if lists is not None and rows < lists:
-        raise ParameterError(
-            f"{counted(rows, 'reference is', 'references are')} too few for {counted(lists, 'list')}",
-            remedy="Use fewer lists, or --type exact, which is fast with so few",
-        )
-    values = _CODE_VALUES.get(parameters.type, 0)
-    if rows < values:
-        raise ParameterError(
-            f"{counted(rows, 'reference is', 'references are')} too few for codes of {values} values",
-            remedy="Use --type exact, which is fast with so few",
-        )
-    if parameters.code_parts is not None and dim % parameters.code_parts:
-        raise ParameterError(
-            f"codes of {parameters.code_parts} parts do not divide a descriptor of {dim} numbers",
-            remedy=f"Use a divisor of {dim}",
-        )
-
-
-# Stored descriptors with or without a quick first look: one way to search them.
-
-# Inside a geo prior of more rows than this, candidates are quicker than an exact scan.
-EXACT_PRIOR_ROWS: Final = 100_000
-
-# Their codes are as fine as stored descriptors; the others' scores are never shown to anyone.
+# Their codes are as fine as stored descriptors; the others' scores are never shown.
 _EXACT_SCORES: Final = frozenset({"ivf", "hnsw"})
 
 
@@ -320,3 +295,23 @@ class StoredVectors:
             some = np.sort(found[place][found[place] >= 0])
             rows[place], scores[place] = self.exact.search_rows(query, k, some)
         return rows, scores
+
+
+def _check_trainable(parameters: CandidateParameters, rows: int, dim: int) -> None:
+    lists = parameters.lists
+    if lists is not None and rows < lists:
+        raise ParameterError(
+            f"{counted(rows, 'reference is', 'references are')} too few for {counted(lists, 'list')}",
+            remedy="Use fewer lists, or --type exact, which is fast with so few",
+        )
+    values = _CODE_VALUES.get(parameters.type, 0)
+    if rows < values:
+        raise ParameterError(
+            f"{counted(rows, 'reference is', 'references are')} too few for codes of {values} values",
+            remedy="Use --type exact, which is fast with so few",
+        )
+    if parameters.code_parts is not None and dim % parameters.code_parts:
+        raise ParameterError(
+            f"codes of {parameters.code_parts} parts do not divide a descriptor of {dim} numbers",
+            remedy=f"Use a divisor of {dim}",
+        )

@@ -106,7 +106,7 @@ class ExactVectors:
         return ExactVectors(self._empty_alike(), self.storage)
 
     def add(self, descriptors: "Descriptors") -> None:
-        """Add (n, D) float32 unit rows; only while nobody searches."""
+        """Add (n, D) float32 unit rows; not while it is searched."""
         self._index.add(np.ascontiguousarray(descriptors, np.float32))
 
     def write(self, write: Callable[[bytes], int]) -> None:
