@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only 
 # glibc puts each arena but the first into maps that begin at multiples of 64 MiB.
 _COUNT_ARENAS = """
 import ctypes, threading
-from retrieval.heap import limit_arenas
+from retrieval.machine import limit_arenas
 print(limit_arenas(2))
 ready = threading.Barrier(13)
 def hold():

@@ -6,6 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
+from index_builder import update_observer
 from sightfix.commands import index as indexing_progress
 from sightfix.commands.index import IndexingProgress
 
@@ -23,7 +24,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(indexing_progress, "time", clock)
+    for module in (indexing_progress, update_observer):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
