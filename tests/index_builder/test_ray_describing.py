@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine builds the index that this process builds, byte for byte."""
+"""Ray builds the index that this process builds, byte for byte: in one process, and nightly on a cluster."""
 
 import os
 import sys
@@ -21,12 +21,14 @@ from retrieval.errors import MissingExtraError, ModelIndexMismatchError
 from retrieval.geo import Position
 from retrieval.index.folder import current_version
 from retrieval.index.place_index import PlaceIndex
+from tests.index_builder import ray_in_one_process
 from tests.index_builder.recording_observer import RecordingObserver, StoppedError, stop_at
 from tests.places import Places, make_places, pattern
 from tests.retrieval.other_bundle import copy_bundle, write_other_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (pip install 'sightfix[ray]')")
+on_a_cluster = pytest.param("cluster", marks=[pytest.mark.nightly, needs_ray])
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,16 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(params=["one process", on_a_cluster])
+def ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster, or what stands for one."""
+    if request.param == "cluster":
+        request.getfixturevalue("cluster")
+    else:
+        for name, module in ray_in_one_process.modules().items():
+            monkeypatch.setitem(sys.modules, name, module)
+
+
 def settings(engine: str, **changes) -> UpdateSettings:
     describe = DescribeSettings(batch_size=2, decode_threads=1, max_unreadable=1)
     return replace(UpdateSettings(describe=describe, part_photos=4, engine=engine), **changes)
@@ -78,8 +90,7 @@ def scattered(folder: Path, count: int) -> Places:
     return places
 
 
-@needs_ray
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray")
 def test_both_engines_build_the_same_index_and_go_on_from_each_other(tmp_path: Path, one_thread: Describer) -> None:
     """One photo is unreadable. Then one changes, and the re-index is begun here and gone on with there."""
     places = scattered(tmp_path / "photos", 11)
@@ -106,8 +117,7 @@ def test_both_engines_build_the_same_index_and_go_on_from_each_other(tmp_path: P
     assert PlaceIndex.open(there / "town").count == 10
 
 
-@needs_ray
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray")
 def test_what_an_actor_meets_is_told_in_its_own_words(tmp_path: Path, bundle: Bundle) -> None:
     """The bundle's folder holds another one by the time the actors open it."""
     folder = copy_bundle(bundle, tmp_path / "bundle")
