@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving.hostile [--scale 1] [--seed N]
 
-`tests.service.hostile` makes and judges them. Scale 1 is about 3,500 cases and two minutes.
+`tests.service.malformed` makes and judges them. Scale 1 is about 3,500 cases and two minutes.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from tests.places import make_places
 from tests.running_server import running_server
-from tests.service.hostile.campaign import ENVIRONMENT, Campaign
+from tests.service.malformed.request_fuzzer import ENVIRONMENT, RequestFuzzer
 
 CASES = {"images": 1200, "batches": 100, "json": 600, "multipart": 500, "raw": 800, "schema": 800}
 
@@ -37,31 +37,31 @@ def main(arguments: list[str] | None = None) -> int:
         served = ["--indexes", str(folder / "indexes"), "--source-root", str(folder / "roots")]
         with running_server(folder / "log", served, ENVIRONMENT) as server:
             server.wait_until_ready()
-            campaign = Campaign(server.url, given.seed)
-            campaign.specimens()
+            fuzzer = RequestFuzzer(server.url, given.seed)
+            fuzzer.samples()
             before = held_by(server.process.pid)
             begun = time.monotonic()
             for area, cases in CASES.items():
-                getattr(campaign, area)(round(cases * given.scale))
+                getattr(fuzzer, area)(round(cases * given.scale))
             seconds = time.monotonic() - begun
-            campaign.specimens()
+            fuzzer.samples()
             after = held_by(server.process.pid)
             tracebacks = (folder / "log").read_text().count("Traceback")
-    report(campaign, seconds)
+    report(fuzzer, seconds)
     print(f"  resident memory {before.resident_mb:.0f} MB before, {after.resident_mb:.0f} MB after")
     print(f"  {tracebacks} tracebacks in the server's log")
     return 1 if tracebacks else 0
 
 
-def report(campaign: Campaign, seconds: float) -> None:
+def report(fuzzer: RequestFuzzer, seconds: float) -> None:
     """Print what came back."""
-    verdicts = campaign.verdicts
-    slowest, what = verdicts.slowest
-    print(f"  {verdicts.cases:,} cases in {seconds:.0f} s; slowest answer {slowest:.2f} s ({what})")
-    for area in sorted({area for area, _ in verdicts.answers}):
-        counts = {status: count for (found, status), count in sorted(verdicts.answers.items()) if found == area}
+    checks = fuzzer.checks
+    slowest, what = checks.slowest
+    print(f"  {checks.cases:,} cases in {seconds:.0f} s; slowest answer {slowest:.2f} s ({what})")
+    for area in sorted({area for area, _ in checks.answers}):
+        counts = {status: count for (found, status), count in sorted(checks.answers.items()) if found == area}
         print(f"  {area:10} " + ", ".join(f"{status or 'hung up'} {count:,}" for status, count in counts.items()))
-    print("  problems: " + ", ".join(f"{code} {count:,}" for code, count in verdicts.codes.most_common()))
+    print("  problems: " + ", ".join(f"{code} {count:,}" for code, count in checks.codes.most_common()))
 
 
 if __name__ == "__main__":

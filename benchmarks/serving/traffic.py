@@ -15,7 +15,7 @@ import httpx
 from benchmarks.serving.load import raw_request
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceStub
-from tests.service.hostile.specimens import bad, doubtful, whole
+from tests.service.malformed.image_samples import bad, doubtful, whole
 
 # A photo is answered, or refused because the server is busy; nothing else is right for a good client.
 GOOD = frozenset({"200", "429"})

@@ -11,7 +11,7 @@ from retrieval.geo import haversine_m
 from retrieval.localize.calibration import Calibration, logistic
 from retrieval.localize.evidence import FIX_METHODS, FixSettings, centre_of, centred_cosines
 from retrieval.localize.fix import FixStatus
-from tests.index_builder.surveyed import SURVEYED, survey
+from tests.index_builder.made_up_street import MADE_UP_BUNDLE, made_up_street
 from tests.retrieval.fixing import make_fix
 
 SETTINGS = CalibrationSettings(away_m=200.0)
@@ -19,7 +19,7 @@ SETTINGS = CalibrationSettings(away_m=200.0)
 
 @pytest.fixture(scope="module")
 def known() -> DescribedIndex:
-    return survey(6, 80, noise=1.2, seed=1)
+    return made_up_street(6, 80, noise=1.2, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_confidence_and_radius_hold_for_sessions_that_were_never_seen(
     known: DescribedIndex, calibration: Calibration
 ) -> None:
     """Eight new drives down the same street, each with a camera of its own."""
-    new = survey(8, 80, noise=1.2, seed=2)
+    new = made_up_street(8, 80, noise=1.2, seed=2)
     told = answers(known, new.descriptors(np.arange(new.count)), calibration)
     fixed = np.array([fix is not None for _, fix in told])
     fixes = [fix for _, fix in told if fix is not None]
@@ -94,10 +94,10 @@ def test_the_same_index_gives_the_same_calibration(known: DescribedIndex, calibr
 
 
 def test_sessions_without_names_are_told_apart_by_pauses() -> None:
-    unnamed = fit_calibration(survey(4, 60, noise=1.2, names=False), SETTINGS)
+    unnamed = fit_calibration(made_up_street(4, 60, noise=1.2, names=False), SETTINGS)
     assert unnamed is not None
     assert (unnamed.held_out, unnamed.groups) == ("time blocks", 4)
-    named = fit_calibration(survey(4, 60, noise=1.2), SETTINGS)
+    named = fit_calibration(made_up_street(4, 60, noise=1.2), SETTINGS)
     assert named is not None
     assert named.methods == unnamed.methods
 
@@ -105,11 +105,11 @@ def test_sessions_without_names_are_told_apart_by_pauses() -> None:
 @pytest.mark.parametrize(
     "index",
     [
-        survey(1, 300, noise=1.2),
-        survey(4, 60, noise=1.2, names=False, times=False),
-        survey(4, 15, noise=1.2),
-        survey(4, 60, noise=1.2, street_m=100_000.0),
-        survey(4, 60, noise=0.0),
+        made_up_street(1, 300, noise=1.2),
+        made_up_street(4, 60, noise=1.2, names=False, times=False),
+        made_up_street(4, 15, noise=1.2),
+        made_up_street(4, 60, noise=1.2, street_m=100_000.0),
+        made_up_street(4, 60, noise=0.0),
     ],
     ids=["one session", "nothing known", "too few", "nothing overlaps", "always right"],
 )
@@ -176,9 +176,9 @@ def test_a_surer_group_that_errs_more_is_pooled() -> None:
 
 
 def test_an_index_in_memory_is_checked() -> None:
-    index = survey(1, 3)
+    index = made_up_street(1, 3)
     with pytest.raises(ParameterError, match="3 references and 2 descriptors"):
-        DescribedIndex(index.references(np.arange(3)), index.descriptors(np.arange(2)), SURVEYED)
+        DescribedIndex(index.references(np.arange(3)), index.descriptors(np.arange(2)), MADE_UP_BUNDLE)
     without = [replace(reference, position=None) for reference in index.references(np.arange(3))]
     with pytest.raises(ParameterError, match="no position in degrees"):
-        DescribedIndex(without, index.descriptors(np.arange(3)), SURVEYED)
+        DescribedIndex(without, index.descriptors(np.arange(3)), MADE_UP_BUNDLE)

@@ -6,7 +6,7 @@ import pytest
 from index_builder import calibration_queries as held_out
 from index_builder.calibration_queries import DescribedIndex, Occasions, coverage_of, occasions_of, search_held_out
 from retrieval.geo import haversine_m
-from tests.index_builder.surveyed import SURVEYED, survey
+from tests.index_builder.made_up_street import MADE_UP_BUNDLE, made_up_street
 
 
 def slow_search(index, label, query, k, away_m):
@@ -34,7 +34,7 @@ def test_search_agrees_with_one_row_at_a_time(
     monkeypatch: pytest.MonkeyPatch, away_m: float | None, block: int
 ) -> None:
     monkeypatch.setattr(held_out, "_BLOCK", block)
-    index = survey(3, 40)
+    index = made_up_street(3, 40)
     label = np.repeat([0, 1, 2], 40)
     label[5:9] = -1
     queries = np.array([0, 41, 60, 100, 119])
@@ -48,7 +48,7 @@ def test_search_agrees_with_one_row_at_a_time(
 
 
 def test_fewer_than_k_remain() -> None:
-    index = survey(2, 5)
+    index = made_up_street(2, 5)
     found = search_held_out(index, Occasions(np.repeat([0, 1], 5), "sessions"), np.array([0, 7]), 8)
     np.testing.assert_array_equal(np.sort(found.rows[0]), [-1, -1, -1, 5, 6, 7, 8, 9])
     np.testing.assert_array_equal(found.rows[:, 5:], -1)
@@ -57,7 +57,7 @@ def test_fewer_than_k_remain() -> None:
 
 
 def test_coverage_by_hand() -> None:
-    index = survey(3, 40)
+    index = made_up_street(3, 40)
     occasions = occasions_of(index)[0]
     queries = np.array([3, 50, 90])
     coverage = coverage_of(index, occasions, queries, 25.0)
@@ -68,11 +68,11 @@ def test_coverage_by_hand() -> None:
 
 
 def test_occasions_are_sessions_by_name_and_blocks_between_pauses() -> None:
-    sessions, blocks = occasions_of(survey(3, 20))
+    sessions, blocks = occasions_of(made_up_street(3, 20))
     assert (sessions.kind, blocks.kind) == ("sessions", "time blocks")
     np.testing.assert_array_equal(sessions.label, np.repeat([0, 1, 2], 20))
     np.testing.assert_array_equal(blocks.label, np.repeat([0, 1, 2], 20))
-    unnamed, timeless = occasions_of(survey(3, 20, names=False, times=False))
+    unnamed, timeless = occasions_of(made_up_street(3, 20, names=False, times=False))
     assert (unnamed.label == -1).all()
     assert (timeless.label == -1).all()
     assert (unnamed.count, sessions.count) == (0, 3)
@@ -84,13 +84,13 @@ def with_backup(index: DescribedIndex, of: int, photos: int, *, named: str = "ba
     copies = [replace(one, id=f"copy/{one.id}", session=named) for one in index.references(rows)]
     every = index.descriptors(np.arange(index.count))
     return DescribedIndex(
-        [*index.references(np.arange(index.count)), *copies], np.concatenate([every, every[rows]]), SURVEYED
+        [*index.references(np.arange(index.count)), *copies], np.concatenate([every, every[rows]]), MADE_UP_BUNDLE
     )
 
 
 def test_copies_in_another_folder_are_held_out_with_the_photos_that_they_are_of() -> None:
     """Neither the query's own copy nor those of its burst are another day's photos."""
-    index = with_backup(survey(3, 40), of=1, photos=40)
+    index = with_backup(made_up_street(3, 40), of=1, photos=40)
     occasions = occasions_of(index)[0]
     queries = np.array([45, 60, 130])
     found = search_held_out(index, occasions, queries, 20)
@@ -102,7 +102,7 @@ def test_copies_in_another_folder_are_held_out_with_the_photos_that_they_are_of(
 
 
 def test_a_copy_without_a_time_is_known_by_its_descriptor() -> None:
-    index = with_backup(survey(2, 30, times=False), of=0, photos=30)
+    index = with_backup(made_up_street(2, 30, times=False), of=0, photos=30)
     found = search_held_out(index, occasions_of(index)[0], np.array([7]), 5)
     assert 67 not in found.rows
     assert found.remained.tolist() == [59]

@@ -20,8 +20,8 @@ from retrieval.images import LeftOut
 from retrieval.index.place_index import LOCAL_FEATURES_NAME, PlaceIndex
 from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, extract_features
 from tests.index_builder.recording_observer import RecordingObserver, StoppedError
+from tests.manifest_hash import write_manifest_hash
 from tests.places import Places
-from tests.seal import seal
 from tests.textured import make_textured_places, textured
 
 
@@ -109,7 +109,7 @@ def test_an_index_from_before_there_were_any_is_read(tmp_path: Path, describer: 
     content = json.loads(manifest.read_text())
     del content["local_features"]
     manifest.write_text(json.dumps(content))
-    seal(manifest)
+    write_manifest_hash(manifest)
     assert PlaceIndex.open(built.folder).local_features is None
 
 
@@ -197,7 +197,7 @@ def test_what_another_index_holds_is_refused(tmp_path: Path, describer: Describe
     content = json.loads(manifest.read_text())
     del content["files"][LOCAL_FEATURES_NAME]
     manifest.write_text(json.dumps(content))
-    seal(manifest)
+    write_manifest_hash(manifest)
     with pytest.raises(PlaceIndexError, match=r"the manifest names no local_features\.arrow"):
         PlaceIndex.open(built.folder)
 

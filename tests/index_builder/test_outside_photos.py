@@ -8,7 +8,7 @@ from index_builder import calibration_queries as held_out
 from index_builder.calibration_queries import PAUSE_S, DescribedIndex, OutsidePhotos, OutsideSearch
 from retrieval.errors import ParameterError
 from retrieval.geo import haversine_m
-from tests.index_builder.surveyed import SURVEYED, survey
+from tests.index_builder.made_up_street import MADE_UP_BUNDLE, made_up_street
 
 
 def outside(index: DescribedIndex) -> OutsidePhotos:
@@ -50,8 +50,8 @@ def test_search_agrees_with_one_row_at_a_time(
 ) -> None:
     """Of the index's own sessions, of others, without a session, and with nothing known at all."""
     monkeypatch.setattr(held_out, "_BLOCK", block)
-    index = survey(3, 40)
-    photos = outside(survey(4, 3, seed=5))
+    index = made_up_street(3, 40)
+    photos = outside(made_up_street(4, 3, seed=5))
     photos = replace(
         photos,
         sessions=[*photos.sessions[:6], None, None, "drive-9", None, "", "drive-1"],
@@ -75,12 +75,12 @@ def test_search_agrees_with_one_row_at_a_time(
 @pytest.mark.parametrize("block", [8192, 7])
 def test_a_place_is_known_from_other_occasions_only(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(held_out, "_BLOCK", block)
-    index, photos = survey(1, 40), outside(survey(1, 40))
+    index, photos = made_up_street(1, 40), outside(made_up_street(1, 40))
     assert not OutsideSearch.of(index, photos).known(25.0).any(), "all of them are of drive-0"
     renamed = replace(photos, sessions=["another"] * 40)
     assert not OutsideSearch.of(index, renamed).known(25.0).any(), "all of them were taken at the same time"
     later = replace(
-        outside(survey(1, 40, seed=3)),
+        outside(made_up_street(1, 40, seed=3)),
         sessions=["another"] * 40,
         seconds=photos.seconds + 86_400.0,
         lat=photos.lat + np.where(np.arange(40) < 10, 0.0, 0.01),
@@ -95,14 +95,14 @@ def test_a_place_is_known_from_other_occasions_only(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("bits", ["fp32", "fp16", "int8"])
 def test_copies_are_left_out_however_the_index_stores_them(bits: str) -> None:
     """Photos of which nothing is known but where they were taken, in an index that holds them."""
-    made = survey(1, 40, names=False, times=False, street_m=4_000.0)
+    made = made_up_street(1, 40, names=False, times=False, street_m=4_000.0)
     every = np.arange(40)
     stored = made.descriptors(every)
     if bits == "fp16":
         stored = stored.astype(np.float16).astype(np.float32)
     elif bits == "int8":
         stored = np.round(stored * 255.0 / 0.4).astype(np.float32) / 255.0 * 0.4
-    index, photos = DescribedIndex(made.references(every), stored, SURVEYED), outside(made)
+    index, photos = DescribedIndex(made.references(every), stored, MADE_UP_BUNDLE), outside(made)
     search = OutsideSearch.of(index, photos)
     assert not (search.search(5).rows == every[:, None]).any()
     near = haversine_m(index.lat[:, None], index.lon[:, None], index.lat[None], index.lon[None]) <= 25.0
@@ -115,7 +115,7 @@ def test_copies_are_left_out_however_the_index_stores_them(bits: str) -> None:
 
 
 def test_what_is_known_of_copies_is_enough() -> None:
-    index = survey(2, 20)
+    index = made_up_street(2, 20)
     assert not OutsideSearch.of(index, outside(index)).indexed_undated().any()
     without_times = replace(outside(index), seconds=np.full(40, np.nan))
     assert not OutsideSearch.of(index, without_times).indexed_undated().any()
@@ -124,7 +124,7 @@ def test_what_is_known_of_copies_is_enough() -> None:
 
 
 def test_occasions_are_sessions_or_blocks_of_time() -> None:
-    photos = outside(survey(2, 4))
+    photos = outside(made_up_street(2, 4))
     np.testing.assert_array_equal(photos.occasions, [0, 0, 0, 0, 1, 1, 1, 1])
     unnamed = replace(photos, sessions=[None] * 8)
     np.testing.assert_array_equal(unnamed.occasions, [0, 0, 0, 0, 1, 1, 1, 1])
@@ -135,7 +135,7 @@ def test_occasions_are_sessions_or_blocks_of_time() -> None:
 
 
 def test_what_was_written_is_read_bit_by_bit(tmp_path: Path) -> None:
-    photos = outside(survey(2, 3))
+    photos = outside(made_up_street(2, 3))
     photos = replace(photos, sessions=["a", None, "b", "b", None, "ü"], seconds=np.array([*photos.seconds[:5], np.nan]))
     photos.write(tmp_path / "photos.parquet")
     read = OutsidePhotos.read(tmp_path / "photos.parquet")
@@ -146,7 +146,7 @@ def test_what_was_written_is_read_bit_by_bit(tmp_path: Path) -> None:
 
 
 def test_a_photo_without_a_position_is_refused() -> None:
-    index = survey(1, 3)
+    index = made_up_street(1, 3)
     without = [replace(reference, position=None) for reference in index.references(np.arange(3))]
     with pytest.raises(ParameterError, match="no position in degrees"):
         OutsidePhotos.from_references(without, index.descriptors(np.arange(3)))

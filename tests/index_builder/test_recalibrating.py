@@ -40,7 +40,7 @@ from retrieval.index.stores import FolderStore
 from retrieval.localize.calibration import MethodCalibration
 from retrieval.localize.evidence import FixSettings
 from retrieval.references.reference import Reference
-from tests.index_builder.surveyed import DIM, SURVEYED, survey
+from tests.index_builder.made_up_street import DIM, MADE_UP_BUNDLE, made_up_street
 from tests.places import make_places
 from tests.retrieval.other_bundle import flip_byte, write_other_bundle
 
@@ -71,12 +71,13 @@ def widened(descriptors: np.ndarray, dim: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def known() -> DescribedIndex:
-    return survey(6, 80, noise=1.0, seed=1)
+    return made_up_street(6, 80, noise=1.0, seed=1)
 
 
 def test_where_another_camera_is_worse_photos_tell_and_references_do_not(known: DescribedIndex) -> None:
     given, later = (
-        photographed(survey(sessions, 70, noise=2.6, seed=seed), off_m=15.0) for sessions, seed in ((6, 2), (8, 3))
+        photographed(made_up_street(sessions, 70, noise=2.6, seed=seed), off_m=15.0)
+        for sessions, seed in ((6, 2), (8, 3))
     )
     matches = OutsideSearch.of(known, later).search(FixSettings().matches_needed)
     trials = make_trials(known, later.lat, later.lon, matches, FixSettings())
@@ -96,16 +97,16 @@ def test_where_another_camera_is_worse_photos_tell_and_references_do_not(known: 
 
 
 def test_what_it_says_of_itself(known: DescribedIndex) -> None:
-    calibration = fit_on_photos(known, outside(survey(3, 70, noise=2.6, seed=2)), SETTINGS)
+    calibration = fit_on_photos(known, outside(made_up_street(3, 70, noise=2.6, seed=2)), SETTINGS)
     assert (calibration.held_out, calibration.queries, calibration.groups) == ("photos", 210, 3)
     assert calibration.rejected_share == pytest.approx(0.07, abs=0.01)
-    few = fit_on_photos(known, outside(survey(3, 70, noise=2.6, seed=2)), replace(SETTINGS, max_queries=170))
+    few = fit_on_photos(known, outside(made_up_street(3, 70, noise=2.6, seed=2)), replace(SETTINGS, max_queries=170))
     assert few.queries == 170
 
 
 def test_enough_photos_of_places_in_the_index_are_drawn(known: DescribedIndex) -> None:
     """Three in four lie far off: of 150 drawn, 38 would be left, and more photos of the kind would not help."""
-    given = outside(survey(3, 200, noise=2.6, seed=2))
+    given = outside(made_up_street(3, 200, noise=2.6, seed=2))
     off = replace(given, lat=given.lat + np.where(np.arange(given.count) % 4, 1.0, 0.0))
     for few in (replace(SETTINGS, max_queries=150), replace(SETTINGS, max_pairs=known.count)):
         matched = match_photos(known, off, few)
@@ -117,16 +118,17 @@ def test_enough_photos_of_places_in_the_index_are_drawn(known: DescribedIndex) -
 @pytest.mark.parametrize("session", ["robot drive-0", "elsewhere/drive-0", None])
 def test_photos_that_were_indexed_meanwhile_teach_the_same(known: DescribedIndex, session: str | None) -> None:
     """A robot's photos are often appended to the index: they must find neither themselves nor their neighbours."""
-    given = outside(survey(1, 210, noise=2.6, seed=2))
+    given = outside(made_up_street(1, 210, noise=2.6, seed=2))
     rows = known.references(np.arange(known.count))
     taken = [datetime.fromtimestamp(at, UTC) for at in given.seconds]
     new = [
         replace(one, session=session, captured_at=at)
-        for one, at in zip(survey(1, 210, seed=2).references(np.arange(210)), taken, strict=True)
+        for one, at in zip(made_up_street(1, 210, seed=2).references(np.arange(210)), taken, strict=True)
     ]
     stored = np.concatenate([known.descriptors(np.arange(known.count)), given.descriptors])
     alone, together = (
-        fit_on_photos(index, given, SETTINGS) for index in (known, DescribedIndex([*rows, *new], stored, SURVEYED))
+        fit_on_photos(index, given, SETTINGS)
+        for index in (known, DescribedIndex([*rows, *new], stored, MADE_UP_BUNDLE))
     )
     assert together.right_share == alone.right_share
     assert together.min_familiarity == pytest.approx(alone.min_familiarity, abs=1e-5)
@@ -135,20 +137,20 @@ def test_photos_that_were_indexed_meanwhile_teach_the_same(known: DescribedIndex
 
 
 def test_photos_that_cannot_tell_are_refused(known: DescribedIndex) -> None:
-    given = outside(survey(2, 49, noise=2.6, seed=2))
+    given = outside(made_up_street(2, 49, noise=2.6, seed=2))
     with pytest.raises(ParameterError, match="98 of 98 photos lie within 25 m") as caught:
         fit_on_photos(known, given, SETTINGS)
     assert caught.value.code == "not_calibrated"
-    far = outside(survey(3, 70, noise=2.6, seed=2))
+    far = outside(made_up_street(3, 70, noise=2.6, seed=2))
     with pytest.raises(ParameterError, match="0 of 210 photos lie within 25 m"):
         fit_on_photos(known, replace(far, lat=far.lat + 1.0), SETTINGS)
     unknown = replace(far, sessions=[None] * 210, seconds=np.full(210, np.nan))
     rows = known.references(np.arange(known.count))
-    copied = [replace(one, session=None, captured_at=None) for one in survey(3, 70).references(np.arange(210))]
+    copied = [replace(one, session=None, captured_at=None) for one in made_up_street(3, 70).references(np.arange(210))]
     places = [from_degrees(one, lat, lon) for one, lat, lon in zip(copied, far.lat, far.lon, strict=True)]
     stored = np.concatenate([known.descriptors(np.arange(known.count)), far.descriptors])
     with pytest.raises(ParameterError, match="210 of 210 photos are in the index, and neither session nor time"):
-        fit_on_photos(DescribedIndex([*rows, *places], stored, SURVEYED), unknown, SETTINGS)
+        fit_on_photos(DescribedIndex([*rows, *places], stored, MADE_UP_BUNDLE), unknown, SETTINGS)
     with pytest.raises(ParameterError, match=r"of 210 fixes are right; 150 right and as many wrong ones are needed"):
         fit_on_photos(known, far, replace(SETTINGS, min_of_a_kind=150))
 
@@ -176,7 +178,7 @@ def publish(indexes: Path, bundle: Bundle, known: DescribedIndex, photos: Outsid
 def test_a_version_that_differs_in_its_calibration_alone(tmp_path: Path, bundle: Bundle, known: DescribedIndex) -> None:
     before = publish(tmp_path, bundle, known)
     assert before.manifest.calibration is not None
-    given = outside(survey(3, 70, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    given = outside(made_up_street(3, 70, noise=2.6, seed=2), dim=bundle.descriptor_dim)
     done = recalibrate(tmp_path, "street", given, bundle)
     after = PlaceIndex.open(tmp_path / "street")
     assert after.version == done.version != before.version
@@ -203,7 +205,7 @@ def test_a_version_that_differs_in_its_calibration_alone(tmp_path: Path, bundle:
 
 def test_the_check_judges_by_what_was_left_out(tmp_path: Path, bundle: Bundle, known: DescribedIndex) -> None:
     publish(tmp_path, bundle, known)
-    given = outside(survey(4, 70, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    given = outside(made_up_street(4, 70, noise=2.6, seed=2), dim=bundle.descriptor_dim)
     check = recalibrate(tmp_path, "street", given, bundle).check
     assert check is not None
     assert (check.photos, check.occasions) == (280, 4)
@@ -211,7 +213,7 @@ def test_the_check_judges_by_what_was_left_out(tmp_path: Path, bundle: Bundle, k
     assert check.before.stated_share > check.right_share + 0.04
     assert abs(check.now.stated_share - check.right_share) < 0.04
     assert abs(check.now.radius_share - 0.68) < 0.08
-    one = outside(survey(1, 280, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    one = outside(made_up_street(1, 280, noise=2.6, seed=2), dim=bundle.descriptor_dim)
     squares = recalibrate(tmp_path, "street", one).check
     assert squares is not None
     assert squares.occasions == 1
@@ -223,7 +225,7 @@ def test_photos_of_one_street_corner_are_judged_in_stretches(
     tmp_path: Path, bundle: Bundle, known: DescribedIndex
 ) -> None:
     publish(tmp_path, bundle, known)
-    corner = outside(survey(1, 280, noise=2.6, seed=2, street_m=10.0), dim=bundle.descriptor_dim)
+    corner = outside(made_up_street(1, 280, noise=2.6, seed=2, street_m=10.0), dim=bundle.descriptor_dim)
     assert place_groups(Positions.from_degrees(corner.lat, corner.lon), 100.0).max() == 0
     check = recalibrate(tmp_path, "street", corner).check
     assert check is not None
@@ -243,7 +245,7 @@ def test_nobody_is_judged_by_what_was_fitted_to_him(
 
     monkeypatch.setattr(recalibrating, "fit_method", watched)
     publish(tmp_path, bundle, known)
-    given = outside(survey(sessions, 280 // sessions, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    given = outside(made_up_street(sessions, 280 // sessions, noise=2.6, seed=2), dim=bundle.descriptor_dim)
     check = recalibrate(tmp_path, "street", given, bundle).check
     assert check is not None
     assert check.split == ("squares" if sessions == 1 else "occasions")
@@ -255,7 +257,7 @@ def test_nobody_is_judged_by_what_was_fitted_to_him(
 
 def test_a_few_photos_of_another_session_judge_nobody(tmp_path: Path, bundle: Bundle, known: DescribedIndex) -> None:
     publish(tmp_path, bundle, known)
-    given = outside(survey(1, 280, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    given = outside(made_up_street(1, 280, noise=2.6, seed=2), dim=bundle.descriptor_dim)
     strays = replace(given, sessions=["stray"] * 6 + given.sessions[6:])
     check = recalibrate(tmp_path, "street", strays, bundle).check
     assert check is not None
@@ -274,7 +276,7 @@ def test_folds_hold_whole_labels_and_about_as_many_photos() -> None:
 def test_photos_of_another_bundle_are_refused(tmp_path: Path, bundle: Bundle, known: DescribedIndex) -> None:
     """Somebody published a version of another bundle while the photos were being described."""
     before = publish(tmp_path, bundle, known)
-    given = outside(survey(3, 70, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    given = outside(made_up_street(3, 70, noise=2.6, seed=2), dim=bundle.descriptor_dim)
     with pytest.raises(ModelIndexMismatchError):
         recalibrate(tmp_path, "street", given, write_other_bundle(bundle, tmp_path / "other"))
     assert published_versions(tmp_path / "street") == [before.version]
@@ -282,7 +284,7 @@ def test_photos_of_another_bundle_are_refused(tmp_path: Path, bundle: Bundle, kn
 
 def test_nothing_is_published_of_photos_that_cannot_tell(tmp_path: Path, bundle: Bundle, known: DescribedIndex) -> None:
     before = publish(tmp_path, bundle, known)
-    few = outside(survey(1, 20, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    few = outside(made_up_street(1, 20, noise=2.6, seed=2), dim=bundle.descriptor_dim)
     with pytest.raises(ParameterError, match="100 are needed"):
         recalibrate(tmp_path, "street", few)
     assert published_versions(tmp_path / "street") == [before.version]
@@ -311,7 +313,7 @@ def test_a_version_that_is_written_anew_is_calibrated_on_its_photos(
     tmp_path: Path, bundle: Bundle, known: DescribedIndex
 ) -> None:
     publish(tmp_path, bundle, known)
-    given = outside(survey(3, 70, noise=2.6, seed=2), dim=bundle.descriptor_dim)
+    given = outside(made_up_street(3, 70, noise=2.6, seed=2), dim=bundle.descriptor_dim)
     done = recalibrate(tmp_path, "street", given, bundle)
     kept = calibration_photos_of(PlaceIndex.open(tmp_path / "street").folder, bundle.fingerprint)
     again = publish(tmp_path, bundle, known, kept)
@@ -325,7 +327,7 @@ def test_updates_keep_the_photos_and_say_when_they_cannot(
     """Twelve references are too few to be calibrated by: the photos stay for the day there are more."""
     places = make_places(tmp_path / "photos", 12)
     build_index(replace(places, rows=places.rows[:10]), describer, tmp_path / "indexes", "town")
-    given = outside(survey(1, 120, noise=2.6), dim=describer.bundle.descriptor_dim)
+    given = outside(made_up_street(1, 120, noise=2.6), dim=describer.bundle.descriptor_dim)
     for name in ("match_photos", "calibration_of", "check_on_matches"):
         monkeypatch.setattr(recalibrating, name, lambda *_: None)
     recalibrate(tmp_path / "indexes", "town", given)

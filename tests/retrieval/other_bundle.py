@@ -8,7 +8,7 @@ from typing import Any
 from retrieval.artefact import FileRecord, hash_file
 from retrieval.bundle import Bundle, BundleManifest, bundle_fingerprint, open_bundle
 from retrieval.images import Preprocessing
-from tests.seal import seal
+from tests.manifest_hash import write_manifest_hash
 
 
 def copy_bundle(bundle: Bundle, folder: Path) -> Path:
@@ -46,7 +46,7 @@ def change_manifest(folder: Path, change: dict[str, Any]) -> None:
             place = place[parent]
         place[last] = value
     path.write_text(json.dumps(manifest))
-    seal(path)
+    write_manifest_hash(path)
 
 
 def record_again(folder: Path, name: str) -> None:

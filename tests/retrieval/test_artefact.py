@@ -20,8 +20,8 @@ from retrieval.artefact import (
     write_flushed,
 )
 from retrieval.errors import ArtefactError, BundleError, StorageError
+from tests.manifest_hash import write_manifest_hash
 from tests.retrieval.refusal import refused
-from tests.seal import seal
 
 AGAIN = "Copy the artefact again from where it was made, or make it again."
 
@@ -47,7 +47,7 @@ def sample(tmp_path: Path) -> Path:
 def change_manifest(folder: Path, **changes: object) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    seal(path)
+    write_manifest_hash(path)
 
 
 def test_a_manifest_round_trip_keeps_everything(sample: Path) -> None:

@@ -22,17 +22,17 @@ def connect(running: RunningServer) -> socket.socket:
 
 
 @pytest.fixture(scope="module")
-def impatient(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFactory):
+def short_timeouts(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFactory):
     """A server that gives clients half a second to send a photo, and lets four in."""
     environment = {"SIGHTFIX_BODY_TIMEOUT_S": "0.5", "SIGHTFIX_MAX_WAITING": "4", "SIGHTFIX_THREADS": "1"}
-    log = tmp_path_factory.mktemp("impatient") / "log"
+    log = tmp_path_factory.mktemp("short_timeouts") / "log"
     with forked_server(log, ["--indexes", str(published.indexes)], environment) as running:
         running.wait_until_ready()
         yield running
 
 
-def test_a_client_that_sends_too_slowly_is_told_and_cut_off(impatient: RunningServer) -> None:
-    with connect(impatient) as slow:
+def test_a_client_that_sends_too_slowly_is_told_and_cut_off(short_timeouts: RunningServer) -> None:
+    with connect(short_timeouts) as slow:
         slow.sendall(
             b"POST /localize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 9999\r\n\r\nha"
         )
@@ -52,51 +52,51 @@ def test_a_client_that_sends_too_slowly_is_told_and_cut_off(impatient: RunningSe
     ids=["trailers", "one long trailer", "chunk extension"],
 )
 def test_what_surrounds_the_chunks_of_a_body_has_a_limit_too(
-    impatient: RunningServer, begin: bytes, piece: bytes
+    short_timeouts: RunningServer, begin: bytes, piece: bytes
 ) -> None:
     """It was kept without one, and for as long as the client liked."""
-    with connect(impatient) as connection:
+    with connect(short_timeouts) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + begin)
         with pytest.raises(ConnectionError):
             connection.sendall(piece * 20_000)
 
 
-def test_small_chunks_and_a_trailer_are_no_fault(impatient: RunningServer, published: PublishedPlaces) -> None:
+def test_small_chunks_and_a_trailer_are_no_fault(short_timeouts: RunningServer, published: PublishedPlaces) -> None:
     photo = published.places.rows[2].path.read_bytes()
     body = b"".join(b"1\r\n%c\r\n" % byte for byte in photo) + b"0\r\nX-Checksum: 1\r\n\r\n"
     head = b"POST /localize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with connect(impatient) as connection:
+    with connect(short_timeouts) as connection:
         connection.sendall(head + body + b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         answers = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answers.count(b"HTTP/1.1 200") == 2, "the connection goes on"
 
 
-def test_stalled_uploads_do_not_keep_others_out(impatient: RunningServer, published: PublishedPlaces) -> None:
-    stalled = [connect(impatient) for _ in range(20)]
+def test_stalled_uploads_do_not_keep_others_out(short_timeouts: RunningServer, published: PublishedPlaces) -> None:
+    stalled = [connect(short_timeouts) for _ in range(20)]
     try:
         for one in stalled:
             one.sendall(b"POST /localize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 99\r\n\r\n")
         photo = published.places.rows[0].path.read_bytes()
-        assert httpx.post(f"{impatient.url}/localize", content=photo, headers=JPEG).status_code == 200
+        assert httpx.post(f"{short_timeouts.url}/localize", content=photo, headers=JPEG).status_code == 200
     finally:
         for one in stalled:
             one.close()
 
 
-def test_clients_that_leave_give_their_places_back(impatient: RunningServer, published: PublishedPlaces) -> None:
+def test_clients_that_leave_give_their_places_back(short_timeouts: RunningServer, published: PublishedPlaces) -> None:
     photo = published.places.rows[0].path.read_bytes()
     head = f"POST /localize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(photo)}\r\n\r\n"
     for _ in range(20):
-        with connect(impatient) as leaving:
+        with connect(short_timeouts) as leaving:
             leaving.sendall(head.encode() + photo)
     for _ in range(100):
-        response = httpx.post(f"{impatient.url}/localize", content=photo, headers=JPEG)
+        response = httpx.post(f"{short_timeouts.url}/localize", content=photo, headers=JPEG)
         if response.status_code == 200:
             break
         assert response.status_code == 429
         time.sleep(0.05)
     assert response.status_code == 200
-    assert "Traceback" not in impatient.log.read_text()
+    assert "Traceback" not in short_timeouts.log.read_text()
 
 
 def test_going_away_is_announced_before_it_happens(published: PublishedPlaces, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ LIMIT_S = 90.0
 CHANGED = {"current", "new version opened", "swapped"}
 
 
-class Hall:
+class ServedIndex:
     """Folders of a test, and servers on them."""
 
     def __init__(self, folder: Path, describer: Describer, versions: int) -> None:
@@ -58,50 +58,50 @@ class Hall:
         return self.places.rows[number].path.read_bytes()
 
 
-def dies(running: RunningServer) -> None:
+def wait_until_killed(running: RunningServer) -> None:
     """Wait until it was killed, by itself and by no other fault."""
     assert running.process.wait(timeout=LIMIT_S) == -signal.SIGKILL, running.log.read_text()
 
 
-def answers(hall: Hall, running: RunningServer, version: str) -> None:
+def assert_serves(served: ServedIndex, running: RunningServer, version: str) -> None:
     """It is ready, serves a version, and that version is whole."""
     running.wait_until_ready()
-    answer = httpx.post(f"{running.url}/localize", content=hall.photo(1), headers=JPEG, timeout=LIMIT_S).json()
+    answer = httpx.post(f"{running.url}/localize", content=served.photo(1), headers=JPEG, timeout=LIMIT_S).json()
     assert answer["index"]["version"] == version
     assert answer["matches"][0]["reference_id"] == "photos/0001.jpg"
     assert answer["index"]["size"] == len(answer["matches"])
 
 
 def test_a_server_killed_while_it_starts_leaves_nothing_behind(tmp_path: Path, describer: Describer) -> None:
-    hall = Hall(tmp_path, describer, versions=1)
-    version = current_version(hall.index)
+    served = ServedIndex(tmp_path, describer, versions=1)
+    version = current_version(served.index)
     given = ["--port", "0", "--indexes", str(tmp_path / "indexes"), "--threads", "1"]
     for step in STARTING:
         log = tmp_path / f"{step}.log"
         assert run_forked(serve_and_die, step, given, log=log) == -signal.SIGKILL, (step, log.read_text())
         assert "Traceback" not in log.read_text()
-    with hall.server() as running:
-        answers(hall, running, version)
-    assert {entry.name for entry in hall.index.iterdir()} == {"CURRENT", "versions", ".lock"}
+    with served.server() as running:
+        assert_serves(served, running, version)
+    assert {entry.name for entry in served.index.iterdir()} == {"CURRENT", "versions", ".lock"}
 
 
 def test_a_server_killed_while_it_changes_the_version_serves_the_old_or_the_new_one(
     tmp_path: Path, describer: Describer
 ) -> None:
-    hall = Hall(tmp_path, describer, versions=2)
-    versions = published_versions(hall.index)
-    current = current_version(hall.index)
+    served = ServedIndex(tmp_path, describer, versions=2)
+    versions = published_versions(served.index)
+    current = current_version(served.index)
     for step in ACTIVATING:
         other = next(version for version in versions if version != current)
-        with hall.server(step) as running:
-            answers(hall, running, current)  # after the kill before
+        with served.server(step) as running:
+            assert_serves(served, running, current)  # after the kill before
             with pytest.raises(httpx.TransportError):
                 httpx.post(f"{running.url}/indexes/places/activate", json={"version": other}, timeout=LIMIT_S)
-            dies(running)
+            wait_until_killed(running)
         current = other if step in CHANGED else current
-        assert current_version(hall.index) == current, step
-    with hall.server() as running:
-        answers(hall, running, current)
+        assert current_version(served.index) == current, step
+    with served.server() as running:
+        assert_serves(served, running, current)
         other = next(version for version in versions if version != current)
         body = {"version": other}
         activated = httpx.post(f"{running.url}/indexes/places/activate", json=body, timeout=LIMIT_S)
@@ -109,24 +109,24 @@ def test_a_server_killed_while_it_changes_the_version_serves_the_old_or_the_new_
 
 
 def test_a_server_killed_around_a_job_loses_no_job_and_makes_none_twice(tmp_path: Path, describer: Describer) -> None:
-    hall = Hall(tmp_path, describer, versions=1)
+    served = ServedIndex(tmp_path, describer, versions=1)
     body = {"kind": "remove", "index": "places", "reference_ids": ["photos/0005.jpg"]}
     key = {"Idempotency-Key": "once"}
     for step in SUBMITTING:
-        with hall.server(step) as running:
+        with served.server(step) as running:
             with pytest.raises(httpx.TransportError):
                 httpx.post(f"{running.url}/jobs", json=body, headers=key, timeout=LIMIT_S)
-            dies(running)
+            wait_until_killed(running)
     # The first was never acknowledged nor kept, the second was kept but not acknowledged: asked again, it is the same.
-    with hall.server() as running:
+    with served.server() as running:
         again = httpx.post(f"{running.url}/jobs", json=body, headers=key, timeout=LIMIT_S)
         assert again.status_code == 200
         more = {**body, "reference_ids": ["photos/0004.jpg"]}
         accepted = httpx.post(f"{running.url}/jobs", json=more, timeout=LIMIT_S)
         assert accepted.status_code == 202
         os.kill(running.process.pid, signal.SIGKILL)  # with the acknowledgement just sent
-        dies(running)
-    with hall.server(SIGHTFIX_WATCH_INTERVAL_S="0.1") as running:
+        wait_until_killed(running)
+    with served.server(SIGHTFIX_WATCH_INTERVAL_S="0.1") as running:
         running.wait_until_ready()
         until = time.monotonic() + LIMIT_S
         while time.monotonic() < until:
@@ -142,20 +142,20 @@ def test_a_server_killed_around_a_job_loses_no_job_and_makes_none_twice(tmp_path
 
 
 def test_a_server_killed_at_work_or_on_its_way_out_starts_again(tmp_path: Path, describer: Describer) -> None:
-    hall = Hall(tmp_path, describer, versions=1)
-    version = current_version(hall.index)
+    served = ServedIndex(tmp_path, describer, versions=1)
+    version = current_version(served.index)
     for step in LEAVING:
-        with hall.server(step, SIGHTFIX_DRAIN_DELAY_S="0.2") as running:
+        with served.server(step, SIGHTFIX_DRAIN_DELAY_S="0.2") as running:
             running.wait_until_ready()
             if step == "in a batch":
                 with pytest.raises(httpx.TransportError):
-                    httpx.post(f"{running.url}/localize", content=hall.photo(1), headers=JPEG, timeout=LIMIT_S)
+                    httpx.post(f"{running.url}/localize", content=served.photo(1), headers=JPEG, timeout=LIMIT_S)
             else:
-                answers(hall, running, version)
+                assert_serves(served, running, version)
                 running.process.send_signal(signal.SIGTERM)
-            dies(running)
-    with hall.server() as running:
-        answers(hall, running, version)
+            wait_until_killed(running)
+    with served.server() as running:
+        assert_serves(served, running, version)
 
 
 def test_sigterm_under_load_loses_no_answer(published: PublishedPlaces, tmp_path: Path) -> None:
@@ -214,8 +214,8 @@ def test_sigterm_under_load_loses_no_answer(published: PublishedPlaces, tmp_path
 
 
 def test_the_worker_of_a_killed_server_ends_with_it(tmp_path: Path, describer: Describer) -> None:
-    hall = Hall(tmp_path, describer, versions=1)
-    with hall.server() as running:
+    served = ServedIndex(tmp_path, describer, versions=1)
+    with served.server() as running:
         running.wait_until_ready()
         body = {"kind": "full", "index": "other", "source": "exif:photos"}
         httpx.post(f"{running.url}/jobs", json=body, timeout=LIMIT_S).raise_for_status()
@@ -226,7 +226,7 @@ def test_the_worker_of_a_killed_server_ends_with_it(tmp_path: Path, describer: D
         worker = Path("/proc") / found.group(1)
         assert worker.exists()
         os.kill(running.process.pid, signal.SIGKILL)
-        dies(running)
+        wait_until_killed(running)
         while worker.exists() and time.monotonic() < until:
             time.sleep(0.05)
         assert not worker.exists()

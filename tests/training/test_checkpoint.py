@@ -11,8 +11,8 @@ from retrieval import __version__
 from retrieval.artefact import FileRecord, hash_file
 from retrieval.bundle import open_bundle
 from retrieval.errors import ParameterError, StorageError
+from tests.manifest_hash import write_manifest_hash
 from tests.retrieval.refusal import refused
-from tests.seal import seal
 from tests.training.small_encoder import small_encoder, small_recipe
 from training.backbones import WeightsMismatchError
 from training.checkpoint import CheckpointError, load_encoder, open_checkpoint, save_encoder
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, encoder: Encoder, recipe: Recipe) -> Path:
 def change_manifest(folder: Path, **changes: object) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    seal(path)
+    write_manifest_hash(path)
 
 
 def describe(encoder: Encoder) -> torch.Tensor:
@@ -167,7 +167,7 @@ def test_weights_that_do_not_fit_list_their_keys(folder: Path) -> None:
 def test_a_recipe_of_another_time_is_refused(folder: Path) -> None:
     path = folder / "recipe.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
-    seal(path)
+    write_manifest_hash(path)
     replace_recorded(folder, path.name)
     text = (
         f"{path}: the recipe is damaged at colour (Extra inputs are not permitted). "

@@ -14,8 +14,8 @@ from service.problems import STATUS_OF_CODE
 from tests.conftest import PublishedPlaces
 from tests.hypothesis_profiles import examples
 from tests.running_server import RunningServer, forked_server
-from tests.service.hostile.campaign import ENVIRONMENT, Campaign
-from tests.service.hostile.judge import documented_codes
+from tests.service.malformed.answer_checks import documented_codes
+from tests.service.malformed.request_fuzzer import ENVIRONMENT, RequestFuzzer
 
 JPEG = {"Content-Type": "image/jpeg"}
 # Said over gRPC only.
@@ -23,8 +23,8 @@ NOT_OVER_HTTP = {"superseded"}
 
 
 @pytest.fixture(scope="module")
-def attacked(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("attacked")
+def fuzzed(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("fuzzed")
     roots = folder / "roots"
     roots.mkdir()
     jobs = {"SIGHTFIX_JOBS_FOLDER": str(folder / "jobs"), "SIGHTFIX_METRICS": "main"}
@@ -35,45 +35,45 @@ def attacked(published: PublishedPlaces, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def campaign(attacked: RunningServer, published: PublishedPlaces) -> Iterator[Campaign]:
+def fuzzer(fuzzed: RunningServer, published: PublishedPlaces) -> Iterator[RequestFuzzer]:
     """After which the server is as well as before."""
-    campaign = Campaign(attacked.url, timeout_s=60.0)
-    yield campaign
-    campaign.close()
-    assert attacked.process.poll() is None
+    fuzzer = RequestFuzzer(fuzzed.url, timeout_s=60.0)
+    yield fuzzer
+    fuzzer.close()
+    assert fuzzed.process.poll() is None
     photo = published.places.rows[2].path.read_bytes()
-    answer = httpx.post(f"{attacked.url}/localize", content=photo, headers=JPEG, timeout=60)
+    answer = httpx.post(f"{fuzzed.url}/localize", content=photo, headers=JPEG, timeout=60)
     assert answer.json()["matches"][0]["reference_id"] == "photos/0002.jpg"
-    assert httpx.get(f"{attacked.url}/readyz").status_code == 200
-    lines = attacked.log.read_text().splitlines()
+    assert httpx.get(f"{fuzzed.url}/readyz").status_code == 200
+    lines = fuzzed.log.read_text().splitlines()
     # No traceback, no warning of a library in a form of its own, and no line for each bad request.
     assert all(re.match(r"\d{4}-\d\d-\d\d \S+ (INFO|WARNING) sightfix\.", line) for line in lines), lines[-20:]
     assert len(lines) < 40
 
 
-def test_every_photo_of_the_museum_is_answered_or_refused(campaign: Campaign) -> None:
-    campaign.specimens()
-    assert campaign.verdicts.cases > 80
+def test_every_sample_image_is_answered_or_refused(fuzzer: RequestFuzzer) -> None:
+    fuzzer.samples()
+    assert fuzzer.checks.cases > 80
 
 
 @pytest.mark.parametrize(
     ("area", "cases"),
     [("images", 40), ("batches", 6), ("json", 40), ("multipart", 30), ("raw", 40), ("schema", 20)],
 )
-def test_whatever_comes_is_answered_in_time_and_never_with_a_fault_of_ours(
-    campaign: Campaign, area: str, cases: int
+def test_malformed_requests_are_answered_in_time_and_never_with_a_server_error(
+    fuzzer: RequestFuzzer, area: str, cases: int
 ) -> None:
-    getattr(campaign, area)(examples(cases))
-    assert campaign.verdicts.cases >= cases / 2  # Hypothesis leaves out what it has made already
-    assert campaign.verdicts.codes, "nothing was refused: was it hostile?"
+    getattr(fuzzer, area)(examples(cases))
+    assert fuzzer.checks.cases >= cases / 2  # Hypothesis leaves out what it has made already
+    assert fuzzer.checks.codes, "nothing was refused: was it hostile?"
 
 
 def test_every_code_is_documented() -> None:
     assert set(STATUS_OF_CODE) - NOT_OVER_HTTP <= documented_codes()
 
 
-def test_the_description_tells_no_error_that_is_no_problem(attacked: RunningServer) -> None:
-    described = httpx.get(f"{attacked.url}/openapi.json").json()
+def test_the_description_tells_no_error_that_is_no_problem(fuzzed: RunningServer) -> None:
+    described = httpx.get(f"{fuzzed.url}/openapi.json").json()
     ids = []
     for path, operations in described["paths"].items():
         for operation in operations.values():
@@ -85,8 +85,8 @@ def test_the_description_tells_no_error_that_is_no_problem(attacked: RunningServ
     assert "HTTPValidationError" not in described["components"]["schemas"]
 
 
-def test_an_error_of_fastapi_repeats_no_input_and_survives_nan(attacked: RunningServer) -> None:
-    url = f"{attacked.url}/indexes/places/activate"
+def test_an_error_of_fastapi_repeats_no_input_and_survives_nan(fuzzed: RunningServer) -> None:
+    url = f"{fuzzed.url}/indexes/places/activate"
     for body in (b'{"version": NaN}', b'{"version": "\\ud800"}', b'{"secret": "s3cret"}', b"[" * 100_000, b"\xff\xfe"):
         response = httpx.post(url, content=body, headers={"Content-Type": "application/json"})
         assert response.status_code in (400, 404, 422), body[:40]
@@ -94,23 +94,23 @@ def test_an_error_of_fastapi_repeats_no_input_and_survives_nan(attacked: Running
         assert "s3cret" not in response.text
 
 
-def test_no_path_of_the_server_is_told(attacked: RunningServer, published: PublishedPlaces) -> None:
+def test_no_path_of_the_server_is_told(fuzzed: RunningServer, published: PublishedPlaces) -> None:
     for path in ("/indexes/nowhere", "/references/nobody/image"):
-        text = httpx.get(f"{attacked.url}{path}").text
+        text = httpx.get(f"{fuzzed.url}{path}").text
         assert str(published.indexes) not in text
         assert "Choose among places." in text or "reference_id" in text
 
 
-def test_what_is_not_http_gets_a_problem_too(attacked: RunningServer) -> None:
-    campaign = Campaign(attacked.url)
+def test_what_is_not_http_gets_a_problem_too(fuzzed: RunningServer) -> None:
+    fuzzer = RequestFuzzer(fuzzed.url)
     for request, status, code in (
         (b"\x16\x03\x01 this is TLS\r\n\r\n", 400, "malformed_request"),
         (b"POST /localize HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, "malformed_request"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 70_000, 431, "headers_too_large"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", 408, "request_timeout"),
     ):
-        answer = campaign.exchange(request)
-        problem = campaign.judged("raw HTTP", request, answer, math.nan)
+        answer = fuzzer.exchange(request)
+        problem = fuzzer.judged("raw HTTP", request, answer, math.nan)
         assert problem is not None
         assert (problem.status, problem.code) == (status, code)
-    campaign.close()
+    fuzzer.close()

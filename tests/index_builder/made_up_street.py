@@ -15,10 +15,10 @@ DIM = 256
 BLOCK_M = 300.0
 ITS_OWN = 0.3
 ORIGIN = Position(48.0, 11.0)
-SURVEYED = BundleIdentity(name="surveyed", fingerprint="0" * 64)
+MADE_UP_BUNDLE = BundleIdentity(name="made-up", fingerprint="0" * 64)
 
 
-def survey(
+def made_up_street(
     sessions: int = 4,
     photos: int = 60,
     *,
@@ -54,4 +54,4 @@ def survey(
                 )
             )
     rows = np.array(descriptors, np.float32)
-    return DescribedIndex(references, rows / np.linalg.norm(rows, axis=1, keepdims=True), SURVEYED)
+    return DescribedIndex(references, rows / np.linalg.norm(rows, axis=1, keepdims=True), MADE_UP_BUNDLE)

@@ -1,4 +1,4 @@
-"""Hypothesis strategies of hostile requests: damaged photos, JSON, multipart, raw HTTP."""
+"""Hypothesis strategies of malformed requests: damaged photos, JSON, multipart, raw HTTP."""
 
 import base64
 import json
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from tests.service.hostile.specimens import bad, doubtful, tiff, whole, with_exif
+from tests.service.malformed.image_samples import bad, doubtful, tiff, whole, with_exif
 
 _BOUNDARY: Final = b"xX-boundary-Xx"
 

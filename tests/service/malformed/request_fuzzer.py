@@ -20,9 +20,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from service.answer import Problem
-from tests.service.hostile.damage import any_image, content_types, json_bodies, multipart_bodies, raw_requests
-from tests.service.hostile.judge import Verdicts, documented_codes
-from tests.service.hostile.specimens import bad, whole
+from tests.service.malformed.answer_checks import AnswerChecks, documented_codes
+from tests.service.malformed.image_samples import bad, whole
+from tests.service.malformed.strategies import any_image, content_types, json_bodies, multipart_bodies, raw_requests
 
 # The limits of the server under test: small, so that waiting for what never comes is short.
 ENVIRONMENT: Final = {
@@ -42,7 +42,7 @@ JSON_PATHS: Final = (
 )
 
 
-class Campaign:
+class RequestFuzzer:
     """Hostile requests to one server.
 
     Args:
@@ -53,7 +53,7 @@ class Campaign:
 
     def __init__(self, url: str, seed: int | None = None, timeout_s: float = 20.0) -> None:
         self.url = url
-        self.verdicts = Verdicts(timeout_s)
+        self.checks = AnswerChecks(timeout_s)
         self._seed = seed
         self._timeout_s = timeout_s
         self._client = httpx.Client(base_url=url, timeout=timeout_s)
@@ -64,13 +64,13 @@ class Campaign:
         """Close the connections."""
         self._client.close()
 
-    def specimens(self) -> None:
+    def samples(self) -> None:
         """Every photo of the museum: the whole ones are answered, the bad ones refused."""
         for name, photo in whole().items():
-            status = self._post("specimens", f"whole {name}", "/localize", photo, {"Content-Type": "image/jpeg"})
+            status = self._post("samples", f"whole {name}", "/localize", photo, {"Content-Type": "image/jpeg"})
             assert status == 200, f"{name}: {status}"
         for name, photo in bad().items():
-            status = self._post("specimens", f"bad {name}", "/localize", photo, {"Content-Type": "image/jpeg"})
+            status = self._post("samples", f"bad {name}", "/localize", photo, {"Content-Type": "image/jpeg"})
             assert 400 <= status < 500, f"{name}: {status}"
 
     def images(self, cases: int) -> None:
@@ -90,7 +90,7 @@ class Campaign:
             asked = time.perf_counter()
             response = self._client.post("/localize/batch", files=[*parts, ("image", whole()["jpeg"])])
             seconds = time.perf_counter() - asked
-            self.verdicts.judge(
+            self.checks.judge(
                 "batches",
                 f"{len(photos)} photos",
                 seconds,
@@ -106,7 +106,7 @@ class Campaign:
                     assert item["status"] < 500 or item["status"] in (503, 504), item
                     if item["status"] != 200:
                         assert item["problem"]["code"] in documented_codes()
-                        self.verdicts.codes[item["problem"]["code"]] += 1
+                        self.checks.codes[item["problem"]["code"]] += 1
 
         self._run(cases, one, st.lists(any_image(), min_size=1, max_size=6))
 
@@ -151,13 +151,13 @@ class Campaign:
                     self._run(each, self._called, operation.as_strategy(generation_mode=mode))
 
     def _called(self, case: Any) -> None:
-        # What schemathesis makes of a binary body is text; images have campaigns of their own.
+        # What schemathesis makes of a binary body is text; images have methods of their own.
         asked = time.perf_counter()
         response = case.call(timeout=self._timeout_s)
         seconds = time.perf_counter() - asked
         headers = {name.lower(): ", ".join(values) for name, values in response.headers.items()}
         what = f"{case.method} {case.formatted_path}"
-        self.verdicts.judge("OpenAPI", what, seconds, response.status_code, headers, response.content)
+        self.checks.judge("OpenAPI", what, seconds, response.status_code, headers, response.content)
         case.validate_response(
             response,
             checks=[
@@ -173,7 +173,7 @@ class Campaign:
         response = self._client.post(path, content=body, headers=headers)
         seconds = time.perf_counter() - asked
         status = response.status_code
-        self.verdicts.judge(area, f"{path} {what}", seconds, status, dict(response.headers), response.content)
+        self.checks.judge(area, f"{path} {what}", seconds, status, dict(response.headers), response.content)
         return status
 
     def judged(self, area: str, request: bytes, answer: bytes, seconds: float) -> Problem | None:
@@ -188,9 +188,9 @@ class Campaign:
         status, headers, body = _parsed(answer) if answer else (0, {}, b"")
         if not answer or request.startswith(b"HEAD"):  # there is nothing to judge but the time
             assert not seconds >= self._timeout_s, f"nothing for {seconds:.1f} s after {request[:300]!r}"
-            self.verdicts.answers[area, status] += 1
+            self.checks.answers[area, status] += 1
             return None
-        return self.verdicts.judge(area, repr(request[:400]), seconds, status, headers, body)
+        return self.checks.judge(area, repr(request[:400]), seconds, status, headers, body)
 
     def exchange(self, request: bytes) -> bytes:
         """Send bytes over a connection of their own; returns all that comes back until the server hangs up."""

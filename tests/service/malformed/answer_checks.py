@@ -1,4 +1,4 @@
-"""What an answer to a hostile request may be."""
+"""What an answer to a malformed request may be."""
 
 import re
 import threading
@@ -25,7 +25,7 @@ def documented_codes() -> frozenset[str]:
 
 
 @dataclass
-class Verdicts:
+class AnswerChecks:
     """What came back, and what of it is wrong.
 
     Attributes:
@@ -52,7 +52,7 @@ class Verdicts:
         """Count an answer and fail on one that may not be.
 
         Args:
-            area: of the campaign, for the count.
+            area: of the fuzzer, for the count.
             what: was asked, for people.
             seconds: until the answer was there.
             status: of HTTP.
