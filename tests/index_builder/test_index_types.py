@@ -49,8 +49,9 @@ def test_an_index_of_every_type_answers(built: tuple[str, Places, PlaceIndex], d
     found = index.search(queries, 3)
     ids = [index.references(rows[:1])[0].id for rows in found.rows]
     assert sum(name == row.id for name, row in zip(ids, places.rows, strict=False)) >= 7
-    answer = Localizer(describer, index).localize_file(places.rows[0].path)
-    assert answer.index.type == type_
+    located = Localizer(describer, index).localize_file(places.rows[0].path)
+    assert located.place_index.type_name == type_
+    assert located.matches[0].reference.id == places.rows[0].id
 
 
 def test_priors_are_exact_for_every_type(built: tuple[str, Places, PlaceIndex]) -> None:
@@ -73,9 +74,9 @@ def test_whitened_descriptors_find_the_same_photos(tmp_path: Path, describer: De
     assert (manifest.descriptor_dim, manifest.query_dim) == (8, describer.bundle.descriptor_dim)
     assert 0.5 < manifest.whitening.explained <= 1.0
     assert index.score_stretch == manifest.whitening.score_stretch > 1.0
-    answer = Localizer(describer, index).localize_file(places.rows[7].path)
-    assert answer.matches[0].reference_id == places.rows[7].id
-    assert answer.matches[0].score == pytest.approx(1.0, abs=1e-2)
+    located = Localizer(describer, index).localize_file(places.rows[7].path)
+    assert located.matches[0].reference.id == places.rows[7].id
+    assert located.matches[0].score == pytest.approx(1.0, abs=1e-2)
 
 
 @pytest.mark.parametrize(
