@@ -13,12 +13,13 @@ help:  ## Show this list
 demo: $(VENV)/.cpu  ## A toy town, indexed, served and asked where a photo was taken
 	@$(BIN)/sightfix demo
 
-# A worker takes whole modules (loadscope), so that what a module's tests share is made once.
+# A worker takes whole modules (loadscope), so that what a module's tests share is made once. Bytecode is written whatever
+# the environment says: tests start many processes, and compiling everything in each takes longer than most of them.
 test: $(VENV)/.dev  ## The tests of every commit, and the 25 slowest of them
-	$(BIN)/python -m pytest -n auto --dist loadscope --durations=25 -m "not nightly"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadscope --durations=25 -m "not nightly"
 
 test-nightly: $(VENV)/.dev  ## All tests, also the long ones
-	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n auto --dist loadscope --durations=25
+	PYTHONDONTWRITEBYTECODE= HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n auto --dist loadscope --durations=25
 
 browser:  ## Chromium for the tests of the web page, if there is none
 	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable; do \
