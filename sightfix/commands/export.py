@@ -80,7 +80,7 @@ def export(
     )
     with console.status(f"Opening {escape(source)}"):
         if source.endswith(".toml"):
-            from export.foreign_models.importing import read_foreign_model
+            from export.foreign import read_foreign_model
 
             foreign = read_foreign_model(Path(source))
             model, notes = foreign.model, foreign.notes

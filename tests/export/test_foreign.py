@@ -13,8 +13,8 @@ from PIL import Image
 
 from export.exportable import ExportableModel, noise, run_on_cpu
 from export.exporting import write_export
-from export.foreign_models.importing import read_foreign_model
-from export.foreign_models.settings import ForeignModelError, read_settings, valid_keys
+from export.foreign import read_foreign_model
+from export.foreign.settings import ForeignModelError, read_settings, valid_keys
 from retrieval.describer import Describer
 from retrieval.images import Preprocessing, fit_image
 from tests.export.foreign_nets import (
@@ -202,7 +202,7 @@ def test_fp16_stays_where_fp32_differs(tmp_path: Path, monkeypatch: pytest.Monke
     def differ(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ValueError("other descriptors")
 
-    monkeypatch.setattr("export.foreign_models.importing.widen", differ)
+    monkeypatch.setattr("export.foreign.importing.widen", differ)
     export(SmallNet(unit=True).half(), tmp_path / "net.onnx", dtype=torch.float16)
     model = read_foreign_model(write_toml(tmp_path))
     check(model.model)
@@ -285,7 +285,7 @@ def test_operators_that_cannot_be_converted_stay(tmp_path: Path, monkeypatch: py
     def fail(*_: object) -> None:
         raise RuntimeError("no adapter for Mystery")
 
-    monkeypatch.setattr("export.foreign_models.importing.convert_opset", fail)
+    monkeypatch.setattr("export.foreign.importing.convert_opset", fail)
     export(SmallNet(), tmp_path / "net.onnx", opset=13)
     model = read_foreign_model(write_toml(tmp_path))
     check(model.model)

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_model
 
 from export.exportable import open_on_cpu
-from export.foreign_models.settings import ForeignInput, ForeignModelError, ForeignSettings, PixelType
+from export.foreign.settings import ForeignInput, ForeignModelError, ForeignSettings, PixelType
 
 _PIXEL_TYPES: Final[dict[str, PixelType]] = {
     "tensor(float)": "float32",

@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, inliner, numpy_helper, shape_inference, version_converter
 
-from export.foreign_models.settings import ForeignSettings
+from export.foreign.settings import ForeignSettings
 from export.onnx_graph import replace_nodes
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME
 

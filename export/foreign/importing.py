@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from export.exportable import BATCHES, MIN_COSINE, Describe, ExportableModel, noise, run_on_cpu
-from export.foreign_models.file import ForeignFile, first_line, open_file
-from export.foreign_models.graph import (
+from export.foreign.file import ForeignFile, first_line, open_file
+from export.foreign.graph import (
     MIN_OPSET,
     TARGET_OPSET,
     convert_opset,
@@ -30,7 +30,7 @@ from export.foreign_models.graph import (
     widen,
     with_contract,
 )
-from export.foreign_models.settings import ForeignModelError, ForeignSettings, read_settings
+from export.foreign.settings import ForeignModelError, ForeignSettings, read_settings
 
 # Test images range from one flat colour to fine chequers; a net that finds them all alike does not see images.
 _ALIKE: Final = 0.9999
