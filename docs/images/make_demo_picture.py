@@ -17,6 +17,7 @@ from retrieval.index.folder import find_index
 from retrieval.index.place_index import PlaceIndex
 from retrieval.localize.localizer import Localizer
 from retrieval.references import open_references
+from service.answer import answer_of
 from sightfix.demo import INDEX_NAME, true_distance_m
 from sightfix.toy_town import ToyTown, town_for
 
@@ -32,7 +33,7 @@ def main(folder: Path) -> None:
     queries = list(open_references(f"csv:{folder / 'queries.csv'}"))
     query = queries[len(queries) // 3]
     localizer = Localizer(Describer(open_bundle()), PlaceIndex.open(find_index(folder / "indexes", INDEX_NAME)))
-    answer = localizer.localize_file(query.path)
+    answer = answer_of(localizer.localize_file(query.path))
     assert answer.fix is not None
     assert query.position is not None
     references = list(open_references(f"csv:{folder / 'references.csv'}"))
