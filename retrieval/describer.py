@@ -35,7 +35,7 @@ class Describer:
         allow_cpu_fallback: whether the CPU may take the place of a named provider that cannot be had.
         gpu_mem_limit: of ONNX Runtime's memory arena on a GPU, bytes; None sets no limit.
         engine_cache: where compiled engines are kept; see `default_engine_cache`.
-        on_build: is told, in words for people, that a build of some minutes begins.
+        on_build: called with a message for people when a build of some minutes begins.
 
     Raises:
         BundleError: the graph cannot be loaded, or does not have the contract's input and output.

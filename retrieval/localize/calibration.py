@@ -76,7 +76,7 @@ class Calibration(_Frozen):
             hold, given for this purpose.
         queries: how many references or photos were localized.
         groups: how many sessions or blocks of time they come from.
-        within_m: the distance that confidence speaks of, metres.
+        within_m: the distance that confidence refers to, metres.
         right_share: of these queries, how many fixes of the default method lay within it.
         min_familiarity: photos whose best centred cosine is below are NO_MATCH.
         rejected_share: of the held-out queries whose place remained in the index, how many are below.

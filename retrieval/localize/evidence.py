@@ -1,4 +1,4 @@
-"""What the matches of a photo say: how much each counts, which agree on a place, and what speaks for that place.
+"""What the matches of a photo show: how much each counts, which agree on a place, and the evidence for that place.
 
 Descriptors of one area share a direction: its light, its sky, its kind of buildings. It raises every cosine and says
 nothing about where in the area a photo was taken, or whether it was taken there at all. A *centred* cosine leaves it
@@ -174,7 +174,7 @@ class StoredDescriptors(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What speaks for a fix.
+    """The evidence for a fix.
 
     Attributes:
         score: best centred cosine of a match at the fix.
@@ -196,7 +196,7 @@ class Evidence:
 def evidence_of(
     agreement: Agreement, lat: Float64Array, lon: Float64Array, centred: Float64Array, settings: FixSettings
 ) -> Evidence:
-    """What speaks for the place that matches agree on, and what against it.
+    """The evidence for the place that matches agree on, and against it.
 
     Args:
         agreement: the place.

@@ -54,7 +54,7 @@ class Fix:
         covariance_enu: ((east², east·north), (north·east, north²)) in m²; its shape is that of the agreeing matches,
             its size that of the radius where that was measured.
         method: how it was made.
-        support: how many matches speak for this place.
+        support: how many matches agree on it.
     """
 
     position: Position
@@ -100,7 +100,9 @@ class Ranking:
 
     def at_least(self, min_score: float | None) -> Self:
         """Only the matches of at least this score; None keeps all."""
-        count = len(self) if min_score is None else int((self.scores >= min_score).sum())
+        if min_score is None:
+            return self
+        count = int((self.scores >= min_score).sum())
         inliers = None if self.inliers is None else self.inliers[:count]
         order = self.order[self.order < count]
         return type(self)(self.rows[:count], self.scores[:count], self.cosines[:count], inliers, order)
@@ -112,7 +114,7 @@ class FixMaker:
     Args:
         index: that is searched.
         settings: how.
-        calibration: how far to trust fixes; left out of account where it was measured with other settings.
+        calibration: how far to trust fixes; not used where it was measured with other settings.
         always_centred: measure how familiar a photo is without a calibration, too.
     """
 
@@ -164,7 +166,7 @@ class FixMaker:
         return list(centred_cosines(descriptors, matched, self._centre))
 
     def weigh(self, ranking: Ranking, centred: Float64Array) -> tuple[Agreement, Evidence]:
-        """The place that matches agree on, and what speaks for it.
+        """The place that matches agree on, and the evidence for it.
 
         Args:
             ranking: of at least one match.
@@ -197,7 +199,7 @@ class FixMaker:
 
     def _estimated(self, ranking: Ranking) -> tuple[FixStatus, Fix | None]:
         # Re-ranked, the first match takes the weight of the best cosine, and so on. A calibration was measured on
-        # matches by score: there the order stays.
+        # matches by score: there that order stays.
         best = ranking.rows[ranking.order][: self.settings.max_matches]
         found = agree(*self._index.positions(best), ranking.cosines, self.settings)
         covariance = _covariance(found, self.settings)

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from retrieval.geo import Position, from_local_metres, haversine_m
 from retrieval.localize.evidence import FIX_METHODS, FixSettings
-from retrieval.localize.fix import Fix, FixStatus
+from retrieval.localize.fix import Fix, FixMaker, FixStatus
 from service.answer import FixAnswer, _fix_answer
 from tests.hypothesis_profiles import examples
-from tests.retrieval.fixing import make_fix
+from tests.retrieval.fixing import PlacedRows, make_fix
 
 MUNICH = Position(48.0, 11.0)
 CLUSTER = FixSettings(method="weighted_cluster", score_scale=0.05)
@@ -86,6 +86,17 @@ def test_an_agreeing_cluster_outweighs_better_outliers() -> None:
     assert top1 is not None
     assert metres_between(top1.position, from_local_metres(MUNICH, -300, 0)) < 1e-6
     assert top1.support == 1
+
+
+def test_scores_that_whitening_spread_ten_times_weigh_as_the_bundles_own() -> None:
+    lat, lon, _ = matches([(0, 0), (10, 0)], [0.0, 0.0])
+    stretched, plain = (FixMaker(PlacedRows(lat, lon, stretch), CLUSTER) for stretch in (10.0, 1.0))
+    rows = np.arange(2)
+    fix = located(stretched.fix(stretched.ranking(rows, np.array([0.8, 0.3]))))
+    expected = located(plain.fix(plain.ranking(rows, np.array([0.08, 0.03]))))
+    assert metres_between(fix.position, expected.position) < 1e-6
+    np.testing.assert_allclose(fix.covariance_enu, expected.covariance_enu)
+    assert stretched.ranking(rows, np.array([0.8, 0.3])).scores.tolist() == [0.8, 0.3]
 
 
 @pytest.mark.parametrize("members", [1, 2, 3, 5])

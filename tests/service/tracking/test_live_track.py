@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -60,6 +61,20 @@ def test_a_frame_that_is_too_old_changes_nothing(localizer: Localizer, located: 
     assert refused.value.code == "frame_out_of_order"
     again = track.step(FrameMotion(10.0), None, maps)
     assert (again.fix, again.frames) == (first.fix, 2)
+
+
+def test_matches_weigh_in_the_scale_of_the_bundle(localizer: Localizer, located: Callable[[int], Located]) -> None:
+    """Where whitening spreads scores ten times, a lead of the best match counts less."""
+    maps, index = PlaceMaps(5.0), localizer.place_index
+    frame = located(3)
+    stretched = replace(frame, ranking=replace(frame.ranking, cosines=frame.ranking.cosines / 10.0))
+    fixes = []
+    for seen in (frame, stretched):
+        track = LiveTrack(TrackSettings(), maps.of(index), index.version)
+        fixes.append(track.step(FrameMotion(0.0), seen, maps).fix)
+    assert fixes[0] is not None
+    assert fixes[1] is not None
+    assert fixes[1].confidence < fixes[0].confidence - 0.1
 
 
 def test_a_map_is_made_once_and_goes_with_its_version(published: PublishedPlaces) -> None:
