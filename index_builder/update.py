@@ -201,7 +201,15 @@ class _Updater:
             update = self._write(draft, plan, parts, before, features)
             if plan.base is not None:
                 _check_still_current(draft, before)
-            self._publish(draft, update)
+            self.observer.publishing(update)
+            draft.name_version()
+            self.observer.reached("version named")
+            if draft.activate:
+                draft.make_current()
+                self.observer.reached("current")
+                problem = remove_old_versions(draft.index_folder, settings.keep)
+                if problem is not None:
+                    self.observer.not_pruned(problem)
         return update
 
     def _work(self, draft: VersionDraft) -> contextlib.AbstractContextManager[Path]:
@@ -343,17 +351,6 @@ class _Updater:
             return now
         before = plan.base.manifest.describing
         return before if before == now or not len(parts.rows) else None
-
-    def _publish(self, draft: VersionDraft, update: Update) -> None:
-        self.observer.publishing(update)
-        draft.name_version()
-        self.observer.reached("version named")
-        if draft.activate:
-            draft.make_current()
-            self.observer.reached("current")
-            problem = remove_old_versions(draft.index_folder, self.settings.keep)
-            if problem is not None:
-                self.observer.not_pruned(problem)
 
 
 def _engine(name: EngineName) -> PartEngine:

@@ -67,6 +67,34 @@ def test_no_module_imports_a_private_name_of_another() -> None:
     assert not private
 
 
+def test_no_module_reads_a_private_attribute_of_another() -> None:
+    """An attribute is a module's own where some class or function of it has that name."""
+    private = []
+    for path in MODULES.values():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        own = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_self(node.value)}
+        own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        own |= {
+            node.target.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        }
+        private += [
+            f"{path.relative_to(REPOSITORY)}:{node.lineno}: {ast.unparse(node)}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+            and node.attr not in own
+            and not ast.unparse(node).startswith("torch.")  # what PyTorch has under no other name
+        ]
+    assert not private
+
+
+def _is_self(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
 def test_no_folder_has_more_than_sixteen_entries() -> None:
     crowded = {}
     for folder in {path.parent for path in MODULES.values()}:

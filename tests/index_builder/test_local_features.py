@@ -155,7 +155,7 @@ def test_an_update_computes_those_of_new_photos_only(tmp_path: Path, describer: 
     assert check_features(tmp_path / "indexes" / "town").count == 4
 
 
-def test_an_index_made_anew_keeps_them_unless_told_otherwise(
+def test_an_index_made_anew_keeps_them_unless_the_design_says_no(
     tmp_path: Path, describer: Describer, decoded: list[str]
 ) -> None:
     places = make_textured_places(tmp_path, 3)

@@ -158,7 +158,7 @@ def test_builds_keep_versions_to_roll_back_to(tmp_path: Path, describer: Describ
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_file_in_the_way_is_told(tmp_path: Path, deep: bool) -> None:
+def test_a_file_in_the_way_is_an_error(tmp_path: Path, deep: bool) -> None:
     indexes = tmp_path / "indexes"
     if deep:
         indexes.mkdir()

@@ -1,4 +1,4 @@
-"""The gate: what passes, what does not, and what is measured."""
+"""The quality check: what passes, what does not, and what is measured."""
 
 import shutil
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_the_same_photo_many_times_is_a_tie_and_no_loss(tmp_path: Path, describe
     assert (report.self_matches, report.recall) == (6, 1.0)
 
 
-def test_photos_that_are_gone_are_no_failure_but_are_told(tmp_path: Path, describer: Describer) -> None:
+def test_photos_that_are_gone_are_counted_and_no_failure(tmp_path: Path, describer: Describer) -> None:
     places, folder = build(tmp_path, describer, 4)
     places.rows[0].path.unlink()
     places.rows[1].path.write_bytes(b"damaged")

@@ -289,7 +289,7 @@ def test_a_full_update_repairs_what_cannot_be_opened(tmp_path: Path, describer: 
 # What is left out
 
 
-def test_photos_left_out_are_told_with_their_path_and_reason(tmp_path: Path, describer: Describer) -> None:
+def test_photos_left_out_are_reported_with_their_path_and_reason(tmp_path: Path, describer: Describer) -> None:
     places = make_places(tmp_path, 5)
     places.rows[1].path.write_bytes(b"no photo")
     places.rows[3].path.unlink()
@@ -307,7 +307,7 @@ def test_photos_left_out_are_told_with_their_path_and_reason(tmp_path: Path, des
     assert set(ids_of(town(tmp_path))) == {"photos/0000.jpg", "photos/0002.jpg", "photos/0004.jpg"}
 
 
-def test_too_many_unreadable_photos_are_all_told_before_the_work_stops(tmp_path: Path, describer: Describer) -> None:
+def test_too_many_unreadable_photos_are_reported_before_the_work_stops(tmp_path: Path, describer: Describer) -> None:
     places = make_places(tmp_path, 6)
     for number in (2, 3):
         places.rows[number].path.write_bytes(b"")
@@ -412,7 +412,7 @@ def test_an_index_is_built_by_one_at_a_time(tmp_path: Path, describer: Describer
     assert info.value.code == "build_in_progress"
 
 
-def test_a_full_disk_under_the_parts_is_told(tmp_path: Path, describer: Describer) -> None:
+def test_a_full_disk_under_the_parts_is_an_error(tmp_path: Path, describer: Describer) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / ".part-000001.tmp").symlink_to("/dev/full")
     with pytest.raises(StorageError, match="No space left on device") as info:

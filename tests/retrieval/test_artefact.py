@@ -214,7 +214,7 @@ IN_THE_WAY = "Choose another folder: a file has its name, or that of a folder ab
         (errno.EEXIST, "File exists", IN_THE_WAY),
     ],
 )
-def test_a_disk_that_refuses_is_told_with_a_remedy(number: int, reason: str, remedy: str) -> None:
+def test_a_disk_that_refuses_is_an_error_with_a_remedy(number: int, reason: str, remedy: str) -> None:
     text = f"indexes/town: writing failed ({reason}). {remedy}."
     with refused(StorageError, text, "storage"), storage_errors(Path("indexes/town")):
         raise OSError(number, "words of a library")

@@ -6,7 +6,7 @@ import pytest
 from retrieval.machine import read_ahead
 
 
-def test_outcomes_come_in_order_whoever_is_done_first() -> None:
+def test_outcomes_come_in_the_order_of_the_items() -> None:
     def work(item: int) -> int:
         time.sleep(0.002 * (item % 3))
         return item * item

@@ -89,7 +89,7 @@ class Candidates:
 
     def __init__(self, index: Any, parameters: CandidateParameters) -> None:
         self._faiss = faiss_module()
-        self._index = index
+        self.index = index
         self.parameters = parameters
 
     @classmethod
@@ -141,26 +141,26 @@ class Candidates:
 
     def with_parameters(self, parameters: CandidateParameters) -> "Candidates":
         """The same index, searched in another way."""
-        return Candidates(self._index, parameters)
+        return Candidates(self.index, parameters)
 
     def add(self, descriptors: "Descriptors") -> None:
         """Add (n, D) float32 unit rows on all cores; not while it is searched."""
         set_up_training(self._faiss)
-        self._index.add(np.ascontiguousarray(descriptors, np.float32))
+        self.index.add(np.ascontiguousarray(descriptors, np.float32))
 
     def write(self, write: Callable[[bytes], int]) -> None:
         """Serialise through a file's write method, so that a full disk shows as the OSError it is."""
-        write_faiss_index(self._index, write)
+        write_faiss_index(self.index, write)
 
     @property
     def count(self) -> int:
         """Number of rows."""
-        return int(self._index.ntotal)
+        return int(self.index.ntotal)
 
     @property
     def dim(self) -> int:
         """Length of a descriptor."""
-        return int(self._index.d)
+        return int(self.index.d)
 
     def search(
         self, queries: "Descriptors", k: int, *, effort: int | None = None, among: NDArray[np.bool_] | None = None
@@ -184,7 +184,7 @@ class Candidates:
         set_up_search(self._faiss, self.dim)
         settings = self._search_settings(found, effort or self.parameters.effort, among)
         queries = np.ascontiguousarray(queries, np.float32)
-        scores[:, :found], rows[:, :found] = self._index.search(queries, found, params=settings)
+        scores[:, :found], rows[:, :found] = self.index.search(queries, found, params=settings)
         # FAISS fills up with the least float there is; and rows are padded alike everywhere in this project.
         scores[rows < 0] = -np.inf
         return rows, scores
@@ -198,7 +198,7 @@ class Candidates:
         if self.parameters.type == "hnsw":
             # A search narrower than k could not hold all matches that are asked for.
             return self._faiss.SearchParametersHNSW(efSearch=max(effort, k), **selected)
-        return self._faiss.SearchParametersIVF(nprobe=min(effort, int(self._index.nlist)), **selected)
+        return self._faiss.SearchParametersIVF(nprobe=min(effort, int(self.index.nlist)), **selected)
 
 
 def code_parts_for(dim: int, numbers_each: int) -> int:

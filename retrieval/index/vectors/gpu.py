@@ -124,7 +124,7 @@ class GpuVectors(StoredVectors):
             options.use_cuvs = False
             options.indicesOptions = faiss.INDICES_64_BIT
             options.reserveVecs = self.candidates.count
-            self._gpu_index = faiss.index_cpu_to_gpu(self._resources, 0, self.candidates._index, options)
+            self._gpu_index = faiss.index_cpu_to_gpu(self._resources, 0, self.candidates.index, options)
             return
         config = faiss.GpuIndexFlatConfig()
         config.device = 0

@@ -114,7 +114,7 @@ def test_copies_are_grouped(tmp_path: Path, bundle: Bundle) -> None:
     assert found.copies[0].least_score > 0.9999
 
 
-def test_a_stretch_nobody_photographed_is_a_gap(tmp_path: Path, bundle: Bundle) -> None:
+def test_a_stretch_without_photos_is_a_gap(tmp_path: Path, bundle: Bundle) -> None:
     rows, places = street(60)
     kept = [number for number in range(120) if not 20 <= number % 60 < 32]
     descriptors = descriptors_of(places, bundle.descriptor_dim)[kept]

@@ -64,7 +64,7 @@ def test_versions_are_found_by_their_beginning(town: tuple[Path, Places]) -> Non
         find_version(folder, "x")
 
 
-def test_a_whole_version_is_told_and_a_damaged_one_too(town: tuple[Path, Places]) -> None:
+def test_whole_and_damaged_versions_are_recognised(town: tuple[Path, Places]) -> None:
     folder, _ = town
     store, version = FolderStore(folder.parent), find_version(folder, None)
     verdict = verify_version(store, folder.name, version.name)
@@ -75,7 +75,7 @@ def test_a_whole_version_is_told_and_a_damaged_one_too(town: tuple[Path, Places]
     assert "its SHA-256 is" in str(verdict.problem)
 
 
-def test_photos_that_are_gone_are_told(town: tuple[Path, Places]) -> None:
+def test_photos_that_are_gone_are_counted(town: tuple[Path, Places]) -> None:
     folder, places = town
     places.rows[2].path.unlink()
     verdict = verify_version(FolderStore(folder.parent), folder.name, find_version(folder, None).name, photos=True)

@@ -54,7 +54,7 @@ def test_memory_rules_types_out(exact: ExactVectors, monkeypatch: pytest.MonkeyP
     assert {one.verdict for one in choices if one.memory_bytes > limit} == {"needs more than 0.000192 GB"}
 
 
-def test_nothing_that_fits_is_told(exact: ExactVectors, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_that_fits_is_an_error(exact: ExactVectors, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "_TRIAL_ROWS", 2000)
     with pytest.raises(ParameterError, match=r"no type of index fits into .* recall of 95%: ivf-pq-fast needs"):
         choose_parameters(exact, "auto", IndexDesign(type="auto", memory_bytes=1000))

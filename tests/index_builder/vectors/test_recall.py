@@ -87,7 +87,7 @@ def test_queries_to_tune_with_and_to_report_are_different_ones(exact: ExactVecto
     assert measure_vectors(StoredVectors(few), theirs).at_10 == 1.0
 
 
-def test_the_recall_that_is_told_is_that_of_queries_which_tuning_did_not_see() -> None:
+def test_the_recall_reported_is_that_of_queries_which_tuning_did_not_see() -> None:
     """Half of the rows stand apart in pairs and are found in one list; for the others many must be looked at."""
     easy = np.repeat(spread(1000, seed=5), 12, axis=0)
     rows = np.concatenate([easy, spread(12_000)])

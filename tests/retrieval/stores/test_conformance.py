@@ -62,7 +62,7 @@ def stored(
     store.close()
 
 
-def test_what_is_published_is_told(stored: Stored) -> None:
+def test_what_is_published_is_listed(stored: Stored) -> None:
     versions = [stored.first.index.version, stored.second.index.version]
     assert stored.store.names() == ["town"]
     assert stored.store.versions("town") == versions

@@ -43,7 +43,7 @@ def test_the_border_passes(centre: tuple[float, float], exponent: float, angle: 
         (GeoPrior(89.999, 0.0, 1_000.0), [(89.9, 0.0), (-89.9, 0.0)]),
     ],
 )
-def test_whoever_is_far_does_not(prior: GeoPrior, outside: list[tuple[float, float]]) -> None:
+def test_what_is_far_does_not(prior: GeoPrior, outside: list[tuple[float, float]]) -> None:
     assert not any(passes(filter_of(prior), *one) for one in outside)
 
 
