@@ -50,7 +50,7 @@ def index(
     source: Annotated[
         str, typer.Argument(help="The photos: a folder, a CSV, or a spec such as exif:photos/ or csv:refs.csv")
     ],
-    name: Annotated[str, typer.Option(help="Name of the place index")] = "default",
+    name: Annotated[str, typer.Option("--name", "--index", help="Name of the place index")] = "default",
     indexes: IndexesOption = DEFAULT_INDEXES,
     store: Annotated[
         str | None,

@@ -68,7 +68,10 @@ index = typer.Typer(name="index", cls=_PhotosOrCommand, help=_HELP, no_args_is_h
 
 index.command(name="build")(build)
 
-NameOption = Annotated[str | None, typer.Option(help="Of the place index; the only one if left out")]
+# Two names: serve, localize and evaluate have --index.
+NameOption = Annotated[
+    str | None, typer.Option("--name", "--index", help="Of the place index; the only one if left out")
+]
 
 VersionOption = Annotated[str | None, typer.Option(help="Which version, or its beginning; the current one if left out")]
 
@@ -219,7 +222,7 @@ def export(
 @index.command(name="import")
 def import_(
     file: Annotated[Path, typer.Argument(help="Parquet file that sightfix index export wrote")],
-    name: Annotated[str, typer.Option(help="Name of the place index")] = "default",
+    name: Annotated[str, typer.Option("--name", "--index", help="Name of the place index")] = "default",
     indexes: IndexesOption = DEFAULT_INDEXES,
     bundle: Annotated[Path | None, typer.Option(help="Bundle they were described with; the shipped one")] = None,
     root: Annotated[Path | None, typer.Option(help="Where the photos lie now, if elsewhere")] = None,

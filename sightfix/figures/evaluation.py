@@ -177,8 +177,8 @@ def confidence_figure(evaluation: Evaluation) -> Any:
     axes.set_xlim(-2, 102)
     axes.set_ylim(-2, 102)
     axes.set_aspect("equal")
-    error, by_chance = report.calibration_error.value, report.calibration_error_if_honest
-    _title(axes, f"Calibration error {error:.3f} (of right confidences {by_chance:.3f})")
+    error, if_right = report.calibration_error.value, report.calibration_error_if_honest
+    _title(axes, f"Calibration error {error:.3f} (of right confidences {if_right:.3f})")
     _legend(axes, "upper left")
     return figure
 

@@ -113,7 +113,7 @@ def test_sessions_without_names_are_told_apart_by_pauses() -> None:
     ],
     ids=["one session", "nothing known", "too few", "nothing overlaps", "always right"],
 )
-def test_where_there_is_no_honest_way_there_is_none(index: DescribedIndex) -> None:
+def test_an_index_that_cannot_be_calibrated_is_not(index: DescribedIndex) -> None:
     assert fit_calibration(index, SETTINGS) is None
 
 

@@ -1,4 +1,4 @@
-"""Calibrating on photos of known position: honest where references mislead, kept by updates, and never silent."""
+"""Calibrating on photos of known position: right where references mislead, kept by updates, and never silent."""
 
 import errno
 import logging

@@ -41,7 +41,7 @@ def test_photos_come_first_or_options_do(indexed: Path) -> None:
 
 
 def test_versions_are_listed_rolled_back_compared_and_pruned(indexed: Path) -> None:
-    listed = json.loads(sightfix("index", "versions", "--json", folder=indexed).stdout)
+    listed = json.loads(sightfix("index", "versions", "--index", "places", "--json", folder=indexed).stdout)
     assert [one["manifest"]["count"] for one in listed] == [12, 10]
     assert [one["current"] for one in listed] == [False, True]
     compared = sightfix("index", "diff", listed[0]["version"], "--csv", "changes.csv", folder=indexed)
@@ -168,7 +168,7 @@ def test_wrong_store_options_say_what_is_right(indexed: Path) -> None:
     for option, text in (
         (("--store-type", "TREE"), "there is no Milvus index type 'TREE'"),
         (("--store-build", "nlist"), "--store-build 'nlist' is not NAME=VALUE"),
-        (("--store-vectors", "int8"), "Milvus stores no 'int8' descriptors"),
+        (("--store-vectors", "int8"), "--store-vectors 'int8' is unknown"),
     ):
         done = sightfix("index", "push", "--store", "milvus://127.0.0.1:9", *option, folder=indexed)
         assert (done.returncode, text in done.stderr) == (1, True), done.stderr

@@ -133,7 +133,8 @@ def test_an_unreadable_photo_is_named_or_left_out(tmp_path: Path) -> None:
     table = write_table(tmp_path / "refs.csv", walks)
     text = refused(table, tmp_path, "--hold-out", "0")
     assert "walk0_003.jpg" in text
-    assert "--max-unreadable 1" in text
+    assert "So far 1 photo is unreadable, none may be" in text
+    assert "--max-unreadable" in text
     shown = trained(table, tmp_path, "--hold-out", "0", "--max-unreadable", "1")
     assert "left out: " in shown
     assert "walk0_003.jpg" in shown

@@ -60,7 +60,7 @@ def test_the_border_counts_as_within() -> None:
     assert report.within_share.value == 0.5
 
 
-def test_honest_confidence_scores_better_than_the_base_rate_and_lies_worse() -> None:
+def test_right_confidence_scores_better_than_the_base_rate_and_wrong_confidence_worse() -> None:
     random = np.random.default_rng(0)
     truth = random.random(5000)
     errors = np.where(random.random(5000) < truth, 5.0, 80.0)
