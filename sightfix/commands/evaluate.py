@@ -9,7 +9,6 @@ from rich.text import Text
 
 from retrieval.errors import ParameterError, StorageError
 from retrieval.index.folder import DEFAULT_INDEXES
-from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
 from sightfix.commands.options import (
     CpuFallbackOption,
     IndexesOption,
@@ -51,7 +50,7 @@ def evaluate(
     ] = False,
     rerank: Annotated[
         int,
-        typer.Option(min=0, max=MAX_RERANKED, help="Compare so many best matches with the query point by point"),
+        typer.Option(min=0, help="Compare so many best matches with the query point by point"),
     ] = 0,
     out_of_area: Annotated[
         str | None, typer.Option(help="Photos of other places: how many are NO_MATCH? A folder, a CSV, or a spec")
@@ -70,6 +69,7 @@ def evaluate(
     from retrieval.evaluation import Protocol, evaluation_work
     from retrieval.evaluation import evaluate as evaluate_ranking
     from retrieval.index.stores import open_store
+    from retrieval.reranking.reranker import RerankSettings
     from sightfix.evaluation_search import EvaluationRequest, search_index, search_photos
 
     if (database is None) == (index is None):

@@ -2,14 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from retrieval.errors import ParameterError
-from retrieval.geo import GeoPrior
 from retrieval.index.folder import DEFAULT_INDEXES
-from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
 from sightfix.commands.options import (
     CpuFallbackOption,
     IndexesOption,
@@ -20,6 +18,9 @@ from sightfix.commands.options import (
     make_describer,
 )
 from sightfix.console import print_answer
+
+if TYPE_CHECKING:
+    from retrieval.geo import GeoPrior
 
 
 def localize(
@@ -37,9 +38,7 @@ def localize(
     top_k: Annotated[int, typer.Option(help="How many matches, 1 to 100")] = 5,
     near: Annotated[str | None, typer.Option(help="Geo prior: LAT,LON,RADIUS_M; the answer must lie inside")] = None,
     min_score: Annotated[float | None, typer.Option(help="Leave out matches below this cosine")] = None,
-    rerank: Annotated[
-        int, typer.Option(min=0, max=MAX_RERANKED, help="Compare so many best matches with the photo point by point")
-    ] = 0,
+    rerank: Annotated[int, typer.Option(min=0, help="Compare so many best matches with the photo point by point")] = 0,
     provider: ProviderOption = None,
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
@@ -60,6 +59,7 @@ def localize(
     else:
         from retrieval.index.stores import open_store
         from retrieval.localize.localizer import LocalizeOptions, Localizer
+        from retrieval.reranking.reranker import RerankSettings
         from service.answer import answer_of
 
         options = LocalizeOptions(top_k, prior, min_score)
@@ -75,7 +75,9 @@ def localize(
         print_answer(answer, top_k)
 
 
-def _geo_prior(text: str | None) -> GeoPrior | None:
+def _geo_prior(text: str | None) -> "GeoPrior | None":
+    from retrieval.geo import GeoPrior
+
     if text is None:
         return None
     try:
