@@ -75,7 +75,7 @@ class DescribedReferences:
 
 
 @dataclass(frozen=True)
-class StoredDescriptors:
+class ReusableDescriptors:
     """Which row of a version holds the descriptor of which content. Small enough to be sent to other machines.
 
     Attributes:
@@ -89,9 +89,9 @@ class StoredDescriptors:
     rows: NDArray[np.int64]
 
     @classmethod
-    def reusable(
+    def of(
         cls, base: PlaceIndex, describer: Describer, limits: ImageLimits, storage: Storage, *, whitened: bool
-    ) -> "StoredDescriptors | None":
+    ) -> "ReusableDescriptors | None":
         """What of a version may be taken over as if it had just been described, or None.
 
         Stored as fp32 a descriptor is what the describer gave. Stored as fp16 it is only good for fp16 again: the same
@@ -165,7 +165,7 @@ def describe_photos(
     settings: DescribeSettings,
     *,
     hashed: bool = False,
-    stored: StoredDescriptors | None = None,
+    stored: ReusableDescriptors | None = None,
 ) -> Iterator[DescribedBatch]:
     """Describe groups of photos one batch after another, in order, holding only a few batches in memory.
 

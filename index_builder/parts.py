@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from index_builder.describing import DescribedBatch, DescribeSettings, StoredDescriptors, describe_photos
+from index_builder.describing import DescribedBatch, DescribeSettings, ReusableDescriptors, describe_photos
 from index_builder.update_observer import UpdateObserver
 from index_builder.update_plan import PathsBelow
 from retrieval.artefact import flush_to_disk, write_flushed
@@ -279,7 +279,7 @@ class PartSettings:
     folder: Path
     root: Path
     part_photos: int = DEFAULT_PART_PHOTOS
-    stored: StoredDescriptors | None = field(default=None, repr=False)
+    stored: ReusableDescriptors | None = field(default=None, repr=False)
 
     @property
     def base(self) -> str | None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index_builder.calibration_queries import OutsidePhotos, calibration_photos_of
-from index_builder.describing import DescribeSettings, StoredDescriptors, describing_record
+from index_builder.describing import DescribeSettings, ReusableDescriptors, describing_record
 from index_builder.index_design import STORED_BYTES, IndexDesign
 from index_builder.parts import (
     DEFAULT_PART_PHOTOS,
@@ -250,7 +250,7 @@ class _Updater:
         if before is not None and total:
             whitened = before.whitening is not None if plan.base is not None else settings.design.whiten > 0
             limits = settings.describe.limits
-            stored = StoredDescriptors.reusable(before, self.describer, limits, storage, whitened=whitened)
+            stored = ReusableDescriptors.of(before, self.describer, limits, storage, whitened=whitened)
         how = PartSettings(settings.describe, work, plan.photo_root, settings.part_photos, stored)
         parts = plan_parts(plan.to_describe, self.describer, how)
         dim = self.describer.bundle.descriptor_dim

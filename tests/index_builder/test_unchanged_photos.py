@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder.describing import DescribeSettings, StoredDescriptors
+from index_builder.describing import DescribeSettings, ReusableDescriptors
 from index_builder.index_design import IndexDesign
 from index_builder.update import UpdateSettings, append_references, build_index, remove_references
 from index_builder.update_observer import Update
@@ -160,11 +160,11 @@ def test_digests_are_found_whatever_their_bytes() -> None:
     """Numpy drops zero bytes at the end of what it sorts."""
     digests = [bytes(32), bytes(31) + b"\x01", b"\x01" + bytes(31), b"\xff" * 31 + b"\x00", b"\xff" * 32]
     order = sorted(digests)
-    known = StoredDescriptors("v", np.array(order, "S32"), np.arange(5, dtype=np.int64))
+    known = ReusableDescriptors("v", np.array(order, "S32"), np.arange(5, dtype=np.int64))
     assert [known.find(one) for one in order] == [0, 1, 2, 3, 4]
     assert known.find(b"\x02" + bytes(31)) is None
     assert known.find(b"\xff" * 31 + b"\xfe") is None
-    assert StoredDescriptors("v", np.array([], "S32"), np.array([], np.int64)).find(bytes(32)) is None
+    assert ReusableDescriptors("v", np.array([], "S32"), np.array([], np.int64)).find(bytes(32)) is None
 
 
 def test_an_append_with_other_limits_says_that_not_all_is_described_alike(tmp_path: Path, describer: Describer) -> None:
