@@ -116,10 +116,11 @@ class UnreadableTally:
 
     Args:
         allowed: how many there may be.
+        own_code: whether the error about a single photo has the code of that photo's error.
     """
 
-    def __init__(self, allowed: int) -> None:
-        self.allowed = allowed
+    def __init__(self, allowed: int, *, own_code: bool = False) -> None:
+        self.allowed, self.own_code = allowed, own_code
         self.count = 0
         self.photos: list[LeftOut] = []
 
@@ -147,7 +148,7 @@ class UnreadableTally:
             f"{first.reason}{others}{more}. So far {unreadable}, {self.allowed or 'none'} may be",
             where=first.path,
             remedy="Repair or remove what is named, or allow more with --max-unreadable (a job: max_unreadable)",
-            code="too_many_unreadable",
+            code=first.code if self.own_code and self.count == 1 else "too_many_unreadable",
         )
 
 

@@ -91,7 +91,8 @@ def fill_photo_cache(
         on_wait: called with a message if another process is filling the folder, before waiting for it.
 
     Raises:
-        ReferenceDataError: more photos are unreadable than allowed; names them. The others are kept.
+        ReferenceDataError: more photos are unreadable than allowed; names them, and has the code of a single one. The
+            others are kept.
         ArtefactError: the folder's table of photos is damaged.
         StorageError: the disk is full or refuses, or the folder is none; what is decoded already is kept.
     """
@@ -102,7 +103,7 @@ def fill_photo_cache(
     # Before anything is decoded, which may take hours: which files there are. A file that changes after that gets a row
     # under its earlier identity, which the next call does not find: the row is stale, not wrong.
     identities: dict[Path, PhotoIdentity] = {}
-    unreadable = UnreadableTally(max_unreadable)
+    unreadable = UnreadableTally(max_unreadable, own_code=True)
     for path, count in uses.items():
         try:
             identities[path] = PhotoIdentity.of(path)

@@ -184,6 +184,7 @@ def test_an_unreadable_photo_is_named(tmp_path: Path, references: list[Reference
     with pytest.raises(ReferenceDataError) as caught:
         fill(tmp_path / "cache", references)
     assert str(caught.value).startswith(f"{path}: the image ")
+    assert caught.value.code == "image_undecodable"
     assert "So far 1 photo is unreadable, none may be. Repair or remove what is named" in str(caught.value)
     cache = fill_photo_cache(tmp_path / "cache", references, PREPROCESSING, max_unreadable=1)
     assert_whole(cache, references[:3] + references[4:])
