@@ -15,10 +15,10 @@ from sightfix.console import console, plain_table, require
 from training.run.observing import ComparisonObserver
 
 if TYPE_CHECKING:
-    from training.comparison.compare import CompareSettings
     from training.comparison.definition import Comparison
     from training.comparison.report import ComparisonReport
     from training.recipe_settings import Recipe
+    from training.run.train import TrainSettings
 
 FIGURE_NAME = "comparison.png"
 
@@ -63,9 +63,9 @@ def compare(
         )
     matplotlib_figure()
     require("training")
-    from training.comparison.compare import CompareSettings
     from training.comparison.definition import DEFAULT_RADII_M, Comparison
     from training.run.device import DeviceSettings
+    from training.run.train import TrainSettings
 
     comparison = Comparison(
         recipes=tuple(_recipes(recipes or [], set_ or [])),
@@ -77,10 +77,10 @@ def compare(
         baseline=baseline,
     )
     console.print(_headline(comparison))
-    _compare(comparison, out, CompareSettings(cache, DeviceSettings(device), max_unreadable))  # type: ignore[arg-type]
+    _compare(comparison, out, TrainSettings(cache, DeviceSettings(device), max_unreadable))  # type: ignore[arg-type]
 
 
-def _compare(comparison: "Comparison", out: Path, settings: "CompareSettings") -> None:
+def _compare(comparison: "Comparison", out: Path, settings: "TrainSettings") -> None:
     from training.comparison.compare import compare as run_comparison
     from training.run.training_run import TrainingStoppedError
 
@@ -105,7 +105,6 @@ def _recipes(names: Sequence[str], overrides: Sequence[str]) -> "list[Recipe]":
 
 
 def _checkpoints(given: Sequence[str]) -> dict[str, Path]:
-
     checkpoints: dict[str, Path] = {}
     for text in given:
         label, equals, folder = text.partition("=")

@@ -5,7 +5,7 @@ Finished runs and finished evaluations are recorded, so that a second call does 
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -40,10 +40,10 @@ from training.comparison.report import UNTRAINED, ComparedRow, ComparisonReport,
 from training.comparison.report_building import ReportBuilder, RowRecords
 from training.comparison.table_text import csv_text, markdown
 from training.recipe_settings import Recipe, TrainingSettings
-from training.run.device import DeviceSettings, give_back_freed_memory, make_fabric
+from training.run.device import give_back_freed_memory, make_fabric
 from training.run.observing import ComparisonObserver, RunObserver
 from training.run.state import OtherRunError
-from training.run.train import DEFAULT_CACHE, TrainingPhotos, TrainSettings
+from training.run.train import TrainingPhotos, TrainSettings
 from training.run.train import train as train_recipe
 from training.run.training_run import RunResult
 
@@ -52,28 +52,13 @@ CSV_NAME: Final = "table.csv"
 _DIVERGED: Final = "diverged"  # the code of an error
 
 
-@dataclass(frozen=True)
-class CompareSettings:
-    """How a comparison is carried out.
-
-    Attributes:
-        cache: folder of decoded photos.
-        device: where to compute.
-        max_unreadable: training photos that may be left out as undecodable; those to evaluate on must all be readable.
-    """
-
-    cache: Path = DEFAULT_CACHE
-    device: DeviceSettings = field(default_factory=DeviceSettings)
-    max_unreadable: int = 0
-
-
 Train = Callable[[Recipe, TrainingPhotos, Path, TrainSettings, RunObserver], RunResult]
 
 
 def compare(
     comparison: Comparison,
     folder: Path,
-    settings: CompareSettings | None = None,
+    settings: TrainSettings | None = None,
     observer: ComparisonObserver | None = None,
     train: Train = train_recipe,
 ) -> ComparisonReport:
@@ -82,7 +67,7 @@ def compare(
     Args:
         comparison: what is compared, and on what.
         folder: of the comparison: tables, `runs/RECIPE/seed-N/`, `untrained/`, `evaluations/`.
-        settings: device, cache.
+        settings: of each run; photos to evaluate on must all be readable.
         observer: receives progress and the table so far.
         train: trains one run; as `training.run.train.train`.
 
@@ -94,7 +79,7 @@ def compare(
         TrainingStoppedError: a signal; the same call goes on from there.
         SightfixError: photos, weights, checkpoints, device, disk; see `train` and `load_encoder`.
     """
-    run = _ComparisonRun(comparison, folder, settings or CompareSettings(), observer or ComparisonObserver(), train)
+    run = _ComparisonRun(comparison, folder, settings or TrainSettings(), observer or ComparisonObserver(), train)
     return run.run()
 
 
@@ -103,7 +88,7 @@ class _ComparisonRun:
         self,
         comparison: Comparison,
         folder: Path,
-        settings: CompareSettings,
+        settings: TrainSettings,
         observer: ComparisonObserver,
         train: Train,
     ) -> None:
@@ -145,8 +130,6 @@ class _ComparisonRun:
             self._run(recipe, seed)
             give_back_freed_memory()
         return self._report()
-
-    # ---- rows ----
 
     def _add_untrained(self, recipe: Recipe) -> None:
         name = network_hash(recipe)
@@ -200,11 +183,8 @@ class _ComparisonRun:
     def _train(self, recipe: Recipe, folder: Path) -> tuple[RunRecord, Checkpoint]:
         if self.comparison.photos is None:
             raise AssertionError("a comparison with recipes has photos")
-        how = TrainSettings(
-            cache=self.settings.cache, device=self.settings.device, max_unreadable=self.settings.max_unreadable
-        )
         try:
-            result = self.train(recipe, self.comparison.photos, folder, how, self.observer)
+            result = self.train(recipe, self.comparison.photos, folder, self.settings, self.observer)
         except OtherRunError as error:
             raise ComparisonError(
                 error.what,
@@ -229,8 +209,6 @@ class _ComparisonRun:
         found = self._evaluate(checkpoint, row.folder, seed)
         before = self.rows.get(row) or RowRecords(row, wanted, (), dict.fromkeys(self.truths, ()), ())
         self.rows[row] = before.with_seed(seed, found, epochs)
-
-    # ---- evaluation ----
 
     def _record_path(self, row_folder: str, seed: int, name: str) -> Path:
         return self.folder / "evaluations" / row_folder / f"seed-{seed}" / f"{name}.json"
@@ -266,8 +244,6 @@ class _ComparisonRun:
             self.photos[image] = EvalPhotos.decode(self.comparison.eval_sets, image, self.settings.cache, self.observer)
         return self.photos[image]
 
-    # ---- report ----
-
     def _overlaps(self) -> list[str]:
         if self.comparison.photos is None:
             return []
@@ -277,9 +253,10 @@ class _ComparisonRun:
             if near is None:
                 notes.append(f"Whether training photos lie near the queries of {photos.name} is unknown")
             elif near:
+                training = counted(len(self.comparison.photos.training), "training photo")
                 notes.append(
-                    f"{near} of {len(self.comparison.photos.training)} training photos lie within {OVERLAP_M:g} m of a "
-                    f"query of {photos.name}: its numbers are optimistic"
+                    f"{near:,} of {training} lie within {OVERLAP_M:g} m of a query of {photos.name}: "
+                    "its numbers are optimistic"
                 )
         return notes
 

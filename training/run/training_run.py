@@ -221,8 +221,6 @@ class TrainingRun:
         enough = patience > 0 and progress.without_better >= patience
         return progress.epoch >= self.recipe.training.epochs or enough
 
-    # ---- one epoch ----
-
     def _epoch_batches(self) -> tuple[EpochBatches, range]:
         """The epoch's batches, and the indices of this process's."""
         batches = self._state.batches
@@ -358,8 +356,6 @@ class TrainingRun:
                 warning=collapse.warning if collapse else None,
             )
         )
-
-    # ---- checkpoints ----
 
     def _save(self, name: str, measured: Measured | None, *, resumable: bool = True) -> None:
         if self._fabric.is_global_zero:

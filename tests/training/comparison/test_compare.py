@@ -16,7 +16,7 @@ from retrieval.references.reference import Reference
 from tests.training.small_encoder import small_encoder, small_recipe
 from tests.training.walks import make_walks
 from training.checkpoint import CheckpointError, save_encoder
-from training.comparison.compare import CompareSettings, compare
+from training.comparison.compare import compare
 from training.comparison.definition import Comparison, ComparisonError
 from training.comparison.report import ComparisonReport
 from training.recipe_settings import Recipe
@@ -117,7 +117,7 @@ def run(
     comparison: Comparison, folder: Path, trainer: Trainer | None = None
 ) -> tuple[ComparisonReport, Trainer, Watching]:
     trainer, watching = trainer or Trainer(), Watching()
-    report = compare(comparison, folder / "out", CompareSettings(cache=folder / "cache"), watching, trainer)
+    report = compare(comparison, folder / "out", TrainSettings(cache=folder / "cache"), watching, trainer)
     return report, trainer, watching
 
 
@@ -408,7 +408,7 @@ def test_real_training_stopped_within_the_second_run(comparison: Comparison, tmp
     """Six queries, four pairs a batch: the first batch of the second run is interrupted, and the next call goes on."""
     quick = ("training.pairs=2", "training.epochs=2", "objective.head_width=16")
     comparison = replace(comparison, recipes=(named("one", *quick),))
-    settings = CompareSettings(cache=tmp_path / "cache")
+    settings = TrainSettings(cache=tmp_path / "cache")
     compare(replace(comparison, seeds=1), tmp_path / "out", settings)
     with pytest.raises(TrainingStoppedError) as stopped:
         compare(comparison, tmp_path / "out", settings, Stopping(1))
@@ -428,5 +428,5 @@ def test_freed_memory_is_given_back_after_every_training(
     monkeypatch.setattr(
         "training.comparison.compare.give_back_freed_memory", lambda: after.append(len(trainer.runs)), raising=True
     )
-    compare(plan_of(walks, far_walks), tmp_path / "out", CompareSettings(tmp_path / "cache"), None, trainer)
+    compare(plan_of(walks, far_walks), tmp_path / "out", TrainSettings(tmp_path / "cache"), None, trainer)
     assert after == list(range(1, len(trainer.runs) + 1))
