@@ -3,6 +3,7 @@
 `campus_training`, which takes an hour, and `indexing_hundred_thousand`, a quarter of one, are run apart.
 """
 
+from argparse import ArgumentParser
 from importlib import import_module
 
 MODULES = (
@@ -32,6 +33,7 @@ MODULES = (
 
 def main() -> None:
     """Run them all."""
+    ArgumentParser(prog="python -m benchmarks", description=__doc__).parse_args()
     for name in MODULES:
         import_module(f"benchmarks.{name}").main()
         print()

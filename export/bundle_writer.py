@@ -21,7 +21,7 @@ from retrieval.bundle import (
     bundle_fingerprint,
     open_bundle,
 )
-from retrieval.errors import ParameterError, StorageError
+from retrieval.errors import ParameterError, StorageError, counted
 from retrieval.images import Preprocessing
 
 GRAPH_NAMES: Final[dict[Precision, str]] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
@@ -113,7 +113,7 @@ def model_card(content: BundleContent) -> str:
         ("input", _input(content.preprocessing, content.camera_model_input)),
         ("file", "weights stored as fp16, computed in fp32" if content.weight_storage == "fp16" else "fp32"),
         ("licence", content.licence),
-        (f"worst cosine to {parity.reference}", f"{parity.min_cosine:.7f} on {parity.images} images"),
+        (f"worst cosine to {parity.reference}", f"{parity.min_cosine:.7f} on {counted(parity.images, 'image')}"),
     ]
     parts = [
         f"# {content.name}",
@@ -158,7 +158,7 @@ def _whitening(whitening: WhiteningReport | None) -> list[str]:
         return []
     text = (
         f"## Whitening\n\nFrom {whitening.from_dim} to {whitening.dim} numbers, with power {whitening.power:g} of the "
-        f"singular values, fitted on {whitening.photos} photos of {whitening.fitted_on}. "
+        f"singular values, fitted on {counted(whitening.photos, 'photo')} of {whitening.fitted_on}. "
         f"{100 * whitening.explained:.0f} % of their variance is kept. Elsewhere it may help less, or hurt."
     )
     return [text, *_recall_table(whitening.recall)]

@@ -16,7 +16,7 @@ from export.exportable import cosines, describe_in_batches, run_on_cpu
 from export.int8 import MIN_COSINE_INT8, quantise
 from export.onnx_graph import SHAPE_ONLY, constants, consumers, head, producers, replace_nodes, tail, tidied
 from retrieval.bundle import Precision, PrecisionReport, RecallChange
-from retrieval.errors import BundleError, ParameterError
+from retrieval.errors import BundleError, ParameterError, counted
 
 MIN_PHOTOS: Final = 64
 
@@ -106,7 +106,7 @@ def require_photos(count: int, precision: Precision) -> None:
     """
     if count < MIN_PHOTOS:
         raise ParameterError(
-            f"{count} photo{'' if count == 1 else 's'} cannot prove an {precision} graph, {MIN_PHOTOS} are needed",
+            f"{counted(count, 'photo')} cannot prove an {precision} graph, {MIN_PHOTOS} are needed",
             remedy=f"Give {MIN_PHOTOS - count} more photos of the place, such as some of those you will index",
             code="too_few_photos",
         )
@@ -138,8 +138,7 @@ def measure_precision(
     # Not `>`: a NaN must not pass.
     broken = np.flatnonzero(~(np.abs(lengths - 1.0) <= _LENGTH_TOLERANCE))
     if len(broken):
-        others = len(broken) - 1
-        more = f", and {others} other{'' if others == 1 else 's'} like it" if others else ""
+        more = f", and {counted(len(broken) - 1, 'other')} like it" if len(broken) > 1 else ""
         raise BundleError(
             f"the {precision} graph describes photo {broken[0] + 1} of {len(fp32)} by a vector of length "
             f"{lengths[broken[0]]:.3g}, which must be 1{more}",
@@ -182,7 +181,7 @@ def check_precision(
         worst = f" ({worst_photo})" if worst_photo else ""
         losses.insert(
             0,
-            f"the worst of {report.images} photos{worst} has cosine {report.min_cosine:.5f} to fp32, "
+            f"the worst of {counted(report.images, 'photo')}{worst} has cosine {report.min_cosine:.5f} to fp32, "
             f"wanted {report.threshold}",
         )
     others = (

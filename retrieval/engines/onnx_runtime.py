@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, Bundle, Precision
 from retrieval.engines.engine import EngineDescription, Provider, TensorContract, check_contract
-from retrieval.errors import BundleError, MissingExtraError, ProviderUnavailableError
+from retrieval.errors import BundleError, MissingExtraError, ProviderUnavailableError, counted
 from retrieval.machine import sums_bytes_exactly
 
 _log = logging.getLogger("sightfix.engines")
@@ -246,4 +246,4 @@ def runtime_name(ort: ModuleType) -> str:
 
 def cpu_name(threads: int) -> str:
     """Such as `CPU, 2 threads`."""
-    return f"CPU, {threads} thread{'' if threads == 1 else 's'}"
+    return f"CPU, {counted(threads, 'thread')}"

@@ -155,7 +155,7 @@ def _status_table(statuses: tuple[StatusReport, ...]) -> ReportTable:
         )
         for status in statuses
     )
-    return ReportTable("What photos were told", columns, rows)
+    return ReportTable("Status of the answers", columns, rows)
 
 
 def _plain(estimate: Estimate) -> str:

@@ -135,11 +135,11 @@ def _folder(source: str) -> Path | None:
 
 def _photo_paths(spec: str, most: int) -> list[Path]:
     """At most so many photos of a reference database, evenly taken."""
+    from retrieval.index.sampling import evenly_spaced
     from retrieval.references import open_references
 
     paths = [reference.path for reference in open_references(spec)]
-    step = max(1.0, len(paths) / most)
-    return [paths[int(place * step)] for place in range(min(most, len(paths)))]
+    return [paths[row] for row in evenly_spaced(len(paths), most)]
 
 
 def _bundle_json(bundle: "Bundle") -> str:

@@ -107,7 +107,6 @@ def evaluate(
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
-
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -134,7 +133,6 @@ def _print_report(report: "EvaluationReport") -> None:
 
 
 def _write_json(report: "EvaluationReport", path: Path) -> None:
-
     try:
         path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as error:

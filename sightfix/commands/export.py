@@ -137,7 +137,6 @@ def _precisions(names: Sequence[str]) -> "list[Precision]":
 
 def _camera(text: str | None) -> tuple[int, int] | None:
     """`1920x1080` → (1080, 1920)."""
-
     if text is None:
         return None
     width, _, height = text.lower().partition("x")

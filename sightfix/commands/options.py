@@ -149,7 +149,6 @@ def push_shown(index: "PlaceIndex", address: str, settings: "PushSettings") -> N
 
 
 def _named_value(text: str) -> tuple[str, int | float | str]:
-
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise ParameterError(f"--store-build {text!r} is not NAME=VALUE", remedy="Write it as nlist=4096")

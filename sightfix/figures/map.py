@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import ParameterError, counted
 from retrieval.geo import Float64Array, Position, longitude_bounds, to_local_metres
+from retrieval.index.sampling import drawn
 from sightfix.figures.plotting import (
     BLUE,
     GREEN,
@@ -92,8 +93,7 @@ def _metres(survey: Survey) -> tuple[NDArray[np.int64], Float64Array]:
     known = np.flatnonzero(np.isfinite(survey.lat if survey.has_positions else survey.north))
     if known.size == 0:
         raise ParameterError("no reference has a position to draw", remedy="Leave --map out")
-    if known.size > _MAX_POINTS:
-        known = np.sort(np.random.default_rng(0).permutation(known)[:_MAX_POINTS])
+    known = known[drawn(known.size, _MAX_POINTS)]
     if survey.has_positions:
         lat, lon = survey.lat[known], survey.lon[known]
         west, east = longitude_bounds(lon)
