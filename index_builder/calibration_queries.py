@@ -29,11 +29,8 @@ from retrieval.localize.evidence import centre_rows, centred_cosines
 from retrieval.references.reference import Reference
 
 Int64Array = NDArray[np.int64]
-
 Float32Array = NDArray[np.float32]
-
 Mask = NDArray[np.bool_]
-
 _log = logging.getLogger("sightfix.index")
 
 # References taken further apart than this were taken on another occasion.
@@ -48,9 +45,7 @@ _SAME_PLACE_M: Final = 1.0
 
 _BLOCK: Final = 8192
 _PAIRS_AT_ONCE: Final = 4096
-
 _DESCRIPTOR: Final = "descriptor"
-
 UNKNOWN: Final = -1
 
 

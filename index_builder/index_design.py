@@ -61,7 +61,6 @@ _TIMED: Final = 9
 # How a graph's query time grows with the rows at the same recall, as a power.
 _GRAPH_GROWTH: Final = 0.75
 
-
 _FIRST_RERANK: Final[dict[ApproximateType, int]] = {
     "ivf": 1,
     "ivf-int8": 2,

@@ -44,7 +44,6 @@ _BATCH: Final = 8
 # Of each side of a photo, what a held-out view keeps: near enough to be found, far enough to be another query.
 _VIEW_SIDE: Final = 0.8
 
-
 Search = Callable[[Descriptors, int], NDArray[np.int64]]
 
 

@@ -54,7 +54,6 @@ from retrieval.references.reference import ReferenceSource
 from retrieval.reranking.local_features import FeatureSettings, opencv_module
 
 EngineName = Literal["local", "ray"]
-
 ENGINES: Final[tuple[EngineName, ...]] = ("local", "ray")
 
 # The quality check describes photos again: of a small index, which somebody waits for, few.

@@ -29,8 +29,6 @@ _METADATA_KEY: Final = b"sightfix"
 _ASK_EVERY_S: Final = 0.2
 _NAMED: Final = 3
 _NOT_PLAIN: Final = (f"{os.sep}{os.sep}", f"{os.sep}.")
-
-
 _COLUMNS_OF_THE_SOURCE: Final = [name for name in REFERENCE_SCHEMA.names if name not in ("path", "content_sha256")]
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 EARTH_RADIUS_M = 6_371_008.8
 HALF_CIRCUMFERENCE_M = math.pi * EARTH_RADIUS_M
-
 Float64Array = NDArray[np.float64]
 
 

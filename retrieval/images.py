@@ -23,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from retrieval.errors import ImageError, ReferenceDataError, counted
 
 RgbImage = NDArray[np.uint8]
-
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "HEIF"]
 
 MEDIA_TYPES: Final[dict[ImageFormat, tuple[str, ...]]] = {

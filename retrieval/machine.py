@@ -27,11 +27,7 @@ _M_MMAP_MAX: Final = -4
 _M_TRIM_THRESHOLD: Final = -1
 _LARGEST: Final = 2**31 - 1
 _OPERATORS: Final = ("MALLOC_ARENA_MAX", "glibc.malloc.arena_max")
-
-
 _X86: Final = frozenset({"amd64", "i386", "i686", "x86_64"})
-
-
 _VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
 
 

@@ -27,11 +27,8 @@ from retrieval.errors import ParameterError, SightfixError
 from service.problems import RequestError, problem_response
 
 _log = logging.getLogger("sightfix.service")
-
 Scope = Literal["localize", "admin"]
-
 SCOPES: Final[tuple[Scope, ...]] = ("localize", "admin")
-
 PREFIX: Final = "sfx_"
 
 # A change is seen at the latest after this time; a stat for every request would be waste.

@@ -16,7 +16,6 @@ from service.api_keys import read_keys
 from service.settings import ServerSettings
 
 PREFIX: Final = "SIGHTFIX_"
-
 Origin = Literal["flag", "environment", "file", "default"]
 
 

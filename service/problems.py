@@ -18,7 +18,6 @@ from retrieval.localize.localizer import new_request_id
 from service.answer import FieldProblem, Problem
 
 _log = logging.getLogger("sightfix.service")
-
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:sightfix:problem:"
 
@@ -69,7 +68,6 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
 }
 
 MAX_NAMED_ERRORS: Final = 100
-
 _RETRY_AFTER_S: Final[Mapping[int, int]] = {429: 1, 503: 2}
 
 

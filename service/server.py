@@ -35,7 +35,6 @@ _log = logging.getLogger("sightfix.service")
 _ARENAS: Final = 2
 
 _USUAL_METRICS_PORT: Final = 9464  # OpenTelemetry's for Prometheus
-
 _METRICS_READ_LIMIT_S: Final = 10.0
 
 

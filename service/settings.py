@@ -25,7 +25,6 @@ from service.jobs.settings import JobSettings
 from service.observing.logs import LogFormat
 
 DEEPEST_ZOOM: Final = 23
-
 _NAMES: Final = frozenset({"s", "z", "x", "y", "-y", "r"})
 
 # Nothing that could end a directive of the Content-Security-Policy or begin another.

@@ -16,9 +16,7 @@ from retrieval.errors import (
 )
 
 _log = logging.getLogger("sightfix.engines")
-
 ProviderChoice = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
-
 PROVIDER_CHOICES: Final[tuple[ProviderChoice, ...]] = ("auto", "tensorrt", "cuda", "openvino", "cpu")
 
 # What `auto` tries before the provider cpu. OpenVINO only for integers: measured on two cores with the default bundle

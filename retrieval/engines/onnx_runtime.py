@@ -17,7 +17,6 @@ from retrieval.errors import BundleError, MissingExtraError, ProviderUnavailable
 from retrieval.machine import sums_bytes_exactly
 
 _log = logging.getLogger("sightfix.engines")
-
 NO_TELEMETRY: Final = "ORT_DISABLE_TELEMETRY"
 
 PROVIDER_NAMES: Final[dict[Provider, str]] = {

@@ -35,7 +35,6 @@ from retrieval.engines.tensorrt_library import load_linked_tensorrt
 from retrieval.errors import DeviceError, ProviderUnavailableError, SightfixError, StorageError
 
 _log = logging.getLogger("sightfix.engines")
-
 _DEVICE: Final = "0"
 _PROVIDER_LIBRARY: Final = "libonnxruntime_providers_tensorrt.so"
 _TIMING_FOLDER: Final = "timing"

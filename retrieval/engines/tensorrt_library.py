@@ -14,7 +14,6 @@ from retrieval.engines.cuda import first_gpu
 from retrieval.errors import ProviderUnavailableError
 
 _log = logging.getLogger("sightfix.tensorrt")
-
 _INSTALL: Final = "Run: pip install 'sightfix[tensorrt]'"
 
 # TensorRT says the cause of a failure in the messages before it.

@@ -23,7 +23,6 @@ from retrieval.engines.tensorrt_library import TensorRtMachine, TensorRtMessages
 from retrieval.errors import DeviceError, EngineError, ParameterError, ProviderUnavailableError
 
 _log = logging.getLogger("sightfix.tensorrt")
-
 PLAN_NAME: Final = "model.plan"
 BUILT_BY: Final = "tensorrt"
 REBUILD: Final = "Build it again: sightfix bundle engine"

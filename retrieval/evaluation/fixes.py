@@ -29,9 +29,7 @@ Mask = NDArray[np.bool_]
 WITHIN_M: Final = 25.0
 
 _BINS: Final = 10
-
 _CURVE_POINTS: Final = 50
-
 _SIMULATIONS: Final = 500
 
 

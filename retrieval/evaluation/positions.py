@@ -16,7 +16,6 @@ from retrieval.geo import EARTH_RADIUS_M, HALF_CIRCUMFERENCE_M, Float64Array, un
 from retrieval.references.reference import Reference
 
 Int64Array = NDArray[np.int64]
-
 Measure = Literal["great circle", "plane", "utm"]
 
 # Farther apart than any two points of one UTM zone (north ≤ 10 000 km), so zones never touch.

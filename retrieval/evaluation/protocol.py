@@ -14,9 +14,7 @@ from retrieval.evaluation.report import Convention, Grouping
 from retrieval.index.vectors.faiss_library import BLAS_FROM_QUERIES, faiss_module
 
 CONVENTIONS: tuple[Convention, ...] = ("solvable", "vpr-methods-evaluation")
-
 GROUPINGS: tuple[Grouping, ...] = ("session", "place")
-
 Float32Array = NDArray[np.float32]
 
 # faiss itself cuts the queries of one call into blocks of 4096. Blocks that begin where its own begin, and no short

@@ -15,11 +15,8 @@ from retrieval.geo import Float64Array, Position, from_local_metres, haversine_m
 from retrieval.index.sampling import evenly_spaced
 
 Float32Array = NDArray[np.float32]
-
 FixMethod = Literal["top1", "weighted_cluster", "medoid", "kernel_mode"]
-
 FIX_METHODS: Final[tuple[FixMethod, ...]] = ("top1", "weighted_cluster", "medoid", "kernel_mode")
-
 EVIDENCE_NAMES: Final = ("score", "margin", "share")
 
 # The accuracy of a phone's GPS under an open sky: no radius that was not measured is smaller.
@@ -28,7 +25,6 @@ GUESSED_RADIUS_M: Final = 5.0
 # Mean shift ends after so many steps, or when a step is shorter than this.
 _MEAN_SHIFTS: Final = 50
 _CONVERGED_M: Final = 0.01
-
 _CENTRE_ROWS: Final = 4096
 
 

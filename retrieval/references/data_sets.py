@@ -26,12 +26,8 @@ from retrieval.references.table_files import CsvRows
 from retrieval.references.tables import parse_time
 
 COLUMNS: Final = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
-
 _PLACES_A_CITY: Final = 10**5
-
 _SUFFIXES: Final = (".JPG", ".jpg")
-
-
 VAL_CITIES: Final = ("cph", "sf")
 
 TRAIN_CITIES: Final = (
@@ -41,9 +37,7 @@ TRAIN_CITIES: Final = (
 )  # fmt: skip
 
 _TREE: Final = "train_val"
-
 _UNPACK_AGAIN: Final = "Unpack the metadata of MSLS again: its tables list the same images in the same order"
-
 Subtask = Literal["all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d"]
 
 

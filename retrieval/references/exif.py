@@ -28,11 +28,8 @@ from retrieval.references.reader import (
 from retrieval.references.reference import Reference
 
 _HEAD_BYTES: Final = 32
-
 _PNG_SIGNATURE_BYTES: Final = 8
-
 _WEBP_HEADER_BYTES: Final = 12
-
 _BELOW_SEA_LEVEL: Final = 1
 
 

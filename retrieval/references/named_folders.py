@@ -45,9 +45,7 @@ _FIELDS: Final = (
 )
 
 _METADATA: Final = ("pano_id", "tile_num", "pitch", "roll", "height", "timestamp", "note")
-
 _ZONE: Final = re.compile(r"(\d{1,2})([NS])", re.IGNORECASE)
-
 _FRAME_NUMBER: Final = re.compile(r"\d+")
 
 # Frames within the tolerance are made to lie within this distance.

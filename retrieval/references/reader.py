@@ -25,9 +25,7 @@ FOREIGN_SUFFIXES: Final[frozenset[str]] = frozenset(
 )
 
 _PHOTO_SUFFIXES: Final = FILE_SUFFIXES | FOREIGN_SUFFIXES
-
 _SHOWN_SESSIONS: Final = 6
-
 _FIRST_SLOTS: Final = 1 << 10
 
 

@@ -14,11 +14,8 @@ from retrieval.references.reader import check_file
 from retrieval.references.tables import TableOptions, TableReader
 
 _DELIMITERS: Final = ",;\t"
-
 _CHUNK_BYTES: Final = 1 << 20
-
 _BATCH_ROWS: Final = 4096
-
 CsvRow = tuple[int, Sequence[str]]
 
 

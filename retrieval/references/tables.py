@@ -18,9 +18,7 @@ from retrieval.references.reader import ListedOptions, ListedReader, Row, SeenId
 from retrieval.references.reference import Reference, SkippedPhoto
 
 ColumnField = Literal["path", "lat", "lon", "id", "heading", "altitude", "captured_at", "session"]
-
 FIELDS: Final[tuple[ColumnField, ...]] = get_args(ColumnField)
-
 REQUIRED: Final[tuple[ColumnField, ...]] = ("path", "lat", "lon")
 
 # Other names that a field goes by; compared in lower case.
@@ -35,15 +33,10 @@ ALIASES: Final[Mapping[ColumnField, tuple[str, ...]]] = {
     "session": ("session_id", "sequence", "sequence_id", "sequence_key"),
 }
 
-
 _NO_POSITION: Final = "its row has no latitude and longitude"
-
 _DECIMAL_COMMA: Final = re.compile(r"[-+]?\d+,\d+")
-
 _UNIX_TIME: Final = re.compile(r"\d{9,19}(\.\d*)?")
-
 _EXIF_TIME: Final = re.compile(r"(\d{4}):(\d\d):(\d\d) ")
-
 _MAX_TURN_DEG: Final = 720.0
 
 

@@ -17,7 +17,6 @@ from retrieval.geo import EARTH_RADIUS_M, Float64Array, unit_vectors
 from retrieval.index.sampling import evenly_spaced
 
 Int64Array = NDArray[np.int64]
-
 _METRES_PER_DEGREE: Final = math.pi * EARTH_RADIUS_M / 180.0
 _ROW_SHIFT: Final = 32
 _SPACING_SAMPLE: Final = 512

@@ -17,9 +17,7 @@ from retrieval.geo import GeoPrior
 from service.problems import RequestError
 
 MEDIA_TYPE: Final = "application/vnd.oscp+json"
-
 MAX_CAMERAS: Final = 8
-
 _VERSION: Final = re.compile(r"version\s*=\s*\"?(\d+)(?:\.(\d+))?")
 
 # Never set by the client: C++ and Python clients send the largest double, 1.797e308.
@@ -29,9 +27,7 @@ _UNSET_ABOVE: Final = 1e300
 _PRIOR_ACCURACIES: Final = 3.0
 
 _MIN_PRIOR_M: Final = 50.0
-
 _MAX_TIMESTAMP_MS: Final = 2**53
-
 Version = Literal["1.0", "2.0"]
 
 

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = logging.getLogger("sightfix.service")
-
 REQUEST_ID_KEY: Final = "x-request-id"
-
 DOMAIN: Final = "sightfix"
 
 # Where every gRPC library looks for a google.rpc.Status.
@@ -71,9 +69,7 @@ _CODE_OF_PROBLEM: Final[Mapping[str, grpc.StatusCode]] = {
 }
 
 _SERVER_FAULTS: Final = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
-
 _CODE_OF_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
-
 _VALUE_ERROR: Final = "Value error, "
 
 # All of it goes into trailing metadata, twice, and clients take 8 KiB of that.

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     pass
 
 _log = logging.getLogger("sightfix.service")
-
 MAX_IN_FLIGHT: Final = 4
 
 # With drop_stale the server always reads. Were the client never to read, what is superseded would pile up.

@@ -31,11 +31,8 @@ _STATES: Final[dict[JobState, pb.JobState.ValueType]] = {
 }
 
 _STATE_NAMES: Final[dict[int, JobState]] = {number: name for name, number in _STATES.items()}
-
 _PAGE: Final = 50
-
 _MAX_PAGE: Final = 200
-
 _PUBLISH: Final = {pb.PUBLISH_UNSPECIFIED: "auto", pb.PUBLISH_AUTO: "auto", pb.PUBLISH_MANUAL: "manual"}
 
 

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from service.grpc.calls import Context
 
 _log = logging.getLogger("sightfix.service")
-
 _LOCALIZATION: Final = localization_pb2.DESCRIPTOR.services_by_name["LocalizationService"]
-
 _JOBS: Final = jobs_pb2.DESCRIPTOR.services_by_name["JobService"]
 
 # Of a message, beside the image.
@@ -50,14 +48,12 @@ _LAST_GRACE_S: Final = 0.5
 _PING_EVERY_MS: Final = 60_000
 
 _PING_ANSWER_MS: Final = 20_000
-
 _CLIENT_PING_EVERY_MS: Final = 10_000
 
 # For Watch; Check reports the state of that moment. The localizer becomes ready in another thread.
 _LOOK_EVERY_S: Final = 0.1
 
 Answer = Callable[[Any, "Context"], Awaitable[Message]]
-
 Answers = Callable[[AsyncIterator[Any], "Context"], AsyncGenerator[Message, None]]
 
 

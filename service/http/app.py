@@ -32,7 +32,6 @@ _EVERYWHERE: Final = {"400": "Malformed request", "500": "A fault of the server'
 
 _FASTAPIS_OWN: Final = ("HTTPValidationError", "ValidationError")
 
-
 _DESCRIPTION: Final = """Where was this photo taken?
 
 Send a photo to `POST /localize`; get the geo-tagged reference photos most like it, and one position fix.

@@ -26,13 +26,9 @@ from service.serving.admission import LANES, Lane, Urgency
 from service.serving.localization import LocalizationService
 
 Value = TypeVar("Value")
-
 Body = TypeVar("Body", bound=BaseModel)
-
 LANE_HEADER: Final = "X-Lane"
-
 DEADLINE_HEADER: Final = "X-Deadline-Ms"
-
 MAX_DEADLINE_MS: Final = 600_000
 
 URGENCY_PARAMETERS: Final = [
@@ -51,9 +47,7 @@ URGENCY_PARAMETERS: Final = [
 ]
 
 IMAGE_MEDIA_TYPES: Final = tuple(name for names in MEDIA_TYPES.values() for name in names)
-
 MULTIPART: Final = "multipart/form-data"
-
 JSON: Final = "application/json"
 
 # In one JSON body; the longest descriptors have some tens of thousands.

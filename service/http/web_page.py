@@ -14,9 +14,7 @@ from starlette.types import Receive, Scope, Send
 from service.settings import MapTiles
 
 FOLDER: Final = Path(__file__).parents[1] / "web"
-
 _PAGE: Final = "index.html"
-
 _SETTINGS: Final = "page.json"
 
 # Not the system's table: where that is empty, browsers would refuse the scripts.

@@ -12,11 +12,8 @@ from retrieval.index.vectors.exact import Storage
 from service.answer import Problem
 
 JobKind = Literal["full", "append", "remove"]
-
 JobState = Literal["PENDING", "RUNNING", "PUBLISHING", "SUCCEEDED", "FAILED", "CANCELLING", "CANCELLED"]
-
 FINISHED: Final[frozenset[JobState]] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
-
 MAX_REFERENCE_IDS: Final = 100_000
 
 
@@ -34,7 +31,6 @@ def _plain(text: str) -> str:
 
 
 _Name = Annotated[str, AfterValidator(_index_name)]
-
 _Spec = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_plain)]
 
 
@@ -93,7 +89,6 @@ class RemoveJobRequest(_Request):
 
 
 JobRequest = Annotated[FullJobRequest | AppendJobRequest | RemoveJobRequest, Field(discriminator="kind")]
-
 JOB_REQUEST: Final[TypeAdapter[FullJobRequest | AppendJobRequest | RemoveJobRequest]] = TypeAdapter(JobRequest)
 
 

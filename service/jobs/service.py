@@ -17,15 +17,10 @@ from service.jobs.store import JobStore
 from service.problems import RequestError
 
 _log = logging.getLogger("sightfix.jobs")
-
 _LOOK_EVERY_S: Final = 0.25
-
 _FIRST_PAUSE_S: Final = 0.5
-
 _MAX_KEY: Final = 255
-
 _MAX_NUMBER_DIGITS: Final = 18
-
 _LONGEST_PAUSE_S: Final = 30.0
 
 

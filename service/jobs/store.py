@@ -30,13 +30,9 @@ from service.jobs.settings import JobSettings
 from service.problems import RequestError
 
 SCHEMA_VERSION: Final = 1
-
 _BUSY_TIMEOUT_S: Final = 10.0
-
 IDEMPOTENCY_S: Final = 24 * 3600.0
-
 _WAITING: Final = "state = 'PENDING'"
-
 _UNFINISHED: Final = "state IN ('PENDING', 'RUNNING', 'PUBLISHING', 'CANCELLING')"
 
 _SCHEMA: Final = """

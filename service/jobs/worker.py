@@ -51,15 +51,10 @@ from service.observing.logs import log_to_stderr
 from service.problems import job_problem
 
 _log = logging.getLogger("sightfix.jobs")
-
 _LOCK_RETRY_S: Final = 0.5
-
 _LOOK_EVERY_S: Final = 0.2
-
 _BEAT_EVERY_S: Final = 1.0
-
 _TRY_AGAIN_S: Final = 5.0
-
 _REPORT_EVERY_S: Final = 0.5
 
 

@@ -30,13 +30,11 @@ from service.serving.admission import Lane, RejectedError
 from service.serving.batcher import FinishedBatch
 
 _log = logging.getLogger("sightfix.service")
-
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _IMAGE_CODES: Final = frozenset(
     {"empty_body", "unsupported_media_type", "image_undecodable", "too_many_pixels", "body_too_large"}
 )
 STAGES: Final = ("decode", "queue", "describe", "search", "rerank", "fix")
-
 Metric = TypeVar("Metric", Counter, Gauge)
 
 # How many jobs there are of each kind and state.

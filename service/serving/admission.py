@@ -13,9 +13,7 @@ from retrieval.errors import counted
 from service.problems import RequestError
 
 Lane = Literal["robot", "bulk"]
-
 LANES: tuple[Lane, ...] = ("robot", "bulk")
-
 Item = TypeVar("Item")
 
 # Weight that a batch still has when the next one is observed: the last thirty or so count.

@@ -17,11 +17,8 @@ from service.problems import RequestError
 from service.serving.admission import AdmissionQueue, AdmittedPhoto, Urgency
 
 _log = logging.getLogger("sightfix.service")
-
 Item = TypeVar("Item")
-
 Result = TypeVar("Result")
-
 FlushReason = Literal["idle", "full", "busy", "delay"]
 
 

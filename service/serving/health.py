@@ -19,7 +19,6 @@ from retrieval.index.sampling import evenly_spaced
 from retrieval.localize.localizer import Localizer
 
 State = Literal["loading", "ready", "unhealthy", "failed", "stopping"]
-
 _log = logging.getLogger("sightfix.service")
 
 # Photos that are tried before a stored descriptor is taken: references need not be where they were indexed.

@@ -49,7 +49,6 @@ class SearchWork:
 
 
 Work = LocalizeWork | DescribeWork | SearchWork
-
 Outcome = Located | Descriptors
 
 

@@ -17,7 +17,6 @@ _DEFAULTS: Final = TrackSettings()
 _MAX_SPEED_MPS: Final = 100.0
 
 _MAX_PLACES: Final = 1024
-
 _MAX_PAIRS: Final = 50_000
 
 # Highest speed over usual speed.

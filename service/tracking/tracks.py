@@ -22,7 +22,6 @@ from service.problems import RequestError
 from service.tracking.model import TrackAnswer, TrackParameters, fix_answer
 
 _log = logging.getLogger("sightfix.service")
-
 Value = TypeVar("Value")
 
 # Seconds since 1970 pass it in the year 5138; milliseconds passed it in 1973.
@@ -34,9 +33,7 @@ _LARGEST: Final = 1e6
 _RETRY_S: Final = 10.0
 
 _NO_ROWS: Final[NDArray[np.int64]] = np.empty(0, np.int64)
-
 _NO_COSINES: Final = np.empty(0)
-
 
 # What each parameter of the odometry says nothing without.
 _NEEDS: Final = {

@@ -48,11 +48,7 @@ TEXT_BYTES: Final = 65_535
 MOST_ROWS: Final = 16_384
 _ANSWER_BYTES: Final = 32_000_000
 _ROWS_AT_ONCE: Final = 1_000
-
-
 MILVUS_TYPES: Final[tuple[MilvusType, ...]] = get_args(MilvusType)
-
-
 BuildParameters = dict[str, int | float | str | bool]
 
 

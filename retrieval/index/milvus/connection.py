@@ -105,7 +105,6 @@ class MilvusAddress:
 # Codes of Milvus: a collection, an index or an alias is not there. A server says 4 when it has too much to do.
 _NOT_THERE: Final = frozenset({100, 700, 1600})
 
-
 _lite_users: Counter[str] = Counter()
 
 

@@ -17,7 +17,6 @@ from retrieval.index.searchable import PlaceIndexStore
 from retrieval.index.whitening import read_whitening
 
 _AGAIN: Final = "Publish the version again: sightfix index push"
-
 _LOAD_S: Final = 600.0
 
 

@@ -34,9 +34,7 @@ _LIST_TRAINING_ROUNDS: Final = 10
 # Inside a geo prior of more rows than this, candidates are quicker than an exact scan.
 EXACT_PRIOR_ROWS: Final = 100_000
 
-
 INDEX_TYPES: Final[tuple[IndexType, ...]] = get_args(IndexType)
-
 
 _CODES: Final[dict[ApproximateType, str]] = {
     "ivf": "SQfp16",
@@ -46,7 +44,6 @@ _CODES: Final[dict[ApproximateType, str]] = {
     "ivf-pq-fast": "PQ{code_parts}x4fs",
     "hnsw": "SQfp16",
 }
-
 
 _CODE_VALUES: Final[dict[ApproximateType, int]] = {"ivf-pq": 256, "ivf-pq-fast": 16}
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from retrieval.describer import Descriptors
 
 Storage = Literal["fp32", "fp16", "int8"]
-
 STORAGES: Final[tuple[Storage, ...]] = ("fp32", "fp16", "int8")
 
 # Rows inside a geo prior that are copied and scanned at once: 8192 × 1280 fp16 is 20 MB.
@@ -37,7 +36,6 @@ _BLOCK_ROWS: Final = 8192
 _MARGIN: Final = 0.05
 
 _WIDE_MARGIN: Final = 0.5
-
 _LARGE_SAMPLE: Final = 1000
 
 # From so many queries on it pays to turn stored rows into fp32 and use BLAS: measured at 512 and at 1280 numbers.

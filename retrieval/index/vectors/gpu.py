@@ -29,13 +29,9 @@ TEMP_MEMORY: Final = 256 * 1024 * 1024
 _SPARE: Final = 16
 
 _COPY_ROWS: Final = 65_536
-
 _CANARIES: Final = 64
-
 _MIN_FOUND: Final = 0.95
-
 _SAME_SCORE: Final = 1e-3
-
 Value = TypeVar("Value")
 
 

@@ -27,7 +27,6 @@ from service.jobs.service import JobService, page_number, parse_key
 from service.problems import MAX_NAMED_ERRORS, MEDIA_TYPE, RequestError, validation_problem
 
 _MAX_PAGE: Final = 200
-
 _MAX_ERRORS: Final = 20
 
 _KEYS: Final[dict[str, list[str]]] = {

@@ -39,9 +39,7 @@ from service.serving.admission import Urgency
 from service.serving.localization import LocalizationService
 
 GEOJSON_TYPE: Final = "application/geo+json"
-
 _CORNERS: Final = 64
-
 MAX_PHOTOS: Final = 32
 
 PROBLEMS: Final[dict[int | str, str]] = {
