@@ -26,6 +26,7 @@ from retrieval.index.searchable import SearchablePlaceIndex, SearchResult
 from retrieval.index.vectors.exact import ExactVectors
 from retrieval.localize.calibration import HeldOut
 from retrieval.localize.evidence import centre_rows, centred_cosines
+from retrieval.localize.fix import MatchedIndex
 from retrieval.references.reference import Reference
 
 Int64Array = NDArray[np.int64]
@@ -49,7 +50,7 @@ _DESCRIPTOR: Final = "descriptor"
 UNKNOWN: Final = -1
 
 
-class ReferenceIndex(Protocol):
+class ReferenceIndex(MatchedIndex, Protocol):
     """What is read of a place index: `PlaceIndex` is one."""
 
     @property
@@ -59,20 +60,6 @@ class ReferenceIndex(Protocol):
     @property
     def lon(self) -> Float64Array:
         """(N,) degrees."""
-
-    @property
-    def count(self) -> int:
-        """Number of references."""
-
-    @property
-    def score_stretch(self) -> float:
-        """By how much its scores are further apart than the bundle's own; see `WhiteningRecord.score_stretch`."""
-
-    def descriptors(self, rows: Int64Array) -> Float32Array:
-        """The stored descriptors of some rows: (len(rows), D) float32."""
-
-    def positions(self, rows: Int64Array) -> tuple[Float64Array, Float64Array]:
-        """Latitudes and longitudes of some rows: (len(rows),) degrees each."""
 
     def references(self, rows: Int64Array) -> Sequence[Reference]:
         """The references of some rows."""

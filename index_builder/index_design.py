@@ -6,7 +6,8 @@ Sizes and times are predicted from the number of rows (`plan_indexes`); ``--type
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from timeit import repeat
 from typing import Final
 
 import numpy as np
@@ -61,6 +62,7 @@ _TIMED: Final = 9
 # How a graph's query time grows with the rows at the same recall, as a power.
 _GRAPH_GROWTH: Final = 0.75
 
+_PLANNED_STORAGE: Final[tuple[Storage, ...]] = ("fp16",)
 _FIRST_RERANK: Final[dict[ApproximateType, int]] = {
     "ivf": 1,
     "ivf-int8": 2,
@@ -182,22 +184,19 @@ def memory_bytes(parameters: CandidateParameters, rows: int, dim: int) -> int:
     return rows * (code + (0 if graph else _ROW_NUMBER_BYTES)) + graph + lists
 
 
-def plan_indexes(
-    rows: int, dim: int, speed: MachineSpeed, memory: int | None = None, storage: Storage = "fp16"
-) -> list[PlannedIndex]:
-    """What each type of index would be for so many references.
+def plan_indexes(rows: int, dim: int, speed: MachineSpeed, memory: int | None = None) -> list[PlannedIndex]:
+    """What each type of index would be for so many references: exact search with each storage, the others with fp16.
 
     Args:
         rows: N.
         dim: length of the stored descriptors.
         speed: of the machine that builds and serves.
         memory: bytes there are, or None.
-        storage: of the descriptors beside approximate types; exact search is planned with each.
     """
     base = rows * (_TABLE_BYTES + _BLOCKS_BYTES)
     planned = []
     for type_ in INDEX_TYPES:
-        for stored in STORED_BYTES if type_ == "exact" else (storage,):
+        for stored in STORED_BYTES if type_ == "exact" else _PLANNED_STORAGE:
             exact_bytes = rows * dim * STORED_BYTES[stored]
             if type_ == "exact":
                 ram, disk = exact_bytes, exact_bytes
@@ -224,9 +223,9 @@ def measure_machine(dim: int) -> MachineSpeed:
     scan_ns: dict[Storage, float] = {}
     for storage in STORED_BYTES:
         vectors = ExactVectors.from_descriptors([rows], dim, storage, sample=rows[:1000])
-        scan_ns[storage] = _least_seconds(lambda: vectors.search(rows[:1], 10)) / rows.size * 1e9  # noqa: B023
+        scan_ns[storage] = min(repeat(lambda: vectors.search(rows[:1], 10), number=1)) / rows.size * 1e9  # noqa: B023
     square = rows.ravel()[: _PROBE_SIDE**2].reshape(_PROBE_SIDE, _PROBE_SIDE)
-    seconds = _least_seconds(lambda: square @ square)
+    seconds = min(repeat(lambda: square @ square, number=1))
     return MachineSpeed(scan_ns, 2 * _PROBE_SIDE**3 / seconds / 1e9)
 
 
@@ -289,7 +288,7 @@ def choose_parameters(
     limit = math.inf if design.memory_bytes is None else design.memory_bytes
     first = Choice("exact", 1.0, _exact_ms(exact), rows * exact.bytes_per_row, "")
     if first.memory_bytes <= limit and (rows < _FEWEST_ROWS or first.latency_ms <= design.latency_ms):
-        return None, [_judged(first, "taken: quick enough, and always right")]
+        return None, [replace(first, verdict="taken: quick enough, and always right")]
     return _choose_by_trial(exact, first, design, limit)
 
 
@@ -304,16 +303,6 @@ def query_cost(tuned: CandidateParameters, rows: int, dim: int) -> float:
         return float(rows**_GRAPH_GROWTH)
     share = tuned.effort / tuned.lists
     return dim * (lists_for(rows) + share * rows + 10 * tuned.rerank)
-
-
-def _least_seconds(work: object, times: int = 5) -> float:
-    assert callable(work)
-    least = math.inf
-    for _ in range(times):
-        started = time.perf_counter()
-        work()
-        least = min(least, time.perf_counter() - started)
-    return least
 
 
 def _build_seconds(parameters: CandidateParameters, rows: int, dim: int, speed: MachineSpeed) -> float:
@@ -346,7 +335,7 @@ def _choose_by_trial(
             remedy="Give more memory, whiten the descriptors to fewer numbers, or ask for less recall",
         )
     taken = min(fitting, key=lambda one: one.latency_ms)
-    judged = [_judged(one, _verdict(one, taken, design, limit)) for one in tried]
+    judged = [replace(one, verdict=_verdict(one, taken, design, limit)) for one in tried]
     if taken.type == "exact":
         return None, judged
     return parameters_for(taken.type, exact.count, exact.dim), judged
@@ -372,10 +361,6 @@ def _verdict(one: Choice, taken: Choice, design: IndexDesign, limit: float) -> s
     if one.memory_bytes > limit:
         return f"needs more than {limit / 1e9:.3g} GB"
     return "slower"
-
-
-def _judged(choice: Choice, verdict: str) -> Choice:
-    return Choice(choice.type, choice.recall, choice.latency_ms, choice.memory_bytes, verdict)
 
 
 def _exact_ms(exact: ExactVectors) -> float:

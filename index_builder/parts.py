@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from index_builder.describing import DescribedBatch, DescribeSettings, ReusableDescriptors, describe_photos
 from index_builder.update_observer import UpdateObserver
 from index_builder.update_plan import PathsBelow
-from retrieval.artefact import flush_to_disk, write_flushed
+from retrieval.artefact import flush_to_disk, replace_file
 from retrieval.describer import Describer, Descriptors
 from retrieval.images import LeftOut, UnreadableTally
 from retrieval.index.place_index import PlaceIndex
@@ -115,16 +115,12 @@ def write_part(folder: Path, part: Part, descriptors: Descriptors, record: PartR
     vectors, written = folder / f"{part.name}.npy", folder / f"{part.name}.json"
     # The old record first, where there is one: it must never describe new vectors.
     written.unlink(missing_ok=True)
-    temporary = folder / f".{part.name}.tmp"
     if len(descriptors):
         # Through memory: numpy's own writing to a full disk raises an error without a number.
         buffer = io.BytesIO()
         np.save(buffer, descriptors)
-        write_flushed(temporary, buffer.getvalue())
-        temporary.replace(vectors)
-    write_flushed(temporary, record.model_dump_json().encode())
-    temporary.replace(written)
-    flush_to_disk(folder)
+        replace_file(vectors, buffer.getvalue())
+    replace_file(written, record.model_dump_json().encode())
 
 
 def read_part(folder: Path, part: Part, dim: int, base: str | None) -> PartRecord | None:

@@ -15,13 +15,13 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from retrieval.artefact import rename_into_place, replace_file, storage_errors
-from retrieval.errors import IndexNotFoundError, SightfixError, StorageError
+from retrieval.errors import SightfixError, StorageError
 from retrieval.index.folder import (
     CURRENT_NAME,
     TEMPORARY_PREFIX,
     VERSIONS_NAME,
     check_index_name,
-    current_version,
+    current_version_or_none,
     prune,
     published_versions,
 )
@@ -114,10 +114,7 @@ def finish_publishing(indexes: Path, name: str, version: str, *, base: str | Non
     if version not in published_versions(index_folder):
         return False
     with storage_errors(index_folder), _exclusive(index_folder):
-        try:
-            current = current_version(index_folder)
-        except IndexNotFoundError:
-            current = None
+        current = current_version_or_none(index_folder)
         if not activate or current == version:
             return True
         if current != base:

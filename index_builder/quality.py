@@ -7,7 +7,7 @@ counts when its exact score reaches that of the k-th best, so ties are no loss.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from retrieval.index.sampling import drawn, evenly_spaced
 from retrieval.index.searchable import SearchablePlaceIndex
 from retrieval.index.vectors.candidates import CandidateParameters, Candidates, StoredVectors
 from retrieval.index.vectors.exact import ExactVectors
+from retrieval.localize.evidence import StoredRows
 
 RECALL_AT: Final = 10
 DEFAULT_QUERIES: Final = 256
@@ -45,17 +46,6 @@ _BATCH: Final = 8
 _VIEW_SIDE: Final = 0.8
 
 Search = Callable[[Descriptors, int], NDArray[np.int64]]
-
-
-class StoredRows(Protocol):
-    """What is read of stored descriptors: `ExactVectors` and `PlaceIndex` have it."""
-
-    @property
-    def count(self) -> int:
-        """N."""
-
-    def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
-        """(n,) int64 → (n, d) float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +93,24 @@ class Queries:
         return cls(descriptors, -np.sort(-best, axis=1), rows)
 
 
-def hold_out(stored: StoredRows, queries: int = DEFAULT_QUERIES, seed: int = 0) -> Queries:
+def hold_out(stored: StoredRows, queries: int = DEFAULT_QUERIES) -> Queries:
     """Choose references as queries and find their best other rows exactly.
 
     Args:
         stored: at least two rows.
         queries: at most so many.
-        seed: of the choice.
     """
-    return _held_out(stored, drawn(stored.count, queries, seed))
+    return _held_out(stored, drawn(stored.count, queries))
 
 
-def hold_out_twice(stored: StoredRows, queries: int = DEFAULT_QUERIES, seed: int = 0) -> tuple[Queries, Queries]:
+def hold_out_twice(stored: StoredRows, queries: int = DEFAULT_QUERIES) -> tuple[Queries, Queries]:
     """As `hold_out`, but queries to tune with, and others, that tuning does not see, to report.
 
     Args:
         stored: at least two rows.
         queries: at most so many of each.
-        seed: of the choice.
     """
-    rows = drawn(stored.count, 2 * queries, seed)
+    rows = drawn(stored.count, 2 * queries)
     return _held_out(stored, rows[::2]), _held_out(stored, rows[1::2])
 
 

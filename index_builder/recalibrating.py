@@ -66,7 +66,7 @@ class PhotoCheck:
         photos: how many were localized.
         occasions: how many sessions or blocks of time they come from.
         right_share: how many fixes lay within 25 m.
-        error_if_honest: the calibration error that right confidences would show with so few photos.
+        error_if_calibrated: the calibration error that right confidences would show with so few photos.
         before: the calibration that was in force; None where there was none.
         before_held_out: what that one was fitted to; if photos, perhaps these.
         now: calibrations fitted on some parts and judged on the others; None where no parts are large enough.
@@ -76,7 +76,7 @@ class PhotoCheck:
     photos: int
     occasions: int
     right_share: float
-    error_if_honest: float | None
+    error_if_calibrated: float | None
     before: Judgement | None
     before_held_out: HeldOut | None
     now: Judgement | None
@@ -177,7 +177,7 @@ def check_on_matches(
     seen = make_trials(index, photos.lat, photos.lon, photos.here, made)
     unseen = make_trials(index, photos.lat, photos.lon, photos.away, made)
     lost = photos.away.remained >= settings.min_queries
-    now, honest = None, None
+    now, if_calibrated = None, None
     split, parts = _parts(photos, seen.error_m <= WITHIN_M)
     if split is not None:
         confidence, radius_m = np.empty(photos.count), np.empty(photos.count)
@@ -185,13 +185,13 @@ def check_on_matches(
             rest = parts != part
             fitted = fit_method(_some(seen, rest), _some(unseen, rest & lost), settings)
             confidence[~rest], radius_m[~rest] = _stated(fitted, _some(seen, ~rest))
-        now, honest = _judge(photos, seen, confidence, radius_m)
+        now, if_calibrated = _judge(photos, seen, confidence, radius_m)
     known = before.of_method(made) if before is not None and before.holds_for(made) else None
     return PhotoCheck(
         photos=photos.count,
         occasions=int(np.unique(photos.occasion).size),
         right_share=float((seen.error_m <= WITHIN_M).mean()),
-        error_if_honest=honest,
+        error_if_calibrated=if_calibrated,
         before=None if known is None else _judge(photos, seen, *_stated(known, seen))[0],
         before_held_out=before.held_out if before is not None else None,
         now=now,

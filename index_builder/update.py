@@ -45,7 +45,7 @@ from retrieval.artefact import MANIFEST_NAME, storage_errors, verify_files
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import IndexNotFoundError, PlaceIndexError, ReferenceDataError
 from retrieval.images import LeftOut
-from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version
+from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version_or_none
 from retrieval.index.manifest import DescribingRecord
 from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references
@@ -56,7 +56,7 @@ from retrieval.reranking.local_features import FeatureSettings, opencv_module
 EngineName = Literal["local", "ray"]
 ENGINES: Final[tuple[EngineName, ...]] = ("local", "ray")
 
-# The quality check describes photos again: of a small index, which somebody waits for, few.
+# The quality check describes photos again: of a small index, few, so that it is made soon.
 _QUICK_CHECK: Final = QualitySettings(one_in=25)
 
 _BYTES_OF_A_ROW: Final = 512
@@ -187,7 +187,8 @@ class _Updater:
         with draft_version(self.indexes, self.name, activate=settings.activate) as draft, self._work(draft) as work:
             self.observer.reached("draft opened")
             # The version before: of it come the counts of what was added and removed, and what a rollback returns to.
-            before = _current(draft.index_folder)
+            # None also where CURRENT names none that exists: making the index anew repairs that.
+            before = current_version_or_none(draft.index_folder)
             with storage_errors(work):
                 plan = make_plan()
                 if plan.base is not None and plan.changes_nothing:
@@ -360,16 +361,8 @@ def _engine(name: EngineName) -> PartEngine:
     return describe_locally
 
 
-def _current(index_folder: Path) -> str | None:
-    """The current version; None also where CURRENT names none that exists, for making the index anew repairs that."""
-    try:
-        return current_version(index_folder)
-    except IndexNotFoundError:
-        return None
-
-
 def _check_still_current(draft: VersionDraft, before: str | None) -> None:
-    if _current(draft.index_folder) != before:
+    if current_version_or_none(draft.index_folder) != before:
         raise PlaceIndexError(
             f"another version became current while this one was made from {before}; nothing was published",
             where=str(draft.index_folder / CURRENT_NAME),

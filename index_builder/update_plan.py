@@ -5,10 +5,10 @@ Paths are absolute until the table of the new version is made.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index_builder.update_observer import UpdateObserver
-from retrieval.artefact import flush_to_disk
+from retrieval.artefact import new_file
 from retrieval.errors import IndexNotFoundError, ReferenceDataError
 from retrieval.images import LeftOut
 from retrieval.index.manifest import Source
 from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references, reference_rows
-from retrieval.references.reference import Reference, ReferenceSource
+from retrieval.references.reference import ReferenceSource
 
+Item = TypeVar("Item")
 LISTING_NAME: Final = "listed.parquet"
 _METADATA_KEY: Final = b"sightfix"
 _ASK_EVERY_S: Final = 0.2
@@ -113,16 +114,11 @@ def list_source(source: ReferenceSource, work: Path | None, observer: UpdateObse
     root = source.root.resolve()
     below = PathsBelow(source.root).below
 
-    def references() -> Iterator[Reference]:
-        asked = time.monotonic()
-        for reference in source:
-            yield reference
-            if time.monotonic() - asked > _ASK_EVERY_S:
-                observer.check_stopped()
-                asked = time.monotonic()
-
     # Below the root links stay as they are; the root itself is resolved, as the manifest names it.
-    table = reference_rows(references(), lambda photo: os.path.join(root, below(photo)))  # noqa: PTH118 - of every photo
+    table = reference_rows(
+        _stoppable(source, observer),
+        lambda photo: os.path.join(root, below(photo)),  # noqa: PTH118 - of every photo
+    )
     listed = Source(spec=source.spec, root=str(root), skipped=len(source.skipped))
     observer.listed(table.num_rows, [LeftOut(below(one.path), "skipped", one.reason) for one in source.skipped])
     if path is not None:
@@ -206,12 +202,9 @@ def paths_below(table: pa.Table, root: Path) -> pa.Table:
 
 def _keep(table: pa.Table, listed: Source, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     marked = table.replace_schema_metadata({_METADATA_KEY: listed.model_dump_json().encode()})
-    pq.write_table(marked, temporary, compression="zstd")
-    flush_to_disk(temporary)
-    temporary.replace(path)
-    flush_to_disk(path.parent)
+    with new_file(path) as temporary:
+        pq.write_table(marked, temporary, compression="zstd")
 
 
 def _check_same_photo(record: dict[str, Any], old: Path, name: str) -> None:
@@ -253,14 +246,15 @@ def _missing(base: PlaceIndex, table: pa.Table, observer: UpdateObserver) -> NDA
             remedy="Mount or restore it; to remove references all the same, name them (reference_ids)",
             code="source_unavailable",
         )
-    return np.array(list(_rows_without_photo(table, root, observer)), np.int64)
+    paths = _stoppable(table["path"].to_pylist(), observer)
+    return np.array([row for row, path in enumerate(paths) if not (root / path).is_file()], np.int64)
 
 
-def _rows_without_photo(table: pa.Table, root: Path, observer: UpdateObserver) -> Iterator[int]:
+def _stoppable(items: Iterable[Item], observer: UpdateObserver) -> Iterator[Item]:
+    """The same items; between them the observer may raise to stop."""
     asked = time.monotonic()
-    for row, path in enumerate(table["path"].to_pylist()):
-        if not (root / path).is_file():
-            yield row
+    for item in items:
+        yield item
         if time.monotonic() - asked > _ASK_EVERY_S:
             observer.check_stopped()
             asked = time.monotonic()

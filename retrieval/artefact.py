@@ -204,16 +204,28 @@ def write_flushed(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file in one step: a reader sees the old content or the new, never a part of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
+@contextlib.contextmanager
+def new_file(final: Path) -> Iterator[Path]:
+    """A file to write that replaces `final` in one step when the block succeeds, and disappears when it fails.
+
+    Yields:
+        its path, beside the final one.
+    """
+    temporary = final.with_name(f".{final.name}.tmp")
     try:
-        write_flushed(temporary, data)
-        temporary.replace(path)
-    except OSError:
+        yield temporary
+        flush_to_disk(temporary)
+        temporary.replace(final)
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    flush_to_disk(path.parent)
+    flush_to_disk(final.parent)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file in one step: a reader sees the old content or the new, never a part of it."""
+    with new_file(path) as temporary:
+        write_flushed(temporary, data)
 
 
 def rename_into_place(temporary: Path, final: Path) -> None:

@@ -24,7 +24,7 @@ from service.jobs.service import JobService
 from service.observing.metrics import Metrics
 from service.serving.live_localizer import LiveLocalizer
 from service.serving.localization import LocalizationService
-from service.settings import ServerSettings
+from service.settings import ServerSettings, host_in_url
 
 if TYPE_CHECKING:
     from service.grpc.server import GrpcServer
@@ -126,8 +126,8 @@ def serve(settings: ServerSettings) -> None:
         ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca else ssl.CERT_NONE,
     )
     logging.getLogger("sightfix").setLevel(settings.log_level.upper())
-    shown = f"[{host}]" if ":" in host else host
-    _log.info("listening on %s://%s:%d, serving %s of %s", "https" if tls else "http", shown, port, index, store.where)
+    address = f"{'https' if tls else 'http'}://{host_in_url(host)}:{port}"
+    _log.info("listening on %s, serving %s of %s", address, index, store.where)
     # uvicorn drains, then raises the signal again: a requested stop is not a failure.
     signal.signal(signal.SIGTERM, _exit_quietly)
     live = localization.live
@@ -193,8 +193,7 @@ class MetricsServer:
                 remedy="Choose another port with SIGHTFIX_METRICS_PORT (0 takes a free one), or SIGHTFIX_METRICS=off",
             ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._server.server_port}/metrics"
+        self.url = f"http://{host_in_url(host)}:{self._server.server_port}/metrics"
 
     def start(self) -> None:
         """Begin to answer."""

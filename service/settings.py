@@ -83,6 +83,11 @@ class TlsFiles:
             ) from error
 
 
+def host_in_url(host: str) -> str:
+    """A host as URLs have it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def _no_password() -> str:
     """Instead of the prompt that OpenSSL would put on the terminal."""
     raise ValueError("the key has a password")

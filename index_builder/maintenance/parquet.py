@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from index_builder.index_design import IndexDesign
 from index_builder.publish import DEFAULT_KEEP, draft_version, remove_old_versions
 from index_builder.version_writer import VersionContent, write_version
+from retrieval.artefact import new_file
 from retrieval.bundle import Bundle
 from retrieval.errors import ModelIndexMismatchError, ParameterError, ReferenceDataError
 from retrieval.index.manifest import BundleIdentity, PlaceIndexManifest, Source
@@ -76,18 +77,13 @@ def export_index(index: PlaceIndex, path: Path) -> int:
     descriptor = pa.field(DESCRIPTOR, pa.list_(pa.float32(), manifest.descriptor_dim), nullable=False)
     schema = pa.schema([*REFERENCE_SCHEMA, descriptor], {_META: exported.model_dump_json().encode()})
     table = read_references(index.folder / REFERENCES_NAME)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for start in range(0, index.count, _ROWS):
-                piece = table.slice(start, _ROWS)
-                rows = np.arange(start, start + piece.num_rows)
-                values = pa.array(index.descriptors(rows).ravel(), pa.float32())
-                listed = pa.FixedSizeListArray.from_arrays(values, manifest.descriptor_dim)
-                writer.write_table(piece.append_column(descriptor, listed).cast(schema))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for start in range(0, index.count, _ROWS):
+            piece = table.slice(start, _ROWS)
+            rows = np.arange(start, start + piece.num_rows)
+            values = pa.array(index.descriptors(rows).ravel(), pa.float32())
+            listed = pa.FixedSizeListArray.from_arrays(values, manifest.descriptor_dim)
+            writer.write_table(piece.append_column(descriptor, listed).cast(schema))
     return index.count
 
 

@@ -17,6 +17,9 @@ from retrieval.index.reference_table import read_references
 from retrieval.index.searchable import PlaceIndexStore, SearchablePlaceIndex
 
 _NAMED: Final = 5
+
+# Positions nearer than this are the same.
+_MOVED_M: Final = 0.5
 Kind = Literal["added", "removed", "moved", "described again"]
 
 # Where photos were not hashed: a descriptor stored again is the same bit by bit; one described again differs.
@@ -163,12 +166,11 @@ class VersionDifference:
         return sum(change.kind == kind for change in self.changes)
 
 
-def compare_versions(before: Path, after: Path, *, moved_m: float = 0.5) -> VersionDifference:
+def compare_versions(before: Path, after: Path) -> VersionDifference:
     """Compare two versions, reference by reference.
 
     Args:
         before, after: folders of versions.
-        moved_m: positions nearer than this are the same.
 
     Raises:
         PlaceIndexError: one of them cannot be opened.
@@ -197,7 +199,7 @@ def compare_versions(before: Path, after: Path, *, moved_m: float = 0.5) -> Vers
             alike = np.where(same, 1.0, (pair[0] * pair[1]).sum(axis=1))
         for (_, _, name), far, cosine in zip(some, metres, alike, strict=True):
             similarity = None if np.isnan(cosine) else float(min(cosine, 1.0))
-            if far > moved_m:
+            if far > _MOVED_M:
                 changes.append(Change(name, "moved", float(far), similarity))
             elif similarity is not None and cosine != 1.0:
                 changes.append(Change(name, "described again", None, similarity))

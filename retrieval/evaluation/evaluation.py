@@ -173,18 +173,18 @@ def _recall_curve(
     groups: Int64Array,
 ) -> RadiusReport:
     solvable = positives > 0
-    counted = solvable if protocol.convention == "solvable" else np.ones_like(solvable)
+    scored = solvable if protocol.convention == "solvable" else np.ones_like(solvable)
     cutoffs = range(1, max(protocol.recall_at) + 1)
-    hits = hits_at(first_hit[counted], cutoffs, ranked.rows.shape[1])
-    chance = chance_at(positives[counted], len(ranked.database), cutoffs)
-    spread = protocol.bootstrap.mean_interval(hits, groups[counted])
-    queries = int(counted.sum())
+    hits = hits_at(first_hit[scored], cutoffs, ranked.rows.shape[1])
+    chance = chance_at(positives[scored], len(ranked.database), cutoffs)
+    spread = protocol.bootstrap.mean_interval(hits, groups[scored])
+    queries = int(scored.sum())
     return RadiusReport(
         radius_m=radius_m,
         solvable=int(solvable.sum()),
         solvable_share=float(solvable.mean()),
         counted=queries,
-        groups=int(np.unique(groups[counted]).size),
+        groups=int(np.unique(groups[scored]).size),
         median_positives=float(np.median(positives[solvable])) if solvable.any() else None,
         at=tuple(
             RecallAt(
@@ -251,17 +251,17 @@ def _reranking(
     changes = []
     for place, radius in enumerate(protocol.radii_m):
         solvable = protocol.convention == "solvable"
-        counted = positives[place] > 0 if solvable else np.ones(len(groups), bool)
-        old = hits_at(first_hits(ground, before.rows, radius)[counted], protocol.recall_at, k).astype(np.float64)
-        new = hits_at(first_hit[place][counted], protocol.recall_at, k).astype(np.float64)
-        spread = protocol.bootstrap.mean_interval(new - old, groups[counted])
+        scored = positives[place] > 0 if solvable else np.ones(len(groups), bool)
+        old = hits_at(first_hits(ground, before.rows, radius)[scored], protocol.recall_at, k).astype(np.float64)
+        new = hits_at(first_hit[place][scored], protocol.recall_at, k).astype(np.float64)
+        spread = protocol.bootstrap.mean_interval(new - old, groups[scored])
         for column, n in enumerate(protocol.recall_at):
-            change = float((new - old)[:, column].mean()) if counted.any() else np.nan
+            change = float((new - old)[:, column].mean()) if scored.any() else np.nan
             changes.append(
                 RecallChange(
                     radius_m=radius,
                     n=n,
-                    before=float(old[:, column].mean()) if counted.any() else None,
+                    before=float(old[:, column].mean()) if scored.any() else None,
                     change=estimate(change, spread[:, column]),
                 )
             )

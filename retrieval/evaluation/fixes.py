@@ -208,7 +208,7 @@ def confidence_report(
         brier=float(((stated - kept) ** 2).mean()),
         brier_of_base_rate=float(kept.var()),
         calibration_error=estimate(error, error_spread),
-        calibration_error_if_honest=_error_if_honest(stated, owner, bootstrap.seed),
+        calibration_error_if_honest=_error_if_calibrated(stated, owner, bootstrap.seed),
         bins=bins,
         radius_coverage=coverage,
         answered_curve=_answered_curve(stated, kept, len(errors_m)),
@@ -262,7 +262,7 @@ def _bins_of(stated: Float64Array) -> Int64Array:
     return np.asarray(np.searchsorted(np.unique(edges), stated, side="left"), np.int64)
 
 
-def _error_if_honest(stated: Float64Array, owner: Int64Array, seed: int) -> float:
+def _error_if_calibrated(stated: Float64Array, owner: Int64Array, seed: int) -> float:
     random = np.random.default_rng(seed)
     present = np.unique(owner)
     errors: list[float] = []

@@ -64,6 +64,14 @@ def current_version(index_folder: Path) -> str:
     return version
 
 
+def current_version_or_none(index_folder: Path) -> str | None:
+    """The version that CURRENT names; None also where it names none that exists."""
+    try:
+        return current_version(index_folder)
+    except IndexNotFoundError:
+        return None
+
+
 def activate_version(index_folder: Path, version: str) -> None:
     """Make a published version the current one: an upgrade that was held back, or a rollback.
 

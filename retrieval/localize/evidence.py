@@ -157,8 +157,8 @@ def _mode(places: Float64Array, weights: Float64Array, std_m: float) -> Float64A
     return at
 
 
-class StoredDescriptors(Protocol):
-    """The descriptors of a place index."""
+class StoredRows(Protocol):
+    """What is read of stored descriptors: every place index and `ExactVectors` are one."""
 
     @property
     def count(self) -> int:
@@ -215,7 +215,7 @@ def centre_rows(count: int) -> NDArray[np.int64]:
     return evenly_spaced(count, _CENTRE_ROWS)
 
 
-def centre_of(index: StoredDescriptors) -> Float32Array:
+def centre_of(index: StoredRows) -> Float32Array:
     """The mean descriptor of an index: (D,) float32."""
     return np.asarray(index.descriptors(centre_rows(index.count)).mean(axis=0, dtype=np.float64), np.float32)
 

@@ -20,7 +20,7 @@ from retrieval.localize.evidence import (
     FixMethod,
     FixSettings,
     Float32Array,
-    StoredDescriptors,
+    StoredRows,
     agree,
     centre_of,
     centred_cosines,
@@ -66,7 +66,7 @@ class Fix:
     support: int
 
 
-class MatchedIndex(StoredDescriptors, Protocol):
+class MatchedIndex(StoredRows, Protocol):
     """What is read of a place index to make fixes: `SearchablePlaceIndex` is one."""
 
     @property

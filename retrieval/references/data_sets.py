@@ -134,14 +134,13 @@ class GsvCities(ListedReader[GsvCitiesOptions]):
         return sum(CsvRows.open(table).count() for table in self.tables)
 
 
-def image_name(record: Mapping[str, str], suffix: str = ".JPG") -> str:
+def image_name(record: Mapping[str, str]) -> str:
     """The file name of a row: ``London_0000130_2018_04_015_51.4861_-0.0895151_6jFjb3wGyCkcBfq4k559ag.JPG``.
 
     Place ids of dataframes that were merged carry the number of their city in front of five digits; it is cut off.
 
     Args:
         record: the row, column → text.
-        suffix: of the file.
 
     Raises:
         ValueError: a number that is none.
@@ -150,7 +149,7 @@ def image_name(record: Mapping[str, str], suffix: str = ".JPG") -> str:
     # The names were made by pandas, which writes a coordinate as the shortest text that reads back as the same number.
     lat, lon = repr(float(record["lat"])), repr(float(record["lon"]))
     year, month, north = int(record["year"]), int(record["month"]), int(record["northdeg"])
-    return f"{record['city_id']}_{place:07d}_{year:04d}_{month:02d}_{north:03d}_{lat}_{lon}_{record['panoid']}{suffix}"
+    return f"{record['city_id']}_{place:07d}_{year:04d}_{month:02d}_{north:03d}_{lat}_{lon}_{record['panoid']}.JPG"
 
 
 class MslsOptions(ListedOptions):

@@ -5,6 +5,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -469,9 +470,6 @@ def subfolder_session(path: Path, root: Path) -> str | None:
 
 def _count_reasons(skipped: list[SkippedPhoto]) -> str:
     """How many photos were left out for which reason, the most frequent first: ``no GPS position (10); … (2)``."""
-    counts: dict[str, int] = {}
-    for photo in skipped:
-        counts[photo.reason] = counts.get(photo.reason, 0) + 1
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    shown = [f"{reason} ({count})" for reason, count in ordered[:3]]
-    return "; ".join(shown) + ("; …" if len(ordered) > 3 else "")
+    counts = Counter(photo.reason for photo in skipped)
+    shown = [f"{reason} ({count})" for reason, count in counts.most_common(3)]
+    return "; ".join(shown) + ("; …" if len(counts) > 3 else "")

@@ -28,8 +28,6 @@ from service.problems import STATUS_OF_CODE, RequestError, plain_request_id, pro
 from service.serving.admission import RejectedError, RejectionThrottle
 
 if TYPE_CHECKING:
-    from google.rpc.status_pb2 import Status
-
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = logging.getLogger("sightfix.service")

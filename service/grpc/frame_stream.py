@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -21,9 +21,6 @@ from service.serving.admission import Lane, Urgency
 from service.serving.localization import LocalizationService
 from service.tracking.model import TrackParameters
 from service.tracking.tracks import FrameMotion, LiveTrack, MotionParameters, OpenTracks
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger("sightfix.service")
 MAX_IN_FLIGHT: Final = 4

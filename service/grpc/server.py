@@ -26,7 +26,7 @@ from service.jobs.service import JobService
 from service.problems import RequestError
 from service.serving.live_localizer import LiveLocalizer
 from service.serving.localization import LocalizationService
-from service.settings import ServerSettings
+from service.settings import ServerSettings, host_in_url
 
 if TYPE_CHECKING:
     from service.grpc.calls import Context
@@ -245,8 +245,7 @@ class GrpcServer:
         await health.start()
         await server.start()
         self._server, self._calls, self._health = server, calls, health
-        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-        _log.info("gRPC at %s:%d%s", shown, port, " with TLS" if settings.tls else "")
+        _log.info("gRPC at %s:%d%s", host_in_url(settings.host), port, " with TLS" if settings.tls else "")
         return port
 
     async def stop(self, timeout_s: float) -> None:
@@ -287,7 +286,7 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
 
 
 def _listen(server: grpc.aio.Server, settings: ServerSettings, port: int) -> int:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = host_in_url(settings.host)
     tls = settings.tls
     try:
         if tls is None:

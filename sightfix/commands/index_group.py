@@ -379,8 +379,9 @@ def _print_check(check: "PhotoCheck") -> None:
         else:
             error = f"{measured.calibration_error:.3f}"
             table.add_row(name, f"{measured.stated_share:.0%}", error, f"{measured.radius_share:.0%}")
-    if check.error_if_honest is not None:
-        table.add_row("if confidences were right", f"{check.right_share:.0%}", f"{check.error_if_honest:.3f}", "68%")
+    if check.error_if_calibrated is not None:
+        error = f"{check.error_if_calibrated:.3f}"
+        table.add_row("if confidences were right", f"{check.right_share:.0%}", error, "68%")
     console.print(table)
     if check.split is not None:
         console.print(f"[dim]now: {_SPLITS[check.split]}[/]", highlight=False)

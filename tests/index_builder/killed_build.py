@@ -42,8 +42,8 @@ def build_and_die(places: Path, count: int, indexes: Path, step: str) -> None:
         write_flushed = artefact.write_flushed
 
         def write_half(path: Path, data: bytes) -> None:
-            write_flushed(path, data if path.suffix != ".tmp" else data[:7])
-            if path.suffix == ".tmp":
+            write_flushed(path, data if path.name != ".CURRENT.tmp" else data[:7])
+            if path.name == ".CURRENT.tmp":
                 die()
 
         artefact.write_flushed = write_half

@@ -21,7 +21,7 @@ from tests.retrieval.refusal import refused
 
 # Which step is the last before each file is written.
 BEFORE = {
-    ".part-000000.tmp": "planned",
+    ".part-000000.npy.tmp": "planned",
     "vectors.faiss": "described",
     "references.parquet": "vectors written",
     "manifest.json": "references written",

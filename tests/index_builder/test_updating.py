@@ -414,7 +414,7 @@ def test_an_index_is_built_by_one_at_a_time(tmp_path: Path, describer: Describer
 
 def test_a_full_disk_under_the_parts_is_an_error(tmp_path: Path, describer: Describer) -> None:
     (tmp_path / "work").mkdir()
-    (tmp_path / "work" / ".part-000001.tmp").symlink_to("/dev/full")
+    (tmp_path / "work" / ".part-000001.npy.tmp").symlink_to("/dev/full")
     with pytest.raises(StorageError, match="No space left on device") as info:
         updater(tmp_path, describer).build(make_places(tmp_path, 4))
     assert info.value.where == str(tmp_path / "work")

@@ -189,7 +189,7 @@ def _unescape(text: str) -> str:
 
 
 def _is_milvus(error: Exception) -> bool:
-    """Whether pymilvus raised it, or gRPC below it: which this floor does not import."""
+    """Whether pymilvus raised it, or gRPC below it: which is not imported here."""
     return any(kind.__module__.split(".")[0] in ("pymilvus", "grpc") for kind in type(error).__mro__)
 
 

@@ -99,7 +99,6 @@ def main(given: Sequence[str]) -> int:
     JobObserver.reached = dying_reached  # type: ignore[method-assign]
     parts.describe_photos = logged  # type: ignore[assignment]
     artefact.write_flushed = write_flushed
-    parts.write_flushed = write_flushed  # type: ignore[attr-defined]
     return worker.main(arguments)
 
 

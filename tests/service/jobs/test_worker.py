@@ -159,7 +159,7 @@ def test_a_disk_that_is_full(indexed: Town) -> None:
     job, _ = store.submit(request("append"), None)
     work = indexed.settings().work_folder(job.id)
     work.mkdir(parents=True)
-    (work / ".part-000000.tmp").symlink_to("/dev/full")
+    (work / ".part-000000.npy.tmp").symlink_to("/dev/full")
     assert run_worker(indexed.settings()) == 0
     failed = store.get(job.id)
     assert failed.error is not None
