@@ -213,7 +213,7 @@ def plan_indexes(rows: int, dim: int, speed: MachineSpeed, memory: int | None = 
 
 
 def measure_machine(dim: int) -> MachineSpeed:
-    """Try it, half a second long.
+    """Measure it, for half a second.
 
     Args:
         dim: length of the descriptors.

@@ -230,7 +230,7 @@ class _Photo:
     row_before: int | None
 
 
-class _Maker:
+class _FeatureMaker:
     """Makes the features of rows; called by several threads."""
 
     def __init__(self, plan: FeaturesPlan, root: Path) -> None:
@@ -349,7 +349,7 @@ def _write_local_features(path: Path, table: pa.Table, root: Path, plan: Feature
 
     def rows() -> Iterator[LocalFeatures]:
         nonlocal without
-        maker = _Maker(plan, root)
+        maker = _FeatureMaker(plan, root)
         for done, found in enumerate(read_ahead(maker.features, _photos(table, plan)), start=1):
             failed = [found] if isinstance(found, LeftOut) else []
             without += len(failed)

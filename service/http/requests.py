@@ -276,6 +276,12 @@ def json_schema(model: type[BaseModel]) -> dict[str, Any]:
     return result
 
 
+def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """What OpenAPI says of a JSON body that is read from the request itself."""
+    content = {JSON: {"schema": json_schema(model)}}
+    return {"requestBody": {"required": required, "content": content}}
+
+
 async def _read_multipart(request: Request) -> LocalizeRequest:
     async with open_form(request, max_files=1) as form:
         image = form.get("image")

@@ -13,7 +13,7 @@ from service.answer import LocalizeAnswer, ModelAnswer, model_answer
 from service.http.requests import (
     URGENCY_PARAMETERS,
     LocalizeParameters,
-    json_schema,
+    json_body,
     parse_json,
     read_localize_request,
     urgency_of,
@@ -97,13 +97,7 @@ def add_descriptor_routes(app: FastAPI, localization: LocalizationService) -> No
             search,
             summary="Localize by a descriptor",
             response_model=LocalizeAnswer,
-            openapi_extra={
-                "parameters": URGENCY_PARAMETERS,
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": json_schema(SearchBody)}},
-                },
-            },
+            openapi_extra={"parameters": URGENCY_PARAMETERS, **json_body(SearchBody)},
             **shared,
         )
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from retrieval.errors import IndexNotFoundError, SightfixError
 from retrieval.images import decode_upright, read_image_bytes
 from service.answer import Problem
-from service.http.requests import parse_json
+from service.http.requests import json_body, parse_json
 from service.problems import RequestError
 from service.serving.live_localizer import LiveLocalizer
 
@@ -69,12 +69,7 @@ def add_index_routes(app: FastAPI, live: LiveLocalizer) -> None:
         summary="Make a published version the current one: an upgrade, or a rollback",
         description="The answer comes when the version is served. `If-Match` names the version that must be current.",
         responses=errors,
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": ActivateBody.model_json_schema()}},
-            }
-        },
+        openapi_extra=json_body(ActivateBody),
     )
     async def activate(name: str, request: Request) -> IndexListing:
         live.require()

@@ -18,6 +18,7 @@ from retrieval.localize.localizer import LocalizeOptions
 from service.answer import Problem, answer_of
 from service.http.requests import (
     IMAGE_MEDIA_TYPES,
+    json_body,
     media_type_of,
     options_of,
     parse_json,
@@ -213,7 +214,7 @@ def add_track_routes(app: FastAPI, localization: LocalizationService) -> None:
             description="It belongs to the API key that opened it.",
             response_model=OpenedTrack,
             responses=_problems(403, 422, 429, 503),
-            openapi_extra=_body(TrackParameters),
+            openapi_extra=json_body(TrackParameters, required=False),
             include_in_schema=shown,
         )
         app.add_api_route(
@@ -276,11 +277,6 @@ def _owner(request: Request) -> str | None:
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in statuses}
-
-
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    content = {"application/json": {"schema": model.model_json_schema()}}
-    return {"requestBody": {"required": False, "content": content}}
 
 
 def _frame_openapi() -> dict[str, Any]:
