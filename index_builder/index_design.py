@@ -63,13 +63,7 @@ _TIMED: Final = 9
 _GRAPH_GROWTH: Final = 0.75
 
 _PLANNED_STORAGE: Final[tuple[Storage, ...]] = ("fp16",)
-_FIRST_RERANK: Final[dict[ApproximateType, int]] = {
-    "ivf": 1,
-    "ivf-int8": 2,
-    "ivf-pq": 10,
-    "ivf-pq-fast": 10,
-    "hnsw": 1,
-}
+_FIRST_RERANK: Final[dict[ApproximateType, int]] = {"ivf": 1, "ivf-int8": 2, "ivf-pq": 10, "ivf-pq-fast": 10, "hnsw": 1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -311,11 +311,7 @@ def _efforts(first: CandidateParameters) -> list[int]:
 
 
 def _first_that_reaches(
-    exact: ExactVectors,
-    candidates: Candidates,
-    asked: list[Queries],
-    choices: list[CandidateParameters],
-    target: float,
+    exact: ExactVectors, candidates: Candidates, asked: list[Queries], choices: list[CandidateParameters], target: float
 ) -> tuple[CandidateParameters, RecallReport]:
     """The first choice that is enough for all that is asked, with the report of the last of them."""
     tried: list[tuple[CandidateParameters, RecallReport]] = []

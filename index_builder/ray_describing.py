@@ -172,11 +172,7 @@ def _make_describer(recipe: _Recipe) -> Describer:
             remedy="Put the bundle where all machines see the same",
         )
     return Describer(
-        bundle,
-        provider=recipe.provider,
-        precision=recipe.precision,
-        threads=recipe.threads,
-        max_batch=recipe.max_batch,
+        bundle, provider=recipe.provider, precision=recipe.precision, threads=recipe.threads, max_batch=recipe.max_batch
     )
 
 
@@ -188,8 +184,7 @@ def _as_json(error: SightfixError) -> str:
 def _error_from(text: str) -> SightfixError:
     fields = json.loads(text)
     error: SightfixError = getattr(errors, fields["type"], SightfixError)(
-        fields["words"].pop("what"),
-        **fields["words"],
+        fields["words"].pop("what"), **fields["words"]
     )
     return error
 

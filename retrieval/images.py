@@ -364,8 +364,7 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image
         image = Image.open(io.BytesIO(data), formats=[image_format])
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"the image starts like a {image_format} but its header is damaged",
-            remedy=_INCOMPLETE,
+            f"the image starts like a {image_format} but its header is damaged", remedy=_INCOMPLETE
         ) from error
     except Image.DecompressionBombError:
         raise _too_many_pixels(limits) from None

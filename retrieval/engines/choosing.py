@@ -7,13 +7,7 @@ from typing import Final, Literal
 
 from retrieval.bundle import Precision
 from retrieval.engines.engine import Engine, EngineRequest, Provider
-from retrieval.errors import (
-    DeviceError,
-    EngineError,
-    MissingExtraError,
-    ParameterError,
-    ProviderUnavailableError,
-)
+from retrieval.errors import DeviceError, EngineError, MissingExtraError, ParameterError, ProviderUnavailableError
 
 _log = logging.getLogger("sightfix.engines")
 ProviderChoice = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]

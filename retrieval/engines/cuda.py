@@ -19,7 +19,7 @@ _LIBRARY: Final = "libcuda.so.1"
 _COMPUTE_CAPABILITY: Final = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _NAME_BYTES: Final = 256
 _REMEDIES: Final = {
-    "cudaErrorMemoryAllocation": "Free GPU memory (nvidia-smi shows who uses it), or use a smaller max_batch",
+    "cudaErrorMemoryAllocation": "Free GPU memory (nvidia-smi shows who uses it), or use a smaller max_batch"
 }
 
 

@@ -122,10 +122,7 @@ def check_ranked(ranked: Ranked, protocol: Protocol) -> None:
 
 
 def exact_ranking(
-    database: Float32Array,
-    queries: Float32Array,
-    k: int,
-    on_progress: Callable[[int], None] | None = None,
+    database: Float32Array, queries: Float32Array, k: int, on_progress: Callable[[int], None] | None = None
 ) -> tuple[Int64Array, Float32Array]:
     """Rank the database for every query by exhaustive search (faiss ``IndexFlatL2``).
 

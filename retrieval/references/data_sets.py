@@ -12,15 +12,7 @@ from typing import ClassVar, Final, Literal
 
 from retrieval.errors import ParameterError, ReferenceDataError
 from retrieval.geo import Position
-from retrieval.references.reader import (
-    ListedOptions,
-    ListedReader,
-    Names,
-    Row,
-    check_folder,
-    no_such,
-    relative_id,
-)
+from retrieval.references.reader import ListedOptions, ListedReader, Names, Row, check_folder, no_such, relative_id
 from retrieval.references.reference import Reference, SkippedPhoto
 from retrieval.references.table_files import CsvRows
 from retrieval.references.tables import parse_time
@@ -263,9 +255,7 @@ class Msls(ListedReader[MslsOptions]):
                     reference = self._reference(city, record)
                 except (ValueError, ParameterError) as error:
                     raise ReferenceDataError(
-                        f"the row cannot be read ({str(error).rstrip('.')})",
-                        where=str(row),
-                        remedy=_UNPACK_AGAIN,
+                        f"the row cannot be read ({str(error).rstrip('.')})", where=str(row), remedy=_UNPACK_AGAIN
                     ) from None
                 yield row, reference
 

@@ -18,13 +18,7 @@ from PIL.ExifTags import GPS, IFD, Base
 from retrieval.errors import ImageError
 from retrieval.geo import Position
 from retrieval.images import ImageFormat, open_photo, sniff_format
-from retrieval.references.reader import (
-    FolderReader,
-    ReaderOptions,
-    UnusablePhotoError,
-    relative_id,
-    subfolder_session,
-)
+from retrieval.references.reader import FolderReader, ReaderOptions, UnusablePhotoError, relative_id, subfolder_session
 from retrieval.references.reference import Reference
 
 _HEAD_BYTES: Final = 32

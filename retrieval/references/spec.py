@@ -142,9 +142,7 @@ def _sniff_kind(path: Path) -> tuple[str, Path]:
         remedy = "Give the folder of your photos, or a table of them"
         raise ReferenceDataError("this is a single photo", where=str(path), remedy=remedy)
     raise ReferenceDataError(
-        "this is neither a folder nor a table",
-        where=str(path),
-        remedy="Give a folder of photos, a .csv or a .parquet",
+        "this is neither a folder nor a table", where=str(path), remedy="Give a folder of photos, a .csv or a .parquet"
     )
 
 

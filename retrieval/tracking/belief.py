@@ -108,9 +108,7 @@ class Motion:
         assert self.covariance_enu is not None
         assert later.covariance_enu is not None
         return replace(
-            together,
-            mean_enu=self.mean_enu + later.mean_enu,
-            covariance_enu=self.covariance_enu + later.covariance_enu,
+            together, mean_enu=self.mean_enu + later.mean_enu, covariance_enu=self.covariance_enu + later.covariance_enu
         )
 
 
@@ -183,11 +181,7 @@ class Observation:
 
     @classmethod
     def of(
-        cls,
-        rows: NDArray[np.int64],
-        scores: NDArray[np.floating],
-        places: PlaceMap,
-        settings: TrackSettings,
+        cls, rows: NDArray[np.int64], scores: NDArray[np.floating], places: PlaceMap, settings: TrackSettings
     ) -> "Observation":
         """The observation of one frame.
 

@@ -161,11 +161,7 @@ class Track:
         self._unseen: Motion | None = None
 
     def update(
-        self,
-        rows: NDArray[np.int64],
-        scores: NDArray[np.floating],
-        at: float,
-        odometry: Odometry | None = None,
+        self, rows: NDArray[np.int64], scores: NDArray[np.floating], at: float, odometry: Odometry | None = None
     ) -> TrackedFix:
         """Take in one frame.
 

@@ -9,12 +9,7 @@ from service.grpc.calls import status_of_problem, wrong_field, wrong_fields
 from service.grpc.generated import jobs_pb2 as pb
 from service.grpc.generated.jobs_pb2_grpc import JobServiceServicer
 from service.grpc.messages import fields_of
-from service.jobs.model import (
-    JOB_REQUEST,
-    Job,
-    JobRequest,
-    JobState,
-)
+from service.jobs.model import JOB_REQUEST, Job, JobRequest, JobState
 from service.jobs.service import JobService, page_number, parse_key
 
 if TYPE_CHECKING:

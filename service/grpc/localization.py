@@ -6,14 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
 from service.answer import answer_of, model_answer
-from service.grpc.frame_stream import (
-    MAX_IN_FLIGHT,
-    FrameStream,
-    StreamRules,
-    StreamTrack,
-    draining,
-    stream_deadline,
-)
+from service.grpc.frame_stream import MAX_IN_FLIGHT, FrameStream, StreamRules, StreamTrack, draining, stream_deadline
 from service.grpc.generated import localization_pb2 as pb
 from service.grpc.generated.localization_pb2_grpc import LocalizationServiceServicer
 from service.grpc.messages import answer_message, info_message, lane_of, model_message, options_of

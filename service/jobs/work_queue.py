@@ -6,14 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.answer import Problem
-from service.jobs.model import (
-    JOB_REQUEST,
-    AppendJobRequest,
-    FullJobRequest,
-    JobFailure,
-    JobResult,
-    RemoveJobRequest,
-)
+from service.jobs.model import JOB_REQUEST, AppendJobRequest, FullJobRequest, JobFailure, JobResult, RemoveJobRequest
 from service.jobs.settings import JobSettings
 from service.jobs.store import JobDatabase
 from service.problems import job_problem

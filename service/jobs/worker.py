@@ -36,14 +36,7 @@ from retrieval.errors import ArtefactError, SightfixError
 from retrieval.images import ImageLimits, LeftOut
 from retrieval.index.stores import FolderStore
 from retrieval.references import open_references
-from service.jobs.model import (
-    AppendJobRequest,
-    FullJobRequest,
-    JobFailure,
-    JobRequest,
-    JobResult,
-    RemoveJobRequest,
-)
+from service.jobs.model import AppendJobRequest, FullJobRequest, JobFailure, JobRequest, JobResult, RemoveJobRequest
 from service.jobs.settings import JobSettings
 from service.jobs.sources import ConfinedSource, confined_spec
 from service.jobs.work_queue import TakenJob, WorkQueue

@@ -147,10 +147,7 @@ RADIUS = Definition(
     "from the least that is claimed without a calibration (5 m) and below, over the confidence's 25 m, to a whole town",
 )
 FIXES = Definition(
-    "sightfix_fixes_total",
-    "counter",
-    "Answers, by their status",
-    (("status", "LOCATED, AMBIGUOUS or NO_MATCH"),),
+    "sightfix_fixes_total", "counter", "Answers, by their status", (("status", "LOCATED, AMBIGUOUS or NO_MATCH"),)
 )
 TRACKS = Definition("sightfix_tracks_open", "gauge", "Tracks that are open, of gRPC streams and over HTTP")
 TRACK_SECONDS = Definition(

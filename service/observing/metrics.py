@@ -202,11 +202,7 @@ class Metrics:
 
     def _histogram(self, definition: Definition) -> Histogram:
         return Histogram(
-            definition.name,
-            definition.help,
-            definition.label_names,
-            buckets=definition.buckets,
-            registry=self.registry,
+            definition.name, definition.help, definition.label_names, buckets=definition.buckets, registry=self.registry
         )
 
     def _start_at_zero(self) -> None:

@@ -69,10 +69,7 @@ class RejectedError(RequestError):
 
     def __init__(self, what: str, retry_after_s: float, *, reason: Literal["queue", "deadline"]) -> None:
         super().__init__(
-            what,
-            code="queue_full",
-            remedy=f"Try again in {math.ceil(retry_after_s)} s",
-            retry_after_s=retry_after_s,
+            what, code="queue_full", remedy=f"Try again in {math.ceil(retry_after_s)} s", retry_after_s=retry_after_s
         )
         self.reason = reason
 

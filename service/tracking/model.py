@@ -104,8 +104,7 @@ class TrackAnswer(AnswerPart):
     frames: int = Field(ge=0, description="How many the track has seen, those without matches included")
     index_version: str = Field(description="Over whose places the belief is")
     carried_from: str | None = Field(
-        default=None,
-        description="The version until now, where another one is served: the belief was taken along",
+        default=None, description="The version until now, where another one is served: the belief was taken along"
     )
     step_ms: float = Field(description="What the track took, milliseconds")
 

@@ -130,10 +130,7 @@ def _listing(live: LiveLocalizer, name: str) -> IndexListing:
             continue
         versions.append(
             VersionAnswer(
-                version=version,
-                created_at=manifest.created_at,
-                size=manifest.count,
-                bundle=manifest.bundle.fingerprint,
+                version=version, created_at=manifest.created_at, size=manifest.count, bundle=manifest.bundle.fingerprint
             )
         )
     return IndexListing(

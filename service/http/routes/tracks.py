@@ -285,7 +285,4 @@ def _frame_openapi() -> dict[str, Any]:
         {"name": name, "in": "query", "required": name in moved["required"], "schema": schema}
         for name, schema in moved["properties"].items()
     ]
-    return {
-        "parameters": [*motion, *PHOTO_PARAMETERS],
-        "requestBody": {"required": True, "content": PHOTO_CONTENT},
-    }
+    return {"parameters": [*motion, *PHOTO_PARAMETERS], "requestBody": {"required": True, "content": PHOTO_CONTENT}}
