@@ -62,6 +62,8 @@ _TIMED: Final = 9
 # How a graph's query time grows with the rows at the same recall, as a power.
 _GRAPH_GROWTH: Final = 0.75
 
+STORED_BYTES: Final[dict[Storage, int]] = {"fp32": 4, "fp16": 2, "int8": 1}
+_TRIED: Final[tuple[ApproximateType, ...]] = ("ivf", "ivf-int8", "ivf-pq-fast", "hnsw")
 _PLANNED_STORAGE: Final[tuple[Storage, ...]] = ("fp16",)
 _FIRST_RERANK: Final[dict[ApproximateType, int]] = {"ivf": 1, "ivf-int8": 2, "ivf-pq": 10, "ivf-pq-fast": 10, "hnsw": 1}
 
@@ -119,9 +121,6 @@ def training_rows(parameters: CandidateParameters, rows: int) -> int:
     if parameters.lists is None:
         return min(rows, 20_000)
     return min(rows, max(parameters.lists * _ROWS_PER_LIST, 20_000))
-
-
-STORED_BYTES: Final[dict[Storage, int]] = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +233,6 @@ def build_candidates(exact: ExactVectors, parameters: CandidateParameters) -> Ca
     for start in range(0, exact.count, _COPY_ROWS):
         candidates.add(exact.descriptors(np.arange(start, min(start + _COPY_ROWS, exact.count))))
     return candidates
-
-
-_TRIED: Final[tuple[ApproximateType, ...]] = ("ivf", "ivf-int8", "ivf-pq-fast", "hnsw")
 
 
 @dataclass(frozen=True, slots=True)

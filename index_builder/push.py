@@ -20,7 +20,7 @@ import numpy as np
 
 from index_builder.publish import DEFAULT_KEEP
 from index_builder.quality import DEFAULT_QUERIES, Queries, check_stored, hold_out, measure
-from retrieval.errors import ParameterError, PlaceIndexError, ReferenceDataError, SightfixError, StorageError
+from retrieval.errors import ParameterError, PlaceIndexError, ReferenceDataError, SightfixError, StorageError, counted
 from retrieval.index.manifest import PlaceIndexManifest, RecallReport
 from retrieval.index.milvus.collection import (
     FACTS,
@@ -308,7 +308,7 @@ class _Push:
         if count > self.index.count:
             self.store.drop(self.name)
         raise PlaceIndexError(
-            f"Milvus holds {count} rows of {self.index.count}; nothing was published",
+            f"Milvus holds {counted(count, 'row')} of {self.index.count:,}; nothing was published",
             where=f"{self.store.where}, {self.name}",
             remedy="Push again: all rows are written once more",
             code="gate_failed",

@@ -32,7 +32,7 @@ from retrieval.engines.onnx_runtime import (
     runtime_name,
 )
 from retrieval.engines.tensorrt_library import load_linked_tensorrt
-from retrieval.errors import DeviceError, ProviderUnavailableError, SightfixError, StorageError
+from retrieval.errors import DeviceError, ProviderUnavailableError, SightfixError, StorageError, counted
 
 _log = logging.getLogger("sightfix.engines")
 _DEVICE: Final = "0"
@@ -154,7 +154,7 @@ class DeviceBoundEngine:
             return batch.run(self._profiles.pad(images), len(images))
         except Exception as error:  # see open_session
             raise DeviceError(
-                f"the GPU failed to describe {len(images)} images ({error})",
+                f"the GPU failed to describe {counted(len(images), 'image')} ({error})",
                 remedy="Check nvidia-smi; out of memory: use a smaller max_batch or leave it more memory",
             ) from error
 

@@ -30,9 +30,13 @@ _REMEDY: Final = (
 _DEFAULT_PORT: Final = 19530
 TOKEN_VARIABLE: Final = "MILVUS_TOKEN"  # noqa: S105 - the name, not the secret
 _CONNECT_S: Final = 10.0
+
+# Codes of Milvus: a collection, an index or an alias is not there. A server says 4 when it has too much to do.
+_NOT_THERE: Final = frozenset({100, 700, 1600})
 _LITE_NOT_THERE: Final = 4
 
 # milvus-lite opens a file for one process and keeps it open for all its clients: how many, by the file's path.
+_lite_users: Counter[str] = Counter()
 _opening = threading.Lock()
 
 
@@ -100,12 +104,6 @@ class MilvusAddress:
             raise ParameterError(f"the store {text!r} names no database", remedy=_REMEDY)
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         return cls(f"{'https' if parts.scheme == 'milvus+tls' else 'http'}://{host}:{port}", database, text)
-
-
-# Codes of Milvus: a collection, an index or an alias is not there. A server says 4 when it has too much to do.
-_NOT_THERE: Final = frozenset({100, 700, 1600})
-
-_lite_users: Counter[str] = Counter()
 
 
 class MilvusConnection:

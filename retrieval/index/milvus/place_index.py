@@ -269,7 +269,7 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
         missing = [row for row in rows if row not in found]
         if missing:
             raise PlaceIndexError(
-                f"Milvus has no row {missing[0]} (and {len(missing) - 1} more)",
+                f"Milvus has no row {missing[0]}" + (f" (and {len(missing) - 1} more)" if missing[1:] else ""),
                 where=self.where,
                 remedy="Publish the version again: sightfix index push",
             )

@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from retrieval.errors import IndexNotFoundError, PlaceIndexError
+from retrieval.errors import IndexNotFoundError, PlaceIndexError, counted
 from retrieval.index.folder import check_index_name, oldest_versions, version_not_found
 from retrieval.index.manifest import PlaceIndexManifest
 from retrieval.index.milvus.collection import SEARCHING_NAME, MilvusCollection, MilvusSearching
@@ -100,7 +100,7 @@ class MilvusStore(PlaceIndexStore):
         rows = MilvusCollection(self.connection, collection, manifest.descriptor_dim, searching)
         if (count := rows.count(strong=True)) != manifest.count:
             raise PlaceIndexError(
-                f"Milvus holds {count} rows, the manifest says {manifest.count}",
+                f"Milvus holds {counted(count, 'row')}, the manifest says {manifest.count:,}",
                 where=f"{self.where}, {collection}",
                 remedy=_AGAIN,
             )

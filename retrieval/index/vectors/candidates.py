@@ -36,6 +36,9 @@ EXACT_PRIOR_ROWS: Final = 100_000
 
 INDEX_TYPES: Final[tuple[IndexType, ...]] = get_args(IndexType)
 
+# Their codes are as fine as stored descriptors; the others' scores are never shown.
+_EXACT_SCORES: Final = frozenset({"ivf", "hnsw"})
+
 _CODES: Final[dict[ApproximateType, str]] = {
     "ivf": "SQfp16",
     "ivf-int8": "SQ8",
@@ -201,10 +204,6 @@ class Candidates:
 def code_parts_for(dim: int, numbers_each: int) -> int:
     """How many parts a product quantisation code can have: the most that divide `dim` into `numbers_each` or more."""
     return next(parts for parts in range(max(1, dim // numbers_each), 0, -1) if dim % parts == 0)
-
-
-# Their codes are as fine as stored descriptors; the others' scores are never shown.
-_EXACT_SCORES: Final = frozenset({"ivf", "hnsw"})
 
 
 class StoredVectors:
