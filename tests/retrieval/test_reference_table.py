@@ -57,7 +57,7 @@ ANSWER = """
 import sys
 from pathlib import Path
 import numpy as np
-from retrieval.reference_table import ReferenceTable
+from retrieval.index.reference_table import ReferenceTable
 table = ReferenceTable(Path(sys.argv[1]))
 last = table.references(np.array([0, 99]), Path())[1]
 print(last.id, table.lat[0], [name in sys.modules for name in ("pandas", "numpy.ma")])

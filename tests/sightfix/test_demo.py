@@ -34,6 +34,6 @@ def test_the_demo_answers_and_says_how_to_go_on(folder: Path) -> None:
     version = (folder / "demo-town" / "indexes" / "toy-town" / "CURRENT").read_text()
     photo = folder / "demo-town" / "references" / "00000.jpg"
     drawn = photo.stat().st_mtime_ns
-    prepare_town(folder / "demo-town", references=40, queries=6)
+    prepare_town(folder / "demo-town", references=24, queries=4)
     assert (folder / "demo-town" / "indexes" / "toy-town" / "CURRENT").read_text() == version, "indexed once only"
     assert photo.stat().st_mtime_ns == drawn, "drawn once only"
