@@ -26,7 +26,6 @@ from retrieval.images import Preprocessing
 
 GRAPH_NAMES: Final[dict[Precision, str]] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 MODEL_CARD_NAME: Final = "MODEL_CARD.md"
-
 _OBJECTIVES: Final = {None: "none: never trained for places", "simclr": "SimCLR", "mocov2": "MoCo v2", "byol": "BYOL"}
 
 

@@ -19,7 +19,6 @@ from retrieval.machine import available_cores
 
 # (N, H, W, 3) uint8 RGB → (N, D) float32 unit rows.
 Describe = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-
 MIN_COSINE: Final = 0.99999
 # Weights stored as fp16 are rounded ones.
 MIN_COSINE_OF_ROUNDED_WEIGHTS: Final = 0.9999

@@ -34,7 +34,6 @@ OnProgress = Callable[[str, int, int], None]
 
 # GPU memory that TensorRT may use for one layer while building and running.
 _WORKSPACE_BYTES: Final = 4 << 30
-
 _log = logging.getLogger("sightfix.tensorrt")
 
 

@@ -24,9 +24,7 @@ from retrieval.errors import ArtefactError, ParameterError
 
 CONFIG_NAME: Final = "config.pbtxt"
 _KIND: Final = "triton_repository"
-
 InstanceKind = Literal["auto", "gpu", "cpu"]
-
 _INSTANCE_KINDS: Final[dict[InstanceKind, str]] = {"auto": "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}
 
 

@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
 # A pipe or a file has no width to keep to.
 _PIPE_WIDTH: Final = 200
-
 _QUANTITY: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMGTB]?)(i?)[bB]?\s*")
-
 _POWERS: Final = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "B": 3, "T": 4}
-
 _LIBRARIES: Final = {
     "torch": "PyTorch",
     "timm": "timm",
@@ -34,15 +31,12 @@ _LIBRARIES: Final = {
     "onnx": "ONNX",
     "onnxscript": "ONNX Script",
 }
-
 _NEEDED: Final = {
     "training": ("torch", "timm", "lightning", "safetensors", "scipy", "tensorboard"),
     "export": ("torch", "timm", "safetensors", "onnx", "onnxscript"),
     "heat maps": ("torch", "timm", "safetensors"),
 }
-
 _EXTRAS: Final = {"training": "training", "export": "cpu,export", "heat maps": "training"}
-
 console: Final = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 

@@ -29,7 +29,6 @@ from sightfix.toy_town import town_for, write_survey
 
 INDEX_NAME: Final = "toy-town"
 DEFAULT_PORT: Final = 8080
-
 _READY_LIMIT_S: Final = 120.0
 
 

@@ -25,11 +25,9 @@ EFFICIENTNET_LITE0: Final = "tf_efficientnet_lite0"
 # The wheel's network was trained on (x - 127) / 128, in units of 8-bit RGB.
 EFFICIENTNET_LITE0_MEAN: Final = 127.0
 EFFICIENTNET_LITE0_STD: Final = 128.0
-
 _TORCH_SUFFIXES: Final = (".pth", ".pt", ".bin")
 _WRAPPERS: Final = ("state_dict", "model")
 _MOST_LISTED: Final = 8
-
 Layout = Literal["channels_first", "channels_last", "tokens"]
 _Positive = Annotated[float, Field(gt=0)]
 

@@ -21,21 +21,17 @@ _PIXEL_TYPES: Final[dict[str, PixelType]] = {
     "tensor(float16)": "float16",
     "tensor(uint8)": "uint8",
 }
-
 _FLOATS: Final = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
 # Protocol buffers, and so ONNX files without external data, end here.
 MAX_BYTES: Final = 2**31 - 1
-
 _LONGEST: Final = 250
-
 _NOT_ONNX: Final = {
     b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "Run git lfs pull"),
     b"PK\x03\x04": ("a zip archive, such as PyTorch writes", "Export the model with torch.onnx.export first"),
     b"\x80\x02": ("a pickle, such as PyTorch writes", "Export the model with torch.onnx.export first"),
     b"<": ("a web page", "Download the file itself, not the page that shows it"),
 }
-
 _KNOWN_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
 

@@ -17,9 +17,7 @@ TARGET_OPSET: Final = 20
 
 # Below it, operators that we add had other signatures.
 MIN_OPSET: Final = 11
-
 _EPSILON: Final = 1e-12
-
 _PREFIX: Final = "model/"
 
 

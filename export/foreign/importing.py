@@ -34,7 +34,6 @@ from export.foreign.settings import ForeignModelError, ForeignSettings, read_set
 
 # Test images range from one flat colour to fine chequers; a net that finds them all alike does not see images.
 _ALIKE: Final = 0.9999
-
 _UNIT: Final = 1e-3
 
 

@@ -13,9 +13,7 @@ from retrieval.errors import SightfixError
 from retrieval.images import Preprocessing
 
 PixelType = Literal["float32", "float16", "uint8"]
-
 ThreeNumbers = Annotated[list[float], Field(min_length=3, max_length=3)]
-
 _TABLES: Final = ("input", "output", "resize", "provenance")
 
 

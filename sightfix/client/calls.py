@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import httpx
 
 Model = TypeVar("Model", bound=BaseModel)
-
 _LISTINGS: Final = TypeAdapter(list[IndexListing])
 
 

@@ -13,7 +13,6 @@ from typing import Final
 
 SOURCE: Final = Path(__file__).with_name("asynchronous.py")
 TARGET: Final = Path(__file__).parent / "generated" / "synchronous.py"
-
 _HEAD: Final = '''\
 """The client for programs without asyncio. Generated from asynchronous.py by make_synchronous.py: edit that."""
 

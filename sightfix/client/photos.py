@@ -24,7 +24,6 @@ from sightfix.client.answers import ServerInfo
 
 Photo = Path | bytes | NDArray[np.uint8] | Image.Image
 Resize = Literal["model"] | Preprocessing | None
-
 _WEBP_MAX_SIDE: Final = 16_383
 
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 DEFAULT_TIMEOUT_S: Final = 30.0
-
 Lane = Literal["robot", "bulk"]
 Verify = bool | Path | ssl.SSLContext
 Certificate = tuple[Path, Path]

@@ -26,21 +26,17 @@ _IN_WORDS: Final = frozenset(
     | {"graphs", "weight_storage", "provenance", "parity", "whitening", "precisions", "camera_model_input", "licence"}
     | {"fingerprint"}
 )
-
 _FITS: Final = {
     "stretch": "stretched to it",
     "crop": "scaled to cover it and cut at the sides",
     "pad": "scaled to fit into it, the rest black",
 }
-
 bundle = typer.Typer(
     name="bundle", help="Show, verify and compare bundles: exported models.", no_args_is_help=True, add_completion=False
 )
-
 BundleArgument = Annotated[
     str, typer.Argument(help="Folder of a bundle; the shipped one if left out, which is also called: default")
 ]
-
 JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON")]
 
 

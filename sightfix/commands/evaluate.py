@@ -10,8 +10,10 @@ from rich.text import Text
 from retrieval.errors import ParameterError, StorageError
 from retrieval.index.folder import DEFAULT_INDEXES
 from sightfix.commands.options import (
+    BatchSizeOption,
     CpuFallbackOption,
     IndexesOption,
+    MaxUnreadableOption,
     PrecisionOption,
     ProviderOption,
     StoreOption,
@@ -61,8 +63,8 @@ def evaluate(
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     allow_cpu_fallback: CpuFallbackOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Photos described at once")] = 16,
-    max_unreadable: Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")] = 0,
+    batch_size: BatchSizeOption = 16,
+    max_unreadable: MaxUnreadableOption = 0,
 ) -> None:
     """Measure recall and position error on photos whose position is known."""
     from index_builder.describing import DescribeSettings

@@ -16,8 +16,11 @@ from index_builder.update_observer import PhotoRate, UpdateObserver, UpdateStep
 from retrieval.errors import counted
 from retrieval.index.folder import DEFAULT_INDEXES
 from sightfix.commands.options import (
+    BatchSizeOption,
     CpuFallbackOption,
     IndexesOption,
+    KeepOption,
+    MaxUnreadableOption,
     PrecisionOption,
     ProviderOption,
     StoreBuildOption,
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
     from retrieval.index.manifest import PlaceIndexManifest
 
 _LINE_EVERY_S: Final = 30.0
-
 _WHAT_FOLLOWS: Final[dict[UpdateStep, str]] = {
     "draft opened": "Listing the photos",
     "planned": "Describing",
@@ -85,9 +87,9 @@ def index(
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     allow_cpu_fallback: CpuFallbackOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Photos described at once")] = 16,
-    max_unreadable: Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")] = 0,
-    keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
+    batch_size: BatchSizeOption = 16,
+    max_unreadable: MaxUnreadableOption = 0,
+    keep: KeepOption = 3,
     describe_again: Annotated[
         bool, typer.Option("--describe-again", help="Describe also photos whose content did not change")
     ] = False,

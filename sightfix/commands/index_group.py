@@ -17,8 +17,11 @@ from retrieval.index.folder import DEFAULT_INDEXES
 from sightfix.commands.index import bytes_text
 from sightfix.commands.index import index as build
 from sightfix.commands.options import (
+    BatchSizeOption,
     CpuFallbackOption,
     IndexesOption,
+    KeepOption,
+    MaxUnreadableOption,
     PrecisionOption,
     ProviderOption,
     StoreBuildOption,
@@ -41,15 +44,12 @@ if TYPE_CHECKING:
     from retrieval.index.searchable import PlaceIndexStore
 
 _SHOWN: Final = 10
-
 _SPLITS: Final[dict["Split", str]] = {
     "occasions": "sessions or blocks of time, judged by what was fitted to the others",
     "squares": "squares of 100 m, judged by what was fitted to the others; it says nothing of another day",
     "stretches": "fifths in their order, judged by what was fitted to the others; it says nothing of another place",
 }
-
 _KINDS: Final[tuple["Kind", ...]] = ("added", "removed", "moved", "described again")
-
 _HELP = """Index photos, and work on indexes that were built.
 
 sightfix index PHOTOS is short for: sightfix index build PHOTOS."""
@@ -72,9 +72,7 @@ index.command(name="build")(build)
 NameOption = Annotated[
     str | None, typer.Option("--name", "--index", help="Of the place index; the only one if left out")
 ]
-
 VersionOption = Annotated[str | None, typer.Option(help="Which version, or its beginning; the current one if left out")]
-
 JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON")]
 
 
@@ -227,7 +225,7 @@ def import_(
     bundle: Annotated[Path | None, typer.Option(help="Bundle they were described with; the shipped one")] = None,
     root: Annotated[Path | None, typer.Option(help="Where the photos lie now, if elsewhere")] = None,
     type_: Annotated[str, typer.Option("--type", help="Of the index, as for: sightfix index build")] = "exact",
-    keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
+    keep: KeepOption = 3,
 ) -> None:
     """Publish a Parquet file as the new version of an index."""
     from index_builder.index_design import IndexDesign
@@ -257,9 +255,9 @@ def calibrate(
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     allow_cpu_fallback: CpuFallbackOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Photos described at once")] = 16,
-    max_unreadable: Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")] = 0,
-    keep: Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")] = 3,
+    batch_size: BatchSizeOption = 16,
+    max_unreadable: MaxUnreadableOption = 0,
+    keep: KeepOption = 3,
 ) -> None:
     """Fit confidence, radius and NO_MATCH to photos of known position, and publish a version with the new fit."""
     from index_builder.calibration_queries import OutsidePhotos

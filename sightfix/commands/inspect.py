@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sightfix.inspection.report import BoundsReport, CoverageReport, InspectionReport, SessionReport
 
 _SHOWN_SESSIONS: Final = 12
-
 _SHOWN_GROUPS: Final = 5
 
 

@@ -21,22 +21,18 @@ if TYPE_CHECKING:
     from retrieval.index.place_index import PlaceIndex
 
 _Choice = TypeVar("_Choice", bound=str)
-
 ProviderOption = Annotated[
     str | None,
     typer.Option(envvar="SIGHTFIX_PROVIDER", help="Where to compute: auto, tensorrt, cuda, openvino or cpu"),
 ]
-
 PrecisionOption = Annotated[
     str | None,
     typer.Option(envvar="SIGHTFIX_PRECISION", help="Of the bundle's graphs: fp32, fp16 or int8, fp32 if left out"),
 ]
-
 ThreadsOption = Annotated[
     int | None,
     typer.Option(envvar="SIGHTFIX_THREADS", min=1, help="Threads of the model on the CPU; every core if left out"),
 ]
-
 CpuFallbackOption = Annotated[
     bool | None,
     typer.Option(
@@ -45,24 +41,22 @@ CpuFallbackOption = Annotated[
         help="Compute on the CPU, with a warning, when the provider cannot be had",
     ),
 ]
-
 IndexesOption = Annotated[Path, typer.Option(help="Folder of all place indexes")]
-
 StoreOption = Annotated[
     str | None,
     typer.Option(envvar="SIGHTFIX_STORE", help="Engine that holds the indexes instead, such as milvus://host:19530"),
 ]
-
 StoreTypeOption = Annotated[
     str | None,
     typer.Option(help="Of the index in Milvus, such as IVF_FLAT, HNSW or GPU_CAGRA; by the number of references"),
 ]
-
 StoreBuildOption = Annotated[
     list[str] | None, typer.Option(help="NAME=VALUE that Milvus builds the index with, such as nlist=4096; repeatable")
 ]
-
 StoreVectorsOption = Annotated[str, typer.Option(help="How Milvus stores descriptors: fp32 or fp16")]
+BatchSizeOption = Annotated[int, typer.Option(min=1, max=1024, help="Photos described at once")]
+MaxUnreadableOption = Annotated[int, typer.Option(min=0, help="Photos that may be left out as undecodable")]
+KeepOption = Annotated[int, typer.Option(min=1, help="Versions that remain, the new one included")]
 
 
 def check_choice(option: str, value: str, choices: Sequence[_Choice]) -> _Choice:

@@ -38,11 +38,8 @@ _LOOKS: Final[dict[str, tuple[str, str]]] = {
     INFORMATION_MAXIMISING: (GREEN, "D"),
     "other": (PURPLE, "v"),
 }
-
 _PANEL_INCHES: Final = 3.6
-
 _ROW_INCHES: Final = 0.36
-
 _DOTS_PER_INCH: Final = 150
 
 

@@ -15,15 +15,10 @@ from retrieval.index.place_index import PlaceIndex
 from retrieval.index.sampling import evenly_spaced
 
 _WIDTH: Final = 960
-
 _MARGIN: Final = 48
-
 _MOST_DOTS: Final = 20_000
-
 _MOST_LISTED: Final = 200
-
 _GRID_STEPS_M: Final = (10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6)
-
 Point = tuple[float, float]
 
 

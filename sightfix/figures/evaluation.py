@@ -30,15 +30,10 @@ from sightfix.figures.plotting import (
 )
 
 _SERIES: Final = ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (BLACK, "x"))
-
 _EXAMPLES: Final = 5
-
 _SHOWN_MATCHES: Final = 3
-
 _THUMBNAIL_PX: Final = 320
-
 _ORIENTATION_TAG: Final = 0x0112
-
 _SWAPS_SIDES: Final = frozenset({5, 6, 7, 8})
 
 

@@ -17,25 +17,15 @@ from retrieval.images import RgbImage
 from sightfix.figures.plotting import GREY, matplotlib_figure, shortened, write_figure
 
 FIGURE_SUFFIXES: Final = (".png", ".svg", ".pdf", ".jpg", ".jpeg")
-
 _COLOUR_MAP: Final = "inferno"
-
 _CELL_INCHES: Final = 3.1  # a side of a square panel
-
 _LEAST_CELL_INCHES: Final = 2.3
-
 _GAP, _MARGIN = 0.14, 0.10  # inches, as those below
-
 _HEAD, _CAPTION, _FOOT = 0.92, 0.44, 0.62  # over the first row, under each row, under the last caption
-
 _CHARACTERS_AN_INCH: Final = 13.0
-
 _DOTS_PER_INCH: Final = 150
-
 _LEAST_COVER, _MOST_COVER = 0.30, 0.75  # how much of the grey photo the coldest and the hottest colour hide
-
 _LUMA: Final = (0.299, 0.587, 0.114)  # ITU-R BT.601
-
 _OPPOSES_FROM: Final = 0.0005  # what three decimals can show
 
 

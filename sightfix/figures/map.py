@@ -25,23 +25,15 @@ from sightfix.figures.plotting import (
 from sightfix.inspection.survey import Survey
 
 FIGURE_SUFFIXES: Final = frozenset({".png", ".svg", ".pdf"})
-
 _SERIES: Final = (
     (BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY_BLUE, "P"),
 )  # fmt: skip
-
 _GREY: Final = "#888888"
-
 _MAX_POINTS: Final = 100_000
-
 _MAX_ARROWS: Final = 300
-
 _MARGIN: Final = 0.07  # of the longer side
-
 _LONGER_SIDE_INCHES: Final = 8.3
-
 _LEGEND_COLUMNS: Final = 3
-
 _CHARACTERS_AN_INCH: Final = 10.5
 
 

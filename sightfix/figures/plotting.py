@@ -19,7 +19,6 @@ ORANGE: Final = "#E69F00"
 SKY_BLUE: Final = "#56B4E9"
 BLACK: Final = "#000000"
 GREY: Final = "#666666"
-
 DASHED: Final = (0, (4, 3))
 
 

@@ -17,12 +17,10 @@ from retrieval.errors import BundleError, ParameterError, SightfixError
 from retrieval.images import Preprocessing, read_image
 
 _IMAGES: Final = 4
-
 _UNIT: Final = 1e-3
 
 # Of made-up images: a graph of lower precision stays far above it, that of another model far below.
 _SAME_MODEL: Final = 0.9
-
 _AT_ONCE: Final = 16
 
 

@@ -20,19 +20,12 @@ from sightfix.console import distance_text
 from sightfix.inspection.survey import IdenticalFiles, Survey
 
 CELL_M: Final = 25.0
-
 _SAMPLE: Final = 2000
-
 _FIRST_WINDOW: Final = 32
-
 _SQUARE_METRES_A_HECTARE: Final = 10_000.0
-
 _EXAMPLES: Final = 5
-
 _SAME_PLACE_M: Final = 25.0
-
 _LONELY_M: Final = 1000.0
-
 _NULL_ISLAND_DEG: Final = 0.001
 
 

@@ -18,7 +18,6 @@ from retrieval.references.reader import SeenIds
 from retrieval.references.reference import Reference, ReferenceSource, SkippedPhoto
 
 _CHUNK_BYTES: Final = 1 << 20
-
 _REPORT_EVERY: Final = 1000
 
 

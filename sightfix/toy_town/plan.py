@@ -17,12 +17,10 @@ from sightfix.toy_town.rendering import LIGHTS, Ground
 LANE_M: Final = 1.8
 """The middle of the lane, so far right of the middle of the street."""
 STREET_M: Final = 12.0
-
 _ROAD_M: Final = 7.2
 _GROUND_SCALE: Final = 8.0
 _MARGIN_M: Final = 12.0
 _SHADOW_OF_M: Final = 10.0
-
 _OUTSIDE: Final = (112, 146, 84)
 _ASPHALT: Final = (98, 98, 102)
 _PAVEMENT: Final = (176, 170, 162)

@@ -15,7 +15,6 @@ from sightfix.toy_town.drawing import Rgb, Sheet
 
 Float32Array = NDArray[np.float32]
 RgbShare = tuple[float, float, float]
-
 _MIP_LEVELS: Final = 5
 # At most so many surfaces are drawn behind one another in a column: those in front hide nearly all beyond.
 _LAYERS: Final = 7

@@ -25,7 +25,6 @@ from sightfix.toy_town.plan import LANE_M, generator
 from sightfix.toy_town.town import ToyTown
 
 _Part = Literal["references", "queries"]
-
 _SPACING_M: Final = 10.5
 
 # Written into the stamp: photos of another version are drawn anew.

@@ -19,7 +19,6 @@ from sightfix.toy_town.rendering import Atlas, Ground, Scene, Walls, light_named
 
 # Point Nemo, the place in the ocean farthest from any land, so that the toy town is not mistaken for a real one.
 ORIGIN: Final = Position(-48.876667, -123.393333)
-
 _SCALE: Final = 12.0
 _HOUSE_DEPTH_M: Final = 9.0
 _TREES: Final = 5

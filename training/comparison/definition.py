@@ -15,9 +15,7 @@ from training.recipe_settings import Recipe
 from training.run.train import TrainingPhotos
 
 RECALL_AT: Final = (1, 5, 10)
-
 DEFAULT_RADII_M: Final = (25.0, 10.0)
-
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

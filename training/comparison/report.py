@@ -30,11 +30,9 @@ METHOD_NAMES: Final[dict[str, str]] = {
     "barlow_twins": "Barlow Twins",
     "vicreg": "VICReg",
 }
-
 CONTRASTIVE: Final = "contrastive"
 INFORMATION_MAXIMISING: Final = "information-maximising"
 SELF_DISTILLATION: Final = "self-distillation"
-
 FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     CONTRASTIVE: ("simclr", "mocov2"),
     INFORMATION_MAXIMISING: ("barlow_twins", "vicreg"),

@@ -12,7 +12,6 @@ RANKED_AT_MOST: Final = 4096
 
 # Bounds the cosines in memory, whatever the sample.
 _QUERIES_AT_ONCE: Final = 128
-
 OwnRandom = Callable[[int], np.random.Generator]
 """A query's row → its own generator of random numbers in this epoch, whichever other queries are sampled."""
 

@@ -16,7 +16,6 @@ Int64Array = NDArray[np.int64]
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
-
 Describe = Callable[[Int64Array], Float32Array]
 """Rows of the photo table, (n,) ascending → (n, D) float32 descriptors by the net as it is now, unit rows."""
 

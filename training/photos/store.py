@@ -37,7 +37,6 @@ from retrieval.images import Preprocessing
 PIXELS_NAME: Final = "pixels.raw"
 TABLE_NAME: Final = "photos.jsonl"
 LOCK_NAME: Final = "lock"
-
 _FORMAT: Final = "sightfix decoded photos"
 _FORMAT_VERSION: Final = 1
 

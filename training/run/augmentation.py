@@ -19,7 +19,6 @@ from training.recipe_settings import AugmentationSettings
 
 # RandomResizedCrop's.
 _LOG_ASPECT: Final = math.log(4 / 3)
-
 _TRIES: Final = 10
 
 # ITU-R 601 luma.
@@ -30,7 +29,6 @@ _CPU_PIXELS: Final = 1 << 19
 
 # Of a Gaussian's standard deviations, how many its kernel reaches to each side.
 _REACH: Final = 3
-
 _SMALLEST_SIGMA: Final = 1e-3  # next to a pixel's 1, nothing: the kernel is 0, 1, 0
 
 

@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 DeviceName = Literal["auto", "cpu", "cuda"]
-
 _PRECISIONS: Final[dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]]] = {
     "fp32": "32-true",
     "bf16": "bf16-mixed",
     "fp16": "16-mixed",
 }
-
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 

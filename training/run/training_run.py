@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 BEST_NAME: Final = "best"
 LAST_NAME: Final = "last"
-
 _GPU_LOADERS: Final = 4
 # Where nothing is validated, collapse is measured on descriptors of the latest queries.
 _RECENT_DESCRIPTORS: Final = 512
