@@ -26,7 +26,7 @@ from retrieval.index.searchable import PlaceIndexStore, SearchablePlaceIndex
 from retrieval.localize.calibration import Calibration
 from retrieval.localize.fix import Fix, FixStatus
 from retrieval.localize.localizer import DecodedPhoto, LocalizeOptions, Localizer, Located
-from retrieval.machine import read_ahead
+from retrieval.machine import available_cores, read_ahead
 from retrieval.references import Reference, ReferenceSource, open_references
 from retrieval.reranking.reranker import RerankSettings
 from sightfix.console import console, progress_bar
@@ -249,6 +249,7 @@ def _localized(
         calibration=calibration,
         rerank=request.rerank,
         always_centred=request.out_of_area is not None,
+        rerank_threads=available_cores(),
     )
     # One match is reported, for figures it is all the same: they read the whole ranking.
     options = LocalizeOptions(top_k=1, min_ranked=max(protocol.recall_at))

@@ -150,6 +150,7 @@ class Localizer:
         calibration: how far to trust fixes; the index's own by default.
         rerank: how photos' matches are re-ranked; not at all if left out, nor where only a descriptor is given.
         always_centred: measure how familiar photos are without a calibration, too.
+        rerank_threads: that compare the matches of a batch of photos; a server shares its cores with other work.
 
     Raises:
         PlaceIndexError: re-ranking is wanted, and the index holds no local features (``no_local_features``).
@@ -167,6 +168,7 @@ class Localizer:
         rerank: RerankSettings | None = None,
         *,
         always_centred: bool = False,
+        rerank_threads: int = 1,
     ) -> None:
         place_index.check_bundle(describer.bundle)
         self.reranker = (
@@ -175,6 +177,7 @@ class Localizer:
         self.describer = describer
         self.place_index = place_index
         self.limits = limits
+        self._rerank_threads = rerank_threads
         self.fix_maker = FixMaker(
             place_index,
             fix_settings or FixSettings(),
@@ -258,9 +261,10 @@ class Localizer:
             order = self.reranker.order(inliers, len(matched))
             return self.fix_maker.ranking(rows, scores, inliers, order), _ms_since(started)
 
-        compared = self.reranker is not None and len(queries) > 1
         places = range(len(queries))
-        return list(read_ahead(ranked, places) if compared else map(ranked, places))
+        if self.reranker is None or self._rerank_threads == 1:
+            return [ranked(place) for place in places]
+        return list(read_ahead(ranked, places, threads=self._rerank_threads))
 
     def _localized(
         self,
