@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from benchmarks.campus import PROTOCOLS, campus_references, describe_campus
 from benchmarks.describer_overhead import in_turn
 from benchmarks.machine import describe_machine
-from export.exportable import bundle_model
 from export.exporting import ExportSettings, write_export
 from export.precision import cosines
 from retrieval.bundle import Bundle, Precision
+from retrieval.bundle.exportable import bundle_model
 from retrieval.describer import Describer
 from retrieval.engines.engine import Provider
 from retrieval.errors import ProviderUnavailableError

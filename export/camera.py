@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.exportable import ExportableModel
-from export.onnx_graph import replace_nodes
 from retrieval.bundle import INPUT_NAME
+from retrieval.bundle.exportable import ExportableModel
+from retrieval.bundle.onnx_graph import replace_nodes
 from retrieval.errors import ParameterError
 from retrieval.images import Preprocessing, fit_image
 

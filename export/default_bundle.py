@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from export.exportable import ExportableModel
 from export.exporting import ExportSettings, write_export
 from export.from_pytorch import PYTORCH, DescriptionGraph, export_graph, in_pytorch
 from retrieval.bundle import Bundle, Provenance, default_bundle_folder
+from retrieval.bundle.exportable import ExportableModel
 from retrieval.images import Preprocessing
 from training.backbones import (
     EFFICIENTNET_LITE0,

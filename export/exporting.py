@@ -12,9 +12,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from export.bundle_writer import BundleContent, check_free, write_bundle
 from export.camera import take_camera_frames, with_resize
-from export.exportable import (
+from export.photos import describe_photos, evenly, read_photos, recall_changes
+from export.precision import MIN_PHOTOS, check_precision, lower_precision, require_photos
+from retrieval.artefact import FileRecord
+from retrieval.bundle import Bundle, Precision, PrecisionReport, RecallChange, WhiteningReport, bundle_fingerprint
+from retrieval.bundle.exportable import (
     MIN_COSINE,
     MIN_COSINE_OF_ROUNDED_WEIGHTS,
     Describe,
@@ -22,11 +25,8 @@ from export.exportable import (
     compare_with_original,
     run_on_cpu,
 )
-from export.onnx_graph import store_weights_as_fp16, with_whitening
-from export.photos import describe_photos, evenly, read_photos, recall_changes
-from export.precision import MIN_PHOTOS, check_precision, lower_precision, require_photos
-from retrieval.artefact import FileRecord
-from retrieval.bundle import Bundle, Precision, PrecisionReport, RecallChange, WhiteningReport, bundle_fingerprint
+from retrieval.bundle.onnx_graph import store_weights_as_fp16, with_whitening
+from retrieval.bundle.writer import BundleContent, check_free, write_bundle
 from retrieval.evaluation.eval_set import EvalSet
 from retrieval.index.whitening import HALF_WHITENING, fit_whitening
 from retrieval.references.reference import Reference

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor, nn
 
-from export.exportable import Describe, ExportableModel, describe_in_batches
-from export.onnx_graph import replace_nodes
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME
+from retrieval.bundle.exportable import Describe, ExportableModel, describe_in_batches
+from retrieval.bundle.onnx_graph import replace_nodes
 from retrieval.errors import BundleError
 from training.checkpoint import ENCODER_NAME, load_encoder, open_checkpoint
 from training.encoder import Encoder

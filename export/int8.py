@@ -22,9 +22,9 @@ from onnxruntime.quantization.calibrate import (
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from export.exportable import cosines, describe_in_batches, open_on_cpu, run_on_cpu
-from export.onnx_graph import WEIGHTED, constants, consumers, head, producers, tail, tidied
 from retrieval.bundle import INPUT_NAME
+from retrieval.bundle.exportable import cosines, describe_in_batches, open_on_cpu, run_on_cpu
+from retrieval.bundle.onnx_graph import WEIGHTED, constants, consumers, head, producers, tail, tidied
 from retrieval.errors import BundleError, ParameterError
 
 # Cosine to the fp32 descriptor of the worst photo; see `export.precision`.

@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from export.exportable import Describe
 from retrieval.bundle import RecallChange
+from retrieval.bundle.exportable import Describe
 from retrieval.evaluation import Bootstrap, Protocol, exact_ranking, first_hits
 from retrieval.evaluation.eval_set import EvalSet, Truth
 from retrieval.images import Preprocessing, RgbImage, read_image

@@ -12,10 +12,10 @@ from onnx import TensorProto
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from export.exportable import cosines, describe_in_batches, run_on_cpu
 from export.int8 import MIN_COSINE_INT8, quantise
-from export.onnx_graph import SHAPE_ONLY, constants, consumers, head, producers, replace_nodes, tail, tidied
 from retrieval.bundle import Precision, PrecisionReport, RecallChange
+from retrieval.bundle.exportable import cosines, describe_in_batches, run_on_cpu
+from retrieval.bundle.onnx_graph import SHAPE_ONLY, constants, consumers, head, producers, replace_nodes, tail, tidied
 from retrieval.errors import BundleError, ParameterError, counted
 
 MIN_PHOTOS: Final = 64

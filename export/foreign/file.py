@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_model
 
-from export.exportable import open_on_cpu
 from export.foreign.settings import ForeignInput, ForeignModelError, ForeignSettings, PixelType
+from retrieval.bundle.exportable import open_on_cpu
 
 _PIXEL_TYPES: Final[dict[str, PixelType]] = {
     "tensor(float)": "float32",

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, inliner, numpy_helper, shape_inference, version_converter
 
 from export.foreign.settings import ForeignSettings
-from export.onnx_graph import replace_nodes
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME
+from retrieval.bundle.onnx_graph import replace_nodes
 
 # Of all graphs that sightfix exports itself.
 TARGET_OPSET: Final = 20

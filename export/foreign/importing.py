@@ -17,7 +17,6 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
-from export.exportable import BATCHES, MIN_COSINE, Describe, ExportableModel, noise, run_on_cpu
 from export.foreign.file import ForeignFile, first_line, open_file
 from export.foreign.graph import (
     MIN_OPSET,
@@ -31,6 +30,7 @@ from export.foreign.graph import (
     with_contract,
 )
 from export.foreign.settings import ForeignModelError, ForeignSettings, read_settings
+from retrieval.bundle.exportable import BATCHES, MIN_COSINE, Describe, ExportableModel, noise, run_on_cpu
 
 # Test images range from one flat colour to fine chequers; a net that finds them all alike does not see images.
 _ALIKE: Final = 0.9999

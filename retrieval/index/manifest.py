@@ -12,12 +12,18 @@ from retrieval.reranking.local_features import FeatureSettings
 
 
 class BundleIdentity(BaseModel):
-    """Which bundle described the references."""
+    """Which bundle described the references.
+
+    Attributes:
+        name, fingerprint: of the bundle.
+        held: whether the version holds it, in its folder `bundle`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     fingerprint: str
+    held: bool = False
 
 
 class Bounds(BaseModel):
@@ -114,10 +120,19 @@ class DescribingRecord(BaseModel):
 
 
 class PlaceIndexManifest(Manifest):
-    """The manifest of a place index. Version 2 knows approximate types, whitening, recall and calibration."""
+    """The manifest of a place index.
+
+    Version 2 knows approximate types, whitening, recall and calibration; version 3 holds its bundle, and knows how far
+    apart its scores lie.
+
+    Attributes:
+        score_spread: how far the scores of a reference's ten best matches lie apart, see `score_spread`; None in
+            versions that were written before it was measured.
+        whitening: of indexes that were written before bundles were adapted instead.
+    """
 
     kind: Literal["place-index"] = "place-index"
-    format_version: Literal[1, 2] = 2
+    format_version: Literal[1, 2, 3] = 3
     name: str
     version: str
     bundle: BundleIdentity
@@ -127,6 +142,7 @@ class PlaceIndexManifest(Manifest):
     storage: Storage
     candidates: CandidateParameters | None = None
     recall: RecallReport | None = None
+    score_spread: float | None = Field(default=None, gt=0.0)
     whitening: WhiteningRecord | None = None
     calibration: Calibration | None = None
     describing: DescribingRecord | None = None

@@ -60,11 +60,11 @@ def export(
 ) -> None:
     """Turn a checkpoint, another bundle or a foreign ONNX model into a bundle that index and server use."""
     require("export")
-    from export.bundle_writer import check_free
-    from export.exportable import bundle_model
     from export.exporting import ExportSettings, write_export
     from export.from_pytorch import checkpoint_model
     from retrieval.artefact import kind_of
+    from retrieval.bundle.exportable import bundle_model
+    from retrieval.bundle.writer import check_free
 
     check_free(out, replace=replace)
     whitening = _whitening(whiten, fit, whiten_power)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from export.exportable import MIN_COSINE, noise, run_on_cpu
 from export.exporting import write_export
 from export.from_pytorch import encoder_model
 from export.int8 import quantisable_layers, quantise
-from export.onnx_graph import tidied
 from export.precision import to_fp16
 from retrieval.bundle import Bundle
+from retrieval.bundle.exportable import MIN_COSINE, noise, run_on_cpu
+from retrieval.bundle.onnx_graph import tidied
 from retrieval.describer import Describer
 from retrieval.images import decode_image
 from tests.export.lowering_nets import pictures

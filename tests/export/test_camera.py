@@ -7,8 +7,8 @@ from onnx import TensorProto
 from onnx.shape_inference import infer_shapes
 
 from export.camera import resize_matrices, resizes_rows_first, take_camera_frames, with_resize
-from export.exportable import ExportableModel, compare_with_original, run_on_cpu
 from retrieval.bundle import Bundle
+from retrieval.bundle.exportable import ExportableModel, compare_with_original, run_on_cpu
 from retrieval.errors import ParameterError
 from retrieval.images import Preprocessing, fit_image
 from tests.retrieval.encoded import smooth

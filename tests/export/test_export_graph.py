@@ -7,7 +7,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from export.from_pytorch import DescriptionGraph, export_graph
-from export.onnx_graph import store_weights_as_fp16
+from retrieval.bundle.onnx_graph import store_weights_as_fp16
 from training.descriptor_net import DescriptorNet, GeM
 
 

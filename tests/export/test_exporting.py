@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from export.exportable import ExportableModel, bundle_model, run_on_cpu
 from export.exporting import ExportSettings, WhiteningSettings, write_export
 from retrieval.bundle import Provenance, open_bundle
+from retrieval.bundle.exportable import ExportableModel, bundle_model, run_on_cpu
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError, StorageError
 from retrieval.evaluation.eval_set import EvalSet

@@ -11,10 +11,10 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
-from export.exportable import ExportableModel, noise, run_on_cpu
 from export.exporting import write_export
 from export.foreign import read_foreign_model
 from export.foreign.settings import ForeignModelError, read_settings, valid_keys
+from retrieval.bundle.exportable import ExportableModel, noise, run_on_cpu
 from retrieval.describer import Describer
 from retrieval.images import Preprocessing, fit_image
 from tests.export.foreign_nets import (

@@ -7,10 +7,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from export.exportable import run_on_cpu
 from export.from_pytorch import DescriptionGraph, export_graph
-from export.onnx_graph import head, tail, tidied
 from export.precision import check_precision, measure_precision, nodes_kept_in_fp32, to_fp16
+from retrieval.bundle.exportable import run_on_cpu
+from retrieval.bundle.onnx_graph import head, tail, tidied
 from retrieval.errors import BundleError
 from tests.export.lowering_nets import initializer, pictures, small_graph, with_weight
 

@@ -11,10 +11,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export.exportable import ExportableModel
 from export.exporting import write_export
 from export.from_pytorch import DescriptionGraph, checkpoint_model, export_graph
 from retrieval.artefact import record_files
+from retrieval.bundle.exportable import ExportableModel
 from retrieval.describer import Describer
 from retrieval.errors import BundleError, ParameterError
 from tests.places import pattern

@@ -9,7 +9,6 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from export.exportable import bundle_model, run_on_cpu
 from export.int8 import (
     QuantisedGraph,
     bias_shift,
@@ -20,8 +19,9 @@ from export.int8 import (
     quantise,
     quantised_graph,
 )
-from export.onnx_graph import constants, tidied
 from export.precision import check_precision, measure_precision
+from retrieval.bundle.exportable import bundle_model, run_on_cpu
+from retrieval.bundle.onnx_graph import constants, tidied
 from retrieval.errors import BundleError, ParameterError
 from retrieval.images import read_image
 from tests.export.lowering_nets import initializer, pictures, small_graph, with_weight

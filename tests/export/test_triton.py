@@ -13,9 +13,9 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from export import triton
-from export.bundle_writer import BundleContent, write_bundle
 from export.triton import TritonManifest, model_name, write_triton_repository
 from retrieval.bundle import Bundle, ParityReport, Provenance
+from retrieval.bundle.writer import BundleContent, write_bundle
 from retrieval.describer import Describer
 from retrieval.errors import BundleError, ParameterError, StorageError
 from retrieval.images import Preprocessing

@@ -60,9 +60,9 @@ def test_no_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_format_version_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     folder = copy_bundle(bundle, tmp_path / "copy")
-    change_manifest(folder, {"format_version": 2})
+    change_manifest(folder, {"format_version": 3})
     text = (
-        f"{folder / 'manifest.json'}: format version 2 is unknown to sightfix {__version__} (it reads 1). "
+        f"{folder / 'manifest.json'}: format version 3 is unknown to sightfix {__version__} (it reads 1 and 2). "
         "Install a matching sightfix, or make the bundle again with this one."
     )
     with refused(BundleError, text, "bundle_damaged"):

@@ -67,7 +67,7 @@ def test_only_a_processor_that_clips_gives_up_its_fast_sums(
         assert session.get_session_options().get_session_config_entry(key) == "1"
 
 
-@pytest.mark.parametrize("module", ["retrieval.engines.onnx_runtime", "export.exportable"])
+@pytest.mark.parametrize("module", ["retrieval.engines.onnx_runtime", "retrieval.bundle.exportable"])
 def test_no_telemetry_and_nothing_in_the_home_folder(module: str, tmp_path: Path) -> None:
     script = f"import {module}; from retrieval.engines.onnx_runtime import load_onnxruntime, open_session; "
     script += "from retrieval.bundle import open_bundle; import os; "

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from export import bundle_writer
-from export.bundle_writer import BundleContent, write_bundle
 from retrieval.bundle import ParityReport, Provenance, bundle_fingerprint, open_bundle
+from retrieval.bundle import writer as bundle_writer
+from retrieval.bundle.writer import BundleContent, write_bundle
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError, StorageError
 from retrieval.images import Preprocessing

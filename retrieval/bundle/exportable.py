@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from export.onnx_graph import restore_fp32_weights
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, ParityReport, Provenance, open_bundle
+from retrieval.bundle.onnx_graph import restore_fp32_weights
 from retrieval.engines.onnx_runtime import keep_int8_exact
 from retrieval.errors import BundleError, ParameterError
 from retrieval.images import Preprocessing, RgbImage

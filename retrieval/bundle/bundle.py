@@ -124,8 +124,84 @@ class ParityReport(BaseModel):
     min_cosine: float
 
 
+class DenseOutput(BaseModel):
+    """A tensor of the fp32 graph that holds local descriptors: one for each cell of a grid over the image.
+
+    Attributes:
+        tensor: its name in the graph; float [N, channels, h, w], not normalised. It need not be an output of the graph.
+        layer: of the backbone, for people, such as `blocks.4`.
+        channels: numbers in a local descriptor.
+        weight: of the layer's part in an adapted descriptor, before all parts are made unit length together.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tensor: str = Field(min_length=1)
+    layer: str
+    channels: int = Field(ge=1)
+    weight: float = Field(default=1.0, gt=0.0)
+
+
+class VocabularyReport(BaseModel):
+    """The centroids of one layer's local descriptors, and how well they fit the photos they come from.
+
+    Attributes:
+        layer: of the backbone.
+        centroids: how many.
+        fitted_on: how many local descriptors.
+        quantisation_error: mean squared distance of a local descriptor, unit length, to its nearest centroid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: str
+    centroids: int = Field(ge=1)
+    fitted_on: int = Field(ge=1)
+    quantisation_error: float = Field(ge=0.0)
+
+
+class ProjectionReport(BaseModel):
+    """How descriptors are projected to fewer numbers.
+
+    Attributes:
+        from_dim, dim: numbers before and after.
+        principal: of the directions projected to, how many are principal ones of the photos; the others are random.
+        power: of the singular values by which principal directions are divided.
+        explained: share of the photos' variance in the principal directions, 0 to 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    from_dim: int = Field(ge=1)
+    dim: int = Field(ge=1)
+    principal: int = Field(ge=0)
+    power: float = Field(ge=0.0, le=1.0)
+    explained: float
+
+
+class AdaptationReport(BaseModel):
+    """How a bundle was fitted to the photos of a place.
+
+    Attributes:
+        base_name, base_fingerprint: of the bundle that was adapted.
+        fitted_on: the photos, for people.
+        photos: how many.
+        vocabularies: one for each dense output.
+        projection: of the joined descriptors; None where there is none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_name: str
+    base_fingerprint: str
+    fitted_on: str
+    photos: int = Field(ge=1)
+    vocabularies: tuple[VocabularyReport, ...] = ()
+    projection: ProjectionReport | None = None
+
+
 class BundleManifest(Manifest):
-    """The manifest of a bundle.
+    """The manifest of a bundle. Version 2 knows dense outputs and adaptations.
 
     Attributes:
         name: for people.
@@ -135,6 +211,8 @@ class BundleManifest(Manifest):
         weight_storage: how the fp32 graph's file stores weights; it computes in fp32 either way.
         provenance: where the weights come from.
         parity: how near the fp32 graph is to what it was made from.
+        dense_outputs: what the bundle can be adapted to a place with; none where it cannot.
+        adaptation: how it was adapted, if it was.
         whitening: how the descriptors were whitened, if they were.
         precisions: how far the graphs of lower precision are from the fp32 graph.
         camera_model_input: for a bundle that takes a camera's whole frames, the size the graph itself resizes to.
@@ -143,7 +221,7 @@ class BundleManifest(Manifest):
     """
 
     kind: Literal["bundle"] = "bundle"
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     name: str = Field(min_length=1)
     descriptor_dim: int = Field(ge=1)
     preprocessing: Preprocessing
@@ -151,6 +229,8 @@ class BundleManifest(Manifest):
     weight_storage: Literal["fp32", "fp16"] = "fp32"
     provenance: Provenance
     parity: ParityReport | None = None
+    dense_outputs: tuple[DenseOutput, ...] = ()
+    adaptation: AdaptationReport | None = None
     whitening: WhiteningReport | None = None
     precisions: dict[Precision, PrecisionReport] = Field(default_factory=dict)
     camera_model_input: Preprocessing | None = None

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
-from export.exportable import run_on_cpu
-from export.onnx_graph import with_whitening
+from retrieval.bundle.exportable import run_on_cpu
+from retrieval.bundle.onnx_graph import with_whitening
 from retrieval.index.whitening import fit_whitening
 from tests.retrieval.mean_colour import mean_colour_graph
 
