@@ -14,8 +14,18 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from retrieval.artefact import rename_into_place, replace_file, storage_errors
-from retrieval.errors import SightfixError, StorageError
+from retrieval.artefact import (
+    FileRecord,
+    flush_to_disk,
+    hash_file,
+    link_or_copy,
+    rename_into_place,
+    replace_file,
+    storage_errors,
+    verify_files,
+)
+from retrieval.bundle import HELD_NAME, Bundle
+from retrieval.errors import BundleError, SightfixError, StorageError
 from retrieval.index.folder import (
     CURRENT_NAME,
     TEMPORARY_PREFIX,
@@ -91,6 +101,74 @@ def draft_version(indexes: Path, name: str, *, activate: bool = True) -> Iterato
         finally:
             _remove_unpublished(draft)
             _remove_if_nothing_published(index_folder)
+
+
+def hold_bundle(version_folder: Path, bundle: Bundle) -> None:
+    """Write a bundle into a version that is being written, flushed to the disk.
+
+    A file that a version beside it holds, just so, is linked to it, where the disk has links; others are copied.
+    Engines that were compiled of the bundle stay where they are.
+
+    Args:
+        version_folder: of the version.
+        bundle: that described its references.
+
+    Raises:
+        BundleError: a file of the bundle has changed since it was opened, or is gone.
+        OSError: the disk refuses.
+    """
+    held = version_folder / HELD_NAME
+    held.mkdir(exist_ok=True)
+    for name, record in bundle.manifest.files.items():
+        target = held / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not _link_held(version_folder.parent, name, record, target):
+            try:
+                source = (bundle.folder / name).open("rb")
+            except OSError as error:
+                raise BundleError(
+                    f"the file cannot be read ({error.strerror})",
+                    where=str(bundle.folder / name),
+                    remedy="Leave a bundle in its place while photos are described with it; then begin again",
+                ) from error
+            with source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+        flush_to_disk(target)
+        if target.parent != held:
+            flush_to_disk(target.parent)
+    verify_files(held, bundle.manifest.files, error_type=BundleError)
+    bundle.manifest.write(held)
+    flush_to_disk(held)
+
+
+def bytes_not_held(versions: Path, bundle: Bundle) -> int:
+    """How much `hold_bundle` will have to copy.
+
+    Args:
+        versions: the folder of an index's versions.
+        bundle: that will be held.
+    """
+    files = bundle.manifest.files.items()
+    return sum(record.size for name, record in files if not any(_held_files(versions, name, record)))
+
+
+def _link_held(versions: Path, name: str, record: FileRecord, target: Path) -> bool:
+    """Link a file to the same one of another version; whether there was one."""
+    for path in _held_files(versions, name, record):
+        with contextlib.suppress(FileNotFoundError):  # pruned at this moment
+            if hash_file(path) == record.sha256:
+                link_or_copy(path, target)
+                return True
+    return False
+
+
+def _held_files(versions: Path, name: str, record: FileRecord) -> Iterator[Path]:
+    """The files of this name and size that published versions hold in their bundles, newest first."""
+    for version in sorted(versions.glob(f"[!.]*/{HELD_NAME}"), reverse=True):
+        path = version / name
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == record.size:
+                yield path
 
 
 def finish_publishing(indexes: Path, name: str, version: str, *, base: str | None, activate: bool) -> bool:

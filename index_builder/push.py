@@ -211,6 +211,7 @@ class _Push:
             stored=settings.stored,
             index_type=type_,
             build=build_parameters(type_, index.count, index.manifest.descriptor_dim, settings.build),
+            pushed_from=str(index.index_folder.absolute()) if index.manifest.bundle.held else None,
         )
 
     def create(self) -> bool:
@@ -320,7 +321,9 @@ class _Push:
         records.write(self.name, SEARCHING_NAME, searching.model_dump_json().encode())
         if self.index.whitening is not None:
             records.write(self.name, WHITENING_NAME, (self.index.folder / WHITENING_NAME).read_bytes())
-        records.write(self.name, MANIFEST_NAME, self.index.manifest.model_dump_json().encode())
+        manifest = self.index.manifest
+        there = manifest.model_copy(update={"bundle": manifest.bundle.model_copy(update={"held": False})})
+        records.write(self.name, MANIFEST_NAME, there.model_dump_json().encode())
         records.remove_file(self.name, _PROGRESS_NAME)
 
     def _tuned(self) -> MilvusSearching:

@@ -1,8 +1,5 @@
 """Calibrate a published index again, on photos of known position like its later queries."""
 
-import errno
-import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -22,8 +19,8 @@ from index_builder.calibrating import (
     match_photos,
 )
 from index_builder.calibration_queries import OutsidePhotos
-from index_builder.publish import DEFAULT_KEEP, draft_version, remove_old_versions
-from retrieval.artefact import record_files
+from index_builder.publish import DEFAULT_KEEP, draft_version, hold_bundle, remove_old_versions
+from retrieval.artefact import link_or_copy, record_files
 from retrieval.bundle import Bundle
 from retrieval.evaluation import Bootstrap, Fixes, Positions, place_groups
 from retrieval.evaluation.fixes import confidence_report
@@ -118,12 +115,13 @@ def recalibrate(
         indexes: the folder of all indexes.
         name: of this index.
         photos: not whitened; None goes back to its own references.
-        bundle: that described them.
+        bundle: that described them; the new version holds it, or what the current one holds.
         keep: how many versions remain.
 
     Raises:
         IndexNotFoundError: there is no such index.
         ModelIndexMismatchError: another bundle described the current version.
+        BundleError: the bundle that the current version holds is damaged.
         ParameterError: the photos allow no calibration (``not_calibrated``).
         StorageError: the disk refuses, or another process is building this index.
     """
@@ -142,13 +140,18 @@ def recalibrate(
             check = check_on_matches(base, matched, base.manifest.calibration, settings)
         files = {file: record for file, record in base.manifest.files.items() if file != CALIBRATION_PHOTOS_NAME}
         for file in files:
-            _link(base.folder / file, draft.folder / file)
+            link_or_copy(base.folder / file, draft.folder / file)
         if photos is not None:
             photos.write(draft.folder / CALIBRATION_PHOTOS_NAME)
             files |= record_files(draft.folder, [CALIBRATION_PHOTOS_NAME])
+        held = bundle or base.held_bundle()
+        if held is not None:
+            hold_bundle(draft.folder, held)
         base.manifest.model_copy(
             update={
+                "format_version": 3,
                 "version": draft.version,
+                "bundle": base.manifest.bundle.model_copy(update={"held": held is not None}),
                 "calibration": calibration,
                 "calibration_photos": 0 if photos is None else photos.count,
                 "files": files,
@@ -246,13 +249,3 @@ def _judge(
 
 def _some(trials: Trials, which: NDArray[np.bool_]) -> Trials:
     return Trials(trials.evidence[which], trials.error_m[which], trials.familiarity[which])
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the disk has no links."""
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS):
-            raise
-        shutil.copyfile(source, target)

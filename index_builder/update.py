@@ -33,6 +33,7 @@ from index_builder.publish import (
     DEFAULT_KEEP,
     WORK_NAME,
     VersionDraft,
+    bytes_not_held,
     check_free_space,
     draft_version,
     remove_old_versions,
@@ -42,6 +43,7 @@ from index_builder.update_observer import Update, UpdateObserver
 from index_builder.update_plan import UpdatePlan, list_source, paths_below, plan_all, plan_append, plan_remove
 from index_builder.version_writer import FeaturesPlan, VersionContent, write_version
 from retrieval.artefact import MANIFEST_NAME, storage_errors, verify_files
+from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer, Descriptors
 from retrieval.errors import IndexNotFoundError, PlaceIndexError, ReferenceDataError
 from retrieval.images import LeftOut
@@ -87,6 +89,31 @@ class UpdateSettings:
     keep: int = DEFAULT_KEEP
 
 
+def bundle_for_build(indexes: Path, name: str, named: Path | None = None, *, of_a_first: Path | None = None) -> Bundle:
+    """The bundle that an index is made with, from all of its photos.
+
+    Args:
+        indexes: the folder of all indexes.
+        name: of this index.
+        named: as the user names it, see `bundle_folder`: it takes the place of the version's before.
+        of_a_first: for the first version of an index, or where the version before holds none; None is the shipped one.
+
+    Returns:
+        The named one, or the one that the current version holds, or that of a first.
+
+    Raises:
+        BundleError: it cannot be opened.
+    """
+    if named is None:
+        try:
+            before = PlaceIndex.open(indexes / check_index_name(name), memory_map=True).held_bundle()
+        except (IndexNotFoundError, PlaceIndexError):  # making the index anew is the remedy of that
+            before = None
+        if before is not None:
+            return before
+    return open_bundle(named or of_a_first)
+
+
 def build_index(
     source: ReferenceSource,
     describer: Describer,
@@ -101,7 +128,7 @@ def build_index(
 
     Args:
         source: the reference database.
-        describer: of the bundle that the index is made with.
+        describer: of the bundle that the index is made with, see `bundle_for_build`; the version will hold it.
         indexes: the folder of all indexes.
         name: of this index.
         settings: how.
@@ -256,7 +283,9 @@ class _Updater:
         dim = self.describer.bundle.descriptor_dim
         row_bytes = dim * STORED_BYTES[storage] + _BYTES_OF_A_ROW
         row_bytes += features.settings.max_bytes if features is not None else 0
-        _check_room(work, parts.photos_to_do * dim * 4, self.indexes, (len(plan.kept) + total) * row_bytes)
+        held_bytes = bytes_not_held(self.indexes / self.name / VERSIONS_NAME, self.describer.bundle)
+        index_bytes = (len(plan.kept) + total) * row_bytes + held_bytes
+        _check_room(work, parts.photos_to_do * dim * 4, self.indexes, index_bytes)
         self.observer.reached("planned")
         described = describe_in_parts(parts, self.describer, how, self.observer, _engine(settings.engine), before)
         self.observer.reached("described")

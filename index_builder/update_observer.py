@@ -19,6 +19,7 @@ UpdateStep = Literal[
     "described",
     "vectors written",
     "references written",
+    "bundle written",
     "manifest written",
     "quality checked",
     "version named",

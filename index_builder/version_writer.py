@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from index_builder.calibrating import calibrate
 from index_builder.calibration_queries import OutsidePhotos
 from index_builder.index_design import Choice, IndexDesign, build_candidates, choose_parameters
+from index_builder.publish import hold_bundle
 from index_builder.quality import check_stored, hold_out_twice, tune
 from retrieval.artefact import record_files
 from retrieval.bundle import Bundle
@@ -55,7 +56,7 @@ from retrieval.reranking.local_features import (
     write_features,
 )
 
-WriteStep = Literal["vectors written", "references written", "manifest written"]
+WriteStep = Literal["vectors written", "references written", "bundle written", "manifest written"]
 _COPY_ROWS: Final = 4096
 _SAMPLE_ROWS: Final = 50_000
 _STRETCH_ROWS: Final = 2_000
@@ -84,7 +85,7 @@ class VersionContent:
 
     Attributes:
         name, version: of the index, and of the version.
-        bundle: that described the references.
+        bundle: that described the references; the version will hold it.
         source: where they come from.
         table: (N rows) of `REFERENCE_SCHEMA`: the rows kept of the base, then the rows that were described.
         described: gives descriptors of the latter, counted from 0: (n,) int64 → (n, D) float32, in the bundle's D.
@@ -139,6 +140,7 @@ def write_version(
 
     Raises:
         ParameterError: a design that so many references do not allow.
+        BundleError: a file of the bundle has changed since it was opened.
         PlaceIndexError: no parameters of the wanted type reach the wanted recall (``gate_failed``).
         OSError: the disk refuses.
     """
@@ -152,6 +154,8 @@ def write_version(
     reached("vectors written")
     write_reference_table(content.table, order, folder / REFERENCES_NAME)
     reached("references written")
+    hold_bundle(folder, content.bundle)
+    reached("bundle written")
     features = None
     if content.local_features is not None:
         rows_in_order = content.table.take(pa.array(order))
@@ -162,7 +166,7 @@ def write_version(
     manifest = PlaceIndexManifest(
         name=content.name,
         version=content.version,
-        bundle=BundleIdentity(name=content.bundle.name, fingerprint=content.bundle.fingerprint),
+        bundle=BundleIdentity(name=content.bundle.name, fingerprint=content.bundle.fingerprint, held=True),
         descriptor_dim=exact.dim,
         index_type=candidates.type if candidates else "exact",
         storage=exact.storage,

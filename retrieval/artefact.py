@@ -204,6 +204,16 @@ def write_flushed(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name, by a hard link; a copy where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS):
+            raise
+        shutil.copyfile(source, target)
+
+
 @contextlib.contextmanager
 def new_file(final: Path) -> Iterator[Path]:
     """A file to write that replaces `final` in one step when the block succeeds, and disappears when it fails.

@@ -9,8 +9,9 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from retrieval.bundle import Bundle, open_bundle
+from retrieval.bundle import open_bundle
 from retrieval.errors import ParameterError, SightfixError, counted
+from retrieval.index.searchable import SearchablePlaceIndex
 from retrieval.reranking.reranker import Reranker, require_features
 from service.api_keys import read_keys
 from service.settings import ServerSettings
@@ -131,9 +132,9 @@ def check_settings(settings: ServerSettings) -> list[Finding]:
     find("TLS", lambda: _tls(settings))
     find("API keys", lambda: _keys(settings))
     find("map tiles", lambda: _map_tiles(settings))
-    bundle: list[Bundle] = []
-    find("bundle", lambda: _bundle(settings, bundle))
-    find("place index", lambda: _index(settings, bundle[0] if bundle else None))
+    opened: list[SearchablePlaceIndex] = []
+    find("place index", lambda: _index(settings, opened))
+    find("bundle", lambda: _bundle(settings, opened[0] if opened else None))
     return findings
 
 
@@ -165,19 +166,17 @@ def _map_tiles(settings: ServerSettings) -> str:
     return "none: a plain grid" if tiles is None else f"{tiles.csp_source or 'from this host'}, {tiles.attribution}"
 
 
-def _bundle(settings: ServerSettings, opened: list[Bundle]) -> str:
-    bundle = open_bundle(settings.bundle)
+def _bundle(settings: ServerSettings, index: SearchablePlaceIndex | None) -> str:
+    bundle = open_bundle(settings.bundle) if index is None else index.open_bundle(settings.bundle)
     bundle.graph_path(settings.precision)
-    opened.append(bundle)
     return f"{bundle.name}, {settings.precision}, {bundle.fingerprint[:12]}"
 
 
-def _index(settings: ServerSettings, bundle: Bundle | None) -> str:
+def _index(settings: ServerSettings, opened: list[SearchablePlaceIndex]) -> str:
     store = settings.open_store()
     try:
         index = store.open(store.find(settings.index))
-        if bundle is not None:
-            index.check_bundle(bundle)
+        opened.append(index)
         if settings.reranking is not None:
             Reranker(require_features(index.local_features, index.where), settings.reranking)
         reranked = f", the best {settings.rerank} matches re-ranked" if settings.rerank else ""

@@ -155,7 +155,7 @@ class ServerSettings(BaseSettings):
         indexes: the folder of all place indexes.
         store: address of another engine that holds them, such as milvus://host:19530; None: that folder.
         index: which one to serve; may be left out when there is only one.
-        bundle: the bundle the index was made with; None is the one shipped with sightfix.
+        bundle: takes the place of the one that the index holds, and must be the same; None takes that one.
         provider: where the model computes; auto takes the best there is, see `choose_engine`.
         precision: which of the bundle's graphs.
         allow_cpu_fallback: whether the CPU may take the place of a named provider that cannot be had.

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
@@ -56,6 +57,15 @@ def require(what: str) -> None:
             f"which {'is' if len(missing) == 1 else 'are'} not installed",
             remedy=f"Run: pip install 'sightfix[{_EXTRAS[what]}]'",
         )
+
+
+def print_next(*words: str) -> None:
+    """Print the command that comes next.
+
+    Args:
+        words: what follows `sightfix`, quoted here where a shell needs it.
+    """
+    console.print(f"Next: sightfix {shlex.join(words)}", markup=False, soft_wrap=True)
 
 
 def parse_bytes(text: str) -> int:

@@ -22,7 +22,7 @@ from retrieval.geo import Float64Array
 from retrieval.images import LeftOut, UnreadableTally, read_image_bytes
 from retrieval.index.manifest import BundleIdentity
 from retrieval.index.place_index import PlaceIndex
-from retrieval.index.searchable import PlaceIndexStore, SearchablePlaceIndex
+from retrieval.index.searchable import SearchablePlaceIndex
 from retrieval.localize.calibration import Calibration
 from retrieval.localize.fix import Fix, FixStatus
 from retrieval.localize.localizer import DecodedPhoto, LocalizeOptions, Localizer, Located
@@ -187,8 +187,7 @@ def search_photos(
 
 
 def search_index(
-    store: PlaceIndexStore,
-    name: str | None,
+    place_index: SearchablePlaceIndex,
     request: EvaluationRequest,
     describer: Describer,
     settings: DescribeSettings,
@@ -197,8 +196,7 @@ def search_index(
     """Look for the queries in a published index.
 
     Args:
-        store: where it is.
-        name: of the index; None: the only one.
+        place_index: which.
         request: what to look for.
         describer: of the bundle that the index was made with.
         settings: how queries are described.
@@ -210,7 +208,6 @@ def search_index(
         PlaceIndexError: re-ranking is wanted of an index without local features.
         ReferenceDataError: queries that cannot be read.
     """
-    place_index = store.open(store.find(name))
     place_index.check_bundle(describer.bundle)
     calibration: Calibration | None = place_index.manifest.calibration
     notes: tuple[str, ...] = ()
@@ -218,7 +215,7 @@ def search_index(
         if not isinstance(place_index, PlaceIndex):
             raise ParameterError(
                 "an index is calibrated where its files are",
-                where=store.where,
+                where=place_index.where,
                 remedy="Leave out --calibrate, or give the folder: --indexes",
             )
         calibration, notes = _calibrated(place_index)

@@ -131,7 +131,9 @@ def evaluated(town: Town, settings: ServerSettings) -> Found:
     """What `sightfix evaluate` finds; one photo a batch, for the model's last digits depend on what is beside it."""
     store = settings.open_store()
     request = EvaluationRequest(town.spec, None, calibrate=False, rerank=settings.reranking)
-    found = search_index(store, None, request, town.describer, DescribeSettings(batch_size=1), Protocol())
+    found = search_index(
+        store.open(store.find(None)), request, town.describer, DescribeSettings(batch_size=1), Protocol()
+    )
     store.close()
     return found
 

@@ -16,8 +16,15 @@ from index_builder.index_design import IndexDesign
 from index_builder.publish import DEFAULT_KEEP, draft_version, remove_old_versions
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.artefact import new_file
-from retrieval.bundle import Bundle
-from retrieval.errors import ModelIndexMismatchError, ParameterError, ReferenceDataError
+from retrieval.bundle import Bundle, open_bundle
+from retrieval.errors import (
+    ArtefactError,
+    IndexNotFoundError,
+    ModelIndexMismatchError,
+    ParameterError,
+    ReferenceDataError,
+)
+from retrieval.index.folder import check_index_name
 from retrieval.index.manifest import BundleIdentity, PlaceIndexManifest, Source
 from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references
@@ -69,7 +76,7 @@ def export_index(index: PlaceIndex, path: Path) -> int:
     exported = ExportedIndex(
         index=manifest.name,
         version=manifest.version,
-        bundle=manifest.bundle,
+        bundle=manifest.bundle.model_copy(update={"held": False}),
         descriptor_dim=manifest.descriptor_dim,
         source=manifest.source,
         storage=manifest.storage,
@@ -89,7 +96,7 @@ def export_index(index: PlaceIndex, path: Path) -> int:
 
 def import_index(
     path: Path,
-    bundle: Bundle,
+    bundle: Bundle | None,
     indexes: Path,
     name: str,
     design: IndexDesign | None = None,
@@ -101,7 +108,8 @@ def import_index(
 
     Args:
         path: of the file.
-        bundle: that described the references, and will describe queries.
+        bundle: that described the references, and will describe queries; None: the one that the current version of the
+            index holds, where it is the same, else the shipped one.
         indexes: the folder of all indexes.
         name: of this index.
         design: of the index; None for exact search, stored as it was when the file was written.
@@ -114,12 +122,13 @@ def import_index(
         StorageError: the disk refuses; nothing is published.
     """
     file, stated = _open(path)
+    bundle = bundle or _held_alike(indexes, name, stated.bundle) or open_bundle()
     if stated.bundle.fingerprint != bundle.fingerprint:
         raise ModelIndexMismatchError(
             f"the descriptors are of bundle {stated.bundle.name} ({stated.bundle.fingerprint[:12]}), "
             f"not of {bundle.name} ({bundle.fingerprint[:12]})",
             where=str(path),
-            remedy="Give the bundle they were made with (--bundle)",
+            remedy="Give the bundle they were made with, or a place index that holds it (--bundle)",
         )
     table = _read_rows(file, path)
     design = design or IndexDesign(storage=stated.storage or DEFAULT_STORAGE)
@@ -151,6 +160,15 @@ def stored_as(path: Path) -> Storage:
         ReferenceDataError: not such a file.
     """
     return _open(path)[1].storage or DEFAULT_STORAGE
+
+
+def _held_alike(indexes: Path, name: str, wanted: BundleIdentity) -> Bundle | None:
+    """The bundle that the current version of an index holds, where it is the wanted one."""
+    try:
+        held = PlaceIndex.open(indexes / check_index_name(name), memory_map=True).held_bundle()
+    except (IndexNotFoundError, ArtefactError):
+        return None
+    return held if held is not None and held.fingerprint == wanted.fingerprint else None
 
 
 def _open(path: Path) -> tuple[pq.ParquetFile, ExportedIndex]:

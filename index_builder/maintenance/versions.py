@@ -103,12 +103,13 @@ def verify_version(store: PlaceIndexStore, name: str, version: str, *, photos: b
     try:
         index = store.open(name, version)
         check_stored(index)
+        bundle = "" if index.held_bundle() is None else "its bundle, "
     except StoreUnavailableError:
         raise
     except SightfixError as error:
         return Verdict(version, "opening", str(error))
     files = f"{counted(len(index.manifest.files), 'file')} by hash, " if isinstance(index, PlaceIndex) else ""
-    checked = f"{files}{counted(index.count, 'reference')}, self-match"
+    checked = f"{files}{bundle}{counted(index.count, 'reference')}, self-match"
     if not photos:
         return Verdict(version, checked, None)
     missing = _without_photo(index)

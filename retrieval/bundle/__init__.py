@@ -4,6 +4,7 @@ Writing and changing graphs (`writer`, `onnx_graph`, `exportable`) need the pack
 """
 
 from retrieval.bundle.bundle import (
+    HELD_NAME,
     INPUT_NAME,
     OUTPUT_NAME,
     AdaptationReport,
@@ -19,11 +20,13 @@ from retrieval.bundle.bundle import (
     VocabularyReport,
     WhiteningReport,
     bundle_fingerprint,
+    bundle_folder,
     default_bundle_folder,
     open_bundle,
 )
 
 __all__ = [
+    "HELD_NAME",
     "INPUT_NAME",
     "OUTPUT_NAME",
     "AdaptationReport",
@@ -39,6 +42,7 @@ __all__ = [
     "VocabularyReport",
     "WhiteningReport",
     "bundle_fingerprint",
+    "bundle_folder",
     "default_bundle_folder",
     "open_bundle",
 ]

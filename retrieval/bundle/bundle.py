@@ -8,12 +8,16 @@ from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from retrieval.artefact import FileRecord, Manifest, verify_files
+from retrieval.artefact import FileRecord, Manifest, kind_of, verify_files
 from retrieval.errors import BundleError
 from retrieval.images import Preprocessing
+from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, current_version
 
 INPUT_NAME: Final = "images"
 OUTPUT_NAME: Final = "descriptors"
+
+# The folder in a version of a place index that holds its bundle.
+HELD_NAME: Final = "bundle"
 Precision = Literal["fp32", "fp16", "int8"]
 
 
@@ -305,19 +309,45 @@ def bundle_fingerprint(graph: FileRecord, preprocessing: Preprocessing) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def open_bundle(folder: Path | None = None) -> Bundle:
+def open_bundle(named: Path | None = None) -> Bundle:
     """Open a bundle and check every file against its manifest.
 
     Args:
-        folder: the bundle; None opens the one shipped with sightfix.
+        named: see `bundle_folder`.
 
     Raises:
         BundleError: no bundle, another format version, a missing or damaged file.
+        IndexNotFoundError: CURRENT of a place index names a version that does not exist.
     """
-    folder = folder or default_bundle_folder()
+    folder = bundle_folder(named)
     manifest = BundleManifest.read(folder, BundleError)
     verify_files(folder, manifest.files, error_type=BundleError)
     return Bundle(folder=folder, manifest=manifest)
+
+
+def bundle_folder(named: Path | None) -> Path:
+    """The folder of a bundle as users name it.
+
+    Args:
+        named: its own folder; that of a place index, or of a version, for the bundle that the (current) version holds;
+            None, or ``default`` where there is no such folder, for the one shipped with sightfix.
+
+    Raises:
+        BundleError: the version holds no bundle.
+        IndexNotFoundError: CURRENT names a version that does not exist.
+    """
+    if named is None or (named == Path("default") and not named.exists()):
+        return default_bundle_folder()
+    folder = named / VERSIONS_NAME / current_version(named) if (named / CURRENT_NAME).exists() else named
+    if kind_of(folder) != "place-index":
+        return folder
+    if not (folder / HELD_NAME).is_dir():
+        raise BundleError(
+            "this version of a place index holds no bundle",
+            where=str(folder),
+            remedy="Name the folder of the bundle that it was described with",
+        )
+    return folder / HELD_NAME
 
 
 def default_bundle_folder() -> Path:

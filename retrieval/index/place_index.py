@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.artefact import verify_files
+from retrieval.bundle import HELD_NAME, Bundle, open_bundle
 from retrieval.describer import Descriptors
-from retrieval.errors import IndexNotFoundError, PlaceIndexError
+from retrieval.errors import BundleError, IndexNotFoundError, PlaceIndexError
 from retrieval.geo import EARTH_RADIUS_M, Float64Array, GeoPrior, unit_vectors
 from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, current_version
 from retrieval.index.manifest import PlaceIndexManifest
@@ -152,6 +153,26 @@ class PlaceIndex(SearchablePlaceIndex):
                 remedy="Build the index again",
             )
         return cls(folder, manifest, StoredVectors(exact, candidates), table, whitening, features)
+
+    @property
+    def index_folder(self) -> Path:
+        """Of the index that this is a version of."""
+        return self.folder.parent.parent
+
+    def held_bundle(self) -> Bundle | None:
+        """As `SearchablePlaceIndex.held_bundle`."""
+        if not self.manifest.bundle.held:
+            return None
+        folder = self.folder / HELD_NAME
+        bundle = open_bundle(folder)
+        if bundle.fingerprint != self.manifest.bundle.fingerprint:
+            raise BundleError(
+                f"this is another bundle ({bundle.fingerprint[:12]}) than the one that described the references "
+                f"({self.manifest.bundle.fingerprint[:12]})",
+                where=str(folder),
+                remedy="Copy the version again from where it was made, or build it again",
+            )
+        return bundle
 
     @property
     def local_features(self) -> StoredFeatures | None:

@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.bundle import Bundle
+from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Descriptors
 from retrieval.errors import IndexNotFoundError, ModelIndexMismatchError, ParameterError
 from retrieval.geo import Float64Array, GeoPrior
@@ -80,6 +81,50 @@ class SearchablePlaceIndex(ABC):
         """What matches can be re-ranked with, or None where the index holds none."""
         return None
 
+    def held_bundle(self) -> Bundle | None:
+        """The bundle that the version holds, its files compared with their hashes; None where it holds none.
+
+        Raises:
+            BundleError: it is damaged, or another than the one that described the references.
+        """
+        return None
+
+    def open_bundle(self, named: Path | None = None) -> Bundle:
+        """The bundle to describe queries with: the named one, or the one that the version holds, or the shipped one.
+
+        Args:
+            named: as users name it, see `bundle_folder`; None to choose.
+
+        Raises:
+            BundleError: it is missing or damaged.
+            ModelIndexMismatchError: the references were described with another than the named one; or with another than
+                the shipped one, and the version holds none.
+        """
+        bundle = open_bundle(named) if named is not None else self.held_bundle()
+        if bundle is not None:
+            self.check_bundle(bundle)
+            return bundle
+        bundle = open_bundle()
+        ours = self.manifest.bundle
+        if bundle.fingerprint != ours.fingerprint:
+            raise ModelIndexMismatchError(
+                f"the index was described with bundle {ours.name} ({ours.fingerprint[:12]}); it is not the one shipped "
+                f"with sightfix, and {self.without_bundle}",
+                where=self.where,
+                remedy=self.bundle_remedy,
+            )
+        return bundle
+
+    @property
+    def without_bundle(self) -> str:
+        """Why a version may hold no bundle, for messages."""
+        return "this version was written before versions held their bundle"
+
+    @property
+    def bundle_remedy(self) -> str:
+        """How to name the bundle where the version holds none."""
+        return "Name the folder of that bundle: --bundle FOLDER"
+
     def check_bundle(self, bundle: Bundle) -> None:
         """Refuse a bundle other than the one that described the references.
 
@@ -87,13 +132,17 @@ class SearchablePlaceIndex(ABC):
             ModelIndexMismatchError: the fingerprints differ; answers would be nonsense.
         """
         ours = self.manifest.bundle
-        if bundle.fingerprint != ours.fingerprint:
-            raise ModelIndexMismatchError(
-                f"the index was described with bundle {ours.name} ({ours.fingerprint[:12]}), "
-                f"not with {bundle.name} ({bundle.fingerprint[:12]})",
-                where=self.where,
-                remedy="Give the bundle it was made with (--bundle), or index the photos again with this one",
-            )
+        if bundle.fingerprint == ours.fingerprint:
+            return
+        alike = "another of that name " if bundle.name == ours.name else f"{bundle.name} "
+        raise ModelIndexMismatchError(
+            f"the index was described with bundle {ours.name} ({ours.fingerprint[:12]}), "
+            f"not with {alike}({bundle.fingerprint[:12]})",
+            where=self.where,
+            remedy="Leave out --bundle, for the index holds its own; or index the photos again with this one"
+            if ours.held
+            else "Give the bundle it was made with (--bundle), or index the photos again with this one",
+        )
 
     def whitened(self, descriptors: Descriptors) -> Descriptors:
         """Descriptors of the bundle as the index stores them.

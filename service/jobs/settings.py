@@ -21,7 +21,7 @@ class JobSettings(BaseModel):
         indexes: the folder of all place indexes.
         store: address of an engine in which what jobs make is published, too; None: nowhere else than in the folder.
         source_roots: folders below which a job's photos may lie; without any, no job is accepted.
-        bundle: that describes the photos; None is the shipped one.
+        bundle: that describes the photos of an index that holds none yet; None is the shipped one.
         provider, precision, allow_cpu_fallback, gpu_mem_limit, engine_cache: of the worker's describer.
         threads: of the worker's model on the CPU.
         decode_threads: photos that the worker decodes at the same time.

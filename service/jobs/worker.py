@@ -27,10 +27,10 @@ from index_builder.index_design import IndexDesign
 from index_builder.publish import finish_publishing
 from index_builder.push import PushSettings, push_to
 from index_builder.quality import QualitySettings
-from index_builder.update import UpdateSettings, append_references, build_index, remove_references
+from index_builder.update import UpdateSettings, append_references, build_index, bundle_for_build, remove_references
 from index_builder.update_observer import PhotoRate, Update, UpdateObserver, UpdateStep
 from retrieval.artefact import storage_errors
-from retrieval.bundle import open_bundle
+from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import ArtefactError, SightfixError
 from retrieval.images import ImageLimits, LeftOut
@@ -316,7 +316,7 @@ class JobRunner:
             activate=request.publish == "auto",
             keep=jobs.keep,
         )
-        describer, work = self._open_describer(), jobs.work_folder(job.id)
+        describer, work = self._open_describer(self._bundle(request)), jobs.work_folder(job.id)
         into = (describer, jobs.indexes, request.index, settings)
         if isinstance(request, RemoveJobRequest):
             update = remove_references(request.reference_ids, *into, work=work, observer=observer)
@@ -346,11 +346,18 @@ class JobRunner:
         roots = self._settings.source_roots
         return ConfinedSource(open_references(confined_spec(request.source, roots)), roots, request.source)
 
-    def _open_describer(self) -> Describer:
-        """The describer of the bundle as it is now; kept from job to job while that stays the same."""
+    def _bundle(self, request: JobRequest) -> Bundle:
+        """The bundle that describes the photos of a job: as a rule the one that the index holds."""
+        jobs = self._settings
+        if isinstance(request, FullJobRequest):
+            return bundle_for_build(jobs.indexes, request.index, of_a_first=jobs.bundle)
+        base = FolderStore(jobs.indexes, memory_map=True).open(request.index)
+        return base.open_bundle(None if base.manifest.bundle.held else jobs.bundle)
+
+    def _open_describer(self, bundle: Bundle) -> Describer:
+        """The describer of a bundle; kept from job to job while that stays the same."""
         settings = self._settings
-        bundle = open_bundle(settings.bundle)
-        if self._describer is not None and self._describer.bundle == bundle:
+        if self._describer is not None and self._describer.bundle.manifest == bundle.manifest:
             return self._describer
         self._describer = Describer(
             bundle,

@@ -7,7 +7,6 @@ import time
 from concurrent.futures import Future
 from typing import Any, Final
 
-from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.errors import SightfixError
 from retrieval.images import ImageLimits
@@ -203,10 +202,8 @@ class LiveLocalizer:
 
     def _open(self) -> SearchablePlaceIndex:
         settings = self._settings
-        bundle = open_bundle(settings.bundle)
-        # Before the model: that the index is of another one should not show only after an engine was built for minutes.
-        place_index = open_index(settings, self.store, bundle)
-        describer = open_describer(settings, bundle, self._report_build)
+        place_index = open_index(settings, self.store)
+        describer = open_describer(settings, place_index.open_bundle(settings.bundle), self._report_build)
         self._batcher.limit_batch(batch_limit(settings, describer.provider))
         localizer = self._localizer_of(describer, place_index)
         self._report_loading("the model is being warmed up")
@@ -235,22 +232,59 @@ class LiveLocalizer:
             self.probed = run_probe(self._localizer, self._probe)
 
     def _swap(self, version: str) -> None:
-        """Serve a newly published version from the next batch on.
+        """Serve a newly published version from the next batch on, with its own model if that is another.
 
         Raises:
-            SightfixError: it is damaged, of another bundle, or fails its probe; the served one goes on.
+            SightfixError: it is damaged, of another bundle than the settings name, or fails its probe; the served one
+                goes on.
         """
         serving = self.require()
         before = serving.place_index
-        place_index = open_index(self._settings, self.store, serving.describer.bundle, before.name, version)
+        place_index = open_index(self._settings, self.store, before.name, version)
+        describer = serving.describer
         try:
-            localizer = self._localizer_of(serving.describer, place_index)
+            describer = self._describer_of(place_index, serving.describer)
+            localizer = self._localizer_of(describer, place_index)
             probe = choose_probe(localizer, self._limits)
             report = run_probe(localizer, probe)
+            self._tracks.prepare(place_index)
+            self._take_over(localizer, probe, report)
         except BaseException:
             free_device(place_index)
+            if describer is not serving.describer:
+                describer.close()
             raise
-        self._tracks.prepare(place_index)
+        self._tracks.swapped(place_index)
+        free_device(before)
+        if describer is not serving.describer:
+            serving.describer.close()
+            _log.info("the model is %s now; it was %s", describer.bundle.name, serving.describer.bundle.name)
+        _log.info(
+            "version %s serves now, %d references; %s did before",
+            place_index.version,
+            place_index.count,
+            before.version,
+        )
+
+    def _describer_of(self, place_index: SearchablePlaceIndex, serving: Describer) -> Describer:
+        """The one that serves, or a new and warm one beside it where a version was described with another bundle."""
+        named = self._settings.bundle
+        if named is not None or place_index.manifest.bundle.fingerprint == serving.bundle.fingerprint:
+            place_index.check_bundle(serving.bundle)
+            return serving
+        try:
+            describer = open_describer(self._settings, place_index.open_bundle(), self._report_build)
+            describer.warm_up()
+        finally:
+            self.engine_building = False
+        return describer
+
+    def _take_over(self, localizer: Localizer, probe: Probe, report: ProbeReport) -> None:
+        """Have the next batch answered by a localizer.
+
+        Raises:
+            SightfixError: the batch that runs does not end.
+        """
         done: Future[None] = Future()
 
         def swap() -> None:
@@ -265,18 +299,9 @@ class LiveLocalizer:
             done.result(_SWAP_WAIT_S)
         # Cancelled for good: a version that was reported as refused must not be served when the model is idle at last.
         if done.cancel():
-            free_device(place_index)
             raise SightfixError(
                 f"the model was busy for {_SWAP_WAIT_S:g} s",
                 remedy="Activate the version again when the server is less busy",
                 code="internal_error",
             )
         done.result()
-        self._tracks.swapped(place_index)
-        free_device(before)
-        _log.info(
-            "version %s serves now, %d references; %s did before",
-            place_index.version,
-            place_index.count,
-            before.version,
-        )

@@ -30,7 +30,6 @@ _TRIM_EVERY_S: Final = 60.0
 def open_index(
     settings: ServerSettings,
     store: PlaceIndexStore,
-    bundle: Bundle,
     name: str | None = None,
     version: str | None = None,
 ) -> SearchablePlaceIndex:
@@ -39,16 +38,14 @@ def open_index(
     Args:
         settings: of the server.
         store: of the place indexes.
-        bundle: that must have described it.
         name: by default the one that the settings name, or the only one.
         version: by default the current one.
 
     Raises:
-        SightfixError: it is missing, damaged or of another bundle.
+        SightfixError: it is missing or damaged.
         DeviceError: its vectors do not fit on the GPU.
     """
     place_index = store.open(store.find(settings.index) if name is None else name, version)
-    place_index.check_bundle(bundle)
     if settings.search_device == "gpu" and isinstance(place_index, PlaceIndex):
         return place_index.with_vectors(GpuVectors(place_index.vectors))
     return place_index

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from retrieval.errors import counted
-from sightfix.console import console, plain_table, progress_bar
+from sightfix.console import console, plain_table, print_next, progress_bar
 
 if TYPE_CHECKING:
     from retrieval.bundle import Bundle, BundleManifest, Precision, RecallChange
@@ -35,7 +35,8 @@ bundle = typer.Typer(
     name="bundle", help="Show, verify and compare bundles: exported models.", no_args_is_help=True, add_completion=False
 )
 BundleArgument = Annotated[
-    str, typer.Argument(help="Folder of a bundle; the shipped one if left out, which is also called: default")
+    str,
+    typer.Argument(help="Folder of a bundle, or of a place index that holds one; the shipped one is called: default"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON")]
 
@@ -45,7 +46,7 @@ def show(source: BundleArgument = "default", json: JsonOption = False) -> None:
     """Print what a bundle is: input, descriptor, precisions, where it comes from, licence, fingerprint."""
     from retrieval.bundle import open_bundle
 
-    opened = open_bundle(_folder(source))
+    opened = open_bundle(Path(source))
     if json:
         sys.stdout.write(_bundle_json(opened) + "\n")
     else:
@@ -58,7 +59,7 @@ def verify(source: BundleArgument = "default") -> None:
     from sightfix.inspection.bundles import check_bundle
 
     checks = []
-    for check in check_bundle(_folder(source)):
+    for check in check_bundle(Path(source)):
         _print_check(check)
         checks.append(check)
     _print_verdict(checks)
@@ -83,7 +84,7 @@ def diff(
     from retrieval.bundle import open_bundle
     from sightfix.inspection.bundles import compare_bundles, measure_agreement
 
-    ours, theirs = open_bundle(_folder(first)), open_bundle(_folder(second))
+    ours, theirs = open_bundle(Path(first)), open_bundle(Path(second))
     agreement = None
     if photos is not None:
         paths = _photo_paths(photos, most)
@@ -110,7 +111,7 @@ def engine(
     from retrieval.bundle import open_bundle
     from retrieval.engines.compiled import default_profiles
 
-    opened = open_bundle(_folder(source))
+    opened = open_bundle(Path(source))
     with console.status("Building the TensorRT plan; this takes minutes") as status:
         plan = build_plan(
             opened,
@@ -122,11 +123,7 @@ def engine(
             ),
         )
     console.print(f"[green]built[/] {plan}", soft_wrap=True)
-    console.print(f"Next: sightfix serve --provider tensorrt --precision {precision}")
-
-
-def _folder(source: str) -> Path | None:
-    return None if source == "default" else Path(source)
+    print_next("serve", "--provider", "tensorrt", "--precision", precision, *_bundle_option(opened))
 
 
 def _photo_paths(spec: str, most: int) -> list[Path]:
@@ -146,8 +143,6 @@ def _bundle_json(bundle: "Bundle") -> str:
 
 def _print_bundle(bundle: "Bundle") -> None:
     """What a bundle is, for people."""
-    from retrieval.bundle import default_bundle_folder
-
     manifest = bundle.manifest
     console.print(f"[bold]{escape(bundle.name)}[/]  a bundle: a model that turns a photo into a descriptor")
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -162,11 +157,18 @@ def _print_bundle(bundle: "Bundle") -> None:
         _print_recall("whitened", manifest.whitening.recall)
     for precision, report in manifest.precisions.items():
         _print_recall(precision, report.recall)
-    option = "" if bundle.folder == default_bundle_folder() else f" --bundle {escape(str(bundle.folder))}"
     console.print(
         f"\nIt fits place indexes whose manifest states the fingerprint {bundle.fingerprint[:12]}…: those made with "
-        f"this very model and input, and no others.\nNext: sightfix index PHOTOS{option}"
+        "this very model and input, and no others."
     )
+    print_next("index", "PHOTOS", *_bundle_option(bundle))
+
+
+def _bundle_option(bundle: "Bundle") -> list[str]:
+    """What names this bundle on the command line; nothing for the shipped one."""
+    from retrieval.bundle import default_bundle_folder
+
+    return [] if bundle.folder == default_bundle_folder() else ["--bundle", str(bundle.folder)]
 
 
 def _facts(bundle: "Bundle") -> Iterator[tuple[str, str]]:

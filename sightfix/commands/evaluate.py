@@ -33,7 +33,9 @@ def evaluate(
     index: Annotated[str | None, typer.Option(help="Or a published place index to find them in")] = None,
     indexes: IndexesOption = DEFAULT_INDEXES,
     store: StoreOption = None,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to describe with; the shipped one if left out")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle to describe with; the one that the index holds, or the shipped one")
+    ] = None,
     radius: Annotated[
         list[float] | None, typer.Option(help="Metres within which a match is right; repeatable; 25 if left out")
     ] = None,
@@ -68,6 +70,7 @@ def evaluate(
 ) -> None:
     """Measure recall and position error on photos whose position is known."""
     from index_builder.describing import DescribeSettings
+    from retrieval.bundle import open_bundle
     from retrieval.evaluation import Protocol, evaluation_work
     from retrieval.evaluation import evaluate as evaluate_ranking
     from retrieval.index.stores import open_store
@@ -91,13 +94,17 @@ def evaluate(
         from sightfix.figures.plotting import matplotlib_figure
 
         matplotlib_figure()
-    describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
     settings = DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable)
     request = EvaluationRequest(queries, out_of_area, calibrate, RerankSettings(top=rerank) if rerank else None)
+    how = (provider, precision, threads, allow_cpu_fallback)
     if database is not None:
+        describer = make_describer(open_bundle(bundle), *how)
         found = search_photos(database, request, describer, settings, protocol)
     else:
-        found = search_index(open_store(store, indexes), index, request, describer, settings, protocol)
+        opened = open_store(store, indexes)
+        place_index = opened.open(opened.find(index))
+        describer = make_describer(place_index.open_bundle(bundle), *how)
+        found = search_index(place_index, request, describer, settings, protocol)
     ranked = found.ranked()
     with progress_bar("Evaluating", evaluation_work(ranked, protocol), "steps") as advance:
         evaluation = evaluate_ranking(ranked, protocol, advance, found.all_notes())

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from retrieval.errors import ParameterError, counted
 from sightfix.commands.options import check_choice, open_eval_sets
-from sightfix.console import console, plain_table, progress_bar, require
+from sightfix.console import console, plain_table, print_next, progress_bar, require
 
 if TYPE_CHECKING:
     from export.exporting import WhiteningSettings
@@ -97,7 +97,7 @@ def export(
 
         write_triton_repository(bundle, triton)
         console.print(f"[green]wrote[/] {escape(str(triton))}, a Triton model repository")
-    console.print(f"Next: sightfix index PHOTOS --bundle {escape(str(out))}")
+    print_next("index", "PHOTOS", "--bundle", str(out))
 
 
 def _whitening(dim: int | None, fit: str | None, power: float) -> "WhiteningSettings | None":

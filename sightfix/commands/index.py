@@ -32,7 +32,7 @@ from sightfix.commands.options import (
     push_settings,
     push_shown,
 )
-from sightfix.console import console, new_progress, parse_bytes, parse_count, plain_table
+from sightfix.console import console, new_progress, parse_bytes, parse_count, plain_table, print_next
 
 if TYPE_CHECKING:
     from index_builder.index_design import Choice, PlannedIndex
@@ -61,7 +61,9 @@ def index(
     store_type: StoreTypeOption = None,
     store_build: StoreBuildOption = None,
     store_vectors: StoreVectorsOption = "fp32",
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to describe with; the shipped one if left out")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle to describe with; that of the version before, or the shipped one")
+    ] = None,
     storage: Annotated[str, typer.Option(help="Of the vectors: fp32, fp16 or int8")] = "fp16",
     type_: Annotated[
         str,
@@ -100,7 +102,8 @@ def index(
     """Describe geo-tagged photos and publish them as a place index."""
     from index_builder.describing import DescribeSettings
     from index_builder.index_design import IndexDesign
-    from index_builder.update import ENGINES, UpdateSettings, build_index
+    from index_builder.update import ENGINES, UpdateSettings, build_index, bundle_for_build
+    from retrieval.bundle import open_bundle
     from retrieval.index.folder import check_index_name
     from retrieval.index.place_index import PlaceIndex
     from retrieval.index.vectors.candidates import INDEX_TYPES
@@ -119,7 +122,8 @@ def index(
     check_index_name(name)
     push = push_settings(store_type, store_build, store_vectors, recall, keep)
     references = open_references(source)
-    describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
+    chosen = bundle_for_build(indexes, name, bundle)
+    describer = make_describer(chosen, provider, precision, threads, allow_cpu_fallback)
     settings = UpdateSettings(
         design=design,
         describe=DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable),
@@ -144,11 +148,13 @@ def index(
     console.print(
         f"[green]published[/] {counted(manifest.count, 'reference')} as [bold]{name}[/], version {manifest.version}"
     )
-    where = "" if indexes == DEFAULT_INDEXES else f" --indexes {indexes}"
+    where = [] if indexes == DEFAULT_INDEXES else ["--indexes", str(indexes)]
     if store is not None:
         push_shown(PlaceIndex.open(built.folder), store, push)
-        where = f" --store {store}"
-    console.print(f"Next: sightfix serve --index {name}{escape(where)}")
+        where = ["--store", store]
+        if manifest.bundle.fingerprint != open_bundle().fingerprint:  # Milvus holds no bundles
+            where += ["--bundle", str(indexes / name)]
+    print_next("serve", "--index", name, *where)
 
 
 def plan(

@@ -24,6 +24,7 @@ from sightfix.commands.options import (
     MaxUnreadableOption,
     PrecisionOption,
     ProviderOption,
+    QueryBundleOption,
     StoreBuildOption,
     StoreOption,
     StoreTypeOption,
@@ -222,7 +223,10 @@ def import_(
     file: Annotated[Path, typer.Argument(help="Parquet file that sightfix index export wrote")],
     name: Annotated[str, typer.Option("--name", "--index", help="Name of the place index")] = "default",
     indexes: IndexesOption = DEFAULT_INDEXES,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle they were described with; the shipped one")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Bundle they were described with; the one that the index holds, or the shipped one"),
+    ] = None,
     root: Annotated[Path | None, typer.Option(help="Where the photos lie now, if elsewhere")] = None,
     type_: Annotated[str, typer.Option("--type", help="Of the index, as for: sightfix index build")] = "exact",
     keep: KeepOption = 3,
@@ -233,8 +237,9 @@ def import_(
     from retrieval.bundle import open_bundle
     from retrieval.index.vectors.candidates import INDEX_TYPES
 
+    named = None if bundle is None else open_bundle(bundle)
     design = IndexDesign(type=check_choice("--type", type_, (*INDEX_TYPES, "auto")), storage=stored_as(file))
-    manifest = import_index(file, open_bundle(bundle), indexes, name, design, keep, root=root)
+    manifest = import_index(file, named, indexes, name, design, keep, root=root)
     count = counted(manifest.count, "reference")
     console.print(f"[green]published[/] {count} as [bold]{name}[/], version {manifest.version}")
 
@@ -250,7 +255,7 @@ def calibrate(
     forget: Annotated[
         bool, typer.Option("--forget", help="No photos: calibrate on the index's own sessions again")
     ] = False,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle that the index was made with; the shipped one")] = None,
+    bundle: QueryBundleOption = None,
     provider: ProviderOption = None,
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
@@ -274,9 +279,8 @@ def calibrate(
     which = _folder(indexes, name).name
     given, describer = None, None
     if photos is not None:
-        describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback)
-        # Before anything is described; once more when it is published.
-        PlaceIndex.open(indexes / which, memory_map=True).check_bundle(describer.bundle)
+        model = PlaceIndex.open(indexes / which, memory_map=True).open_bundle(bundle)
+        describer = make_describer(model, provider, precision, threads, allow_cpu_fallback)
         settings = DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable)
         described = describe_photos("Describing the photos", photos, describer, settings)
         given = OutsidePhotos.from_references(described.references, described.descriptors)

@@ -1,6 +1,5 @@
 """`sightfix inspect`: what a reference database holds, before anything is built of it."""
 
-import shlex
 import sys
 from collections.abc import Iterable
 from datetime import datetime
@@ -13,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from retrieval.errors import ParameterError, counted
-from sightfix.console import console, distance_text, plain_table, progress_bar
+from sightfix.console import console, distance_text, plain_table, print_next, progress_bar
 
 if TYPE_CHECKING:
     from sightfix.inspection.report import BoundsReport, CoverageReport, InspectionReport, SessionReport
@@ -67,7 +66,7 @@ def inspect(
     if map_file is not None:
         console.print(f"[green]map[/] {escape(str(map_file))}")
     if survey.has_positions:
-        console.print(f"Next: sightfix index {shlex.quote(source)}", markup=False)
+        print_next("index", source)
 
 
 def _print_report(report: "InspectionReport") -> None:

@@ -13,6 +13,7 @@ from sightfix.commands.options import (
     IndexesOption,
     PrecisionOption,
     ProviderOption,
+    QueryBundleOption,
     StoreOption,
     ThreadsOption,
     make_describer,
@@ -34,7 +35,7 @@ def localize(
     index: Annotated[str | None, typer.Option(help="Place index; the only one there is if left out")] = None,
     indexes: IndexesOption = DEFAULT_INDEXES,
     store: StoreOption = None,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle the index was made with; the shipped one")] = None,
+    bundle: QueryBundleOption = None,
     top_k: Annotated[int, typer.Option(help="How many matches, 1 to 100")] = 5,
     near: Annotated[str | None, typer.Option(help="Geo prior: LAT,LON,RADIUS_M; the answer must lie inside")] = None,
     min_score: Annotated[float | None, typer.Option(help="Leave out matches below this cosine")] = None,
@@ -66,7 +67,8 @@ def localize(
         opened = open_store(store, indexes)
         place_index = opened.open(opened.find(index))
         # One photo is not worth the seconds in which a GPU starts: the CPU, unless a provider is named.
-        describer = make_describer(bundle, provider, precision, threads, allow_cpu_fallback, default_provider="cpu")
+        model = place_index.open_bundle(bundle)
+        describer = make_describer(model, provider, precision, threads, allow_cpu_fallback, default_provider="cpu")
         reranking = RerankSettings(top=rerank) if rerank else None
         answer = answer_of(Localizer(describer, place_index, rerank=reranking).localize_file(photo, options))
     if json:

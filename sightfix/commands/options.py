@@ -14,7 +14,7 @@ from sightfix.console import console, progress_bar
 
 if TYPE_CHECKING:
     from index_builder.push import PushSettings
-    from retrieval.bundle import Precision
+    from retrieval.bundle import Bundle, Precision
     from retrieval.describer import Describer
     from retrieval.engines.choosing import ProviderChoice
     from retrieval.evaluation.eval_set import EvalSet
@@ -42,6 +42,10 @@ CpuFallbackOption = Annotated[
     ),
 ]
 IndexesOption = Annotated[Path, typer.Option(help="Folder of all place indexes")]
+QueryBundleOption = Annotated[
+    Path | None,
+    typer.Option(help="Bundle the index was made with, or a place index that holds it; the one that the index holds"),
+]
 StoreOption = Annotated[
     str | None,
     typer.Option(envvar="SIGHTFIX_STORE", help="Engine that holds the indexes instead, such as milvus://host:19530"),
@@ -72,7 +76,7 @@ def check_choice(option: str, value: str, choices: Sequence[_Choice]) -> _Choice
 
 
 def make_describer(
-    bundle: Path | None,
+    bundle: "Bundle",
     provider: str | None,
     precision: str | None,
     threads: int | None,
@@ -80,10 +84,10 @@ def make_describer(
     *,
     default_provider: "ProviderChoice" = "auto",
 ) -> "Describer":
-    """Open a bundle and a describer as the command line asks for.
+    """Open a describer as the command line asks for.
 
     Args:
-        bundle: the bundle; None is the shipped one.
+        bundle: of the model.
         provider: where to compute; None is `default_provider`.
         precision: which of the bundle's graphs; None is fp32.
         threads: of the CPU; None takes every core.
@@ -91,13 +95,12 @@ def make_describer(
         default_provider: `auto`, or what suits the command better.
 
     Raises:
-        SightfixError: see `open_bundle` and `Describer`.
+        SightfixError: see `Describer`.
     """
-    from retrieval.bundle import open_bundle
     from retrieval.describer import Describer
 
     return Describer(
-        open_bundle(bundle),
+        bundle,
         provider=cast("ProviderChoice", provider or default_provider),
         precision=cast("Precision", precision or "fp32"),
         threads=threads,

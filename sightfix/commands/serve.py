@@ -28,7 +28,8 @@ def serve(
         str | None, typer.Option(help="Engine that holds them instead, such as milvus://host:19530 [default: none]")
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle the index was made with [default: the shipped one]")
+        Path | None,
+        typer.Option(help="Bundle the index was made with, or a place index that holds it [default: what it holds]"),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one [default: 8080]")] = None,

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from retrieval.errors import ParameterError, counted
-from sightfix.console import console, progress_bar, require
+from sightfix.console import console, print_next, progress_bar, require
 from training.run.observing import EpochSummary, RunObserver
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def train(
     if result.progress.best_epoch:
         recall, at = 100 * result.progress.best_recall, settings.validation.recall_at
         console.print(f"best after epoch {result.progress.best_epoch}: validation R@{at} {recall:.1f} %")
-    console.print(f"Next: sightfix explain PHOTO --checkpoint {escape(str(result.best))}")
+    print_next("explain", "PHOTO", "--checkpoint", str(result.best))
 
 
 def _list_recipes() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from retrieval.artefact import verify_files
-from retrieval.bundle import Bundle, BundleManifest, Precision, default_bundle_folder
+from retrieval.bundle import Bundle, BundleManifest, Precision, bundle_folder
 from retrieval.describer import Describer
 from retrieval.errors import BundleError, ParameterError, SightfixError
 from retrieval.images import Preprocessing, read_image
@@ -43,7 +43,7 @@ def check_bundle(folder: Path | None = None) -> Iterator[Check]:
     """Check a bundle's files against its manifest, and run every graph on made-up images.
 
     Args:
-        folder: of the bundle; None is the one shipped with sightfix.
+        folder: as users name it, see `bundle_folder`.
 
     Yields:
         what was checked, as soon as it was. Graphs are not run while a file is damaged.
@@ -51,7 +51,7 @@ def check_bundle(folder: Path | None = None) -> Iterator[Check]:
     Raises:
         BundleError: there is no manifest that can be read.
     """
-    folder = folder or default_bundle_folder()
+    folder = bundle_folder(folder)
     manifest = BundleManifest.read(folder, BundleError)
     yield Check("manifest", f"{manifest.name}, fingerprint {manifest.fingerprint[:12]}")
     whole = True

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -300,13 +301,29 @@ def test_a_disk_without_links_gets_copies(
     def refused(source: Path, target: Path) -> None:
         raise OSError(errno.EPERM, "no links here")
 
-    monkeypatch.setattr(recalibrating.os, "link", refused)
+    monkeypatch.setattr(os, "link", refused)
     version = recalibrate(tmp_path, "street", None).version
     after = PlaceIndex.open(tmp_path / "street")
     assert after.version == version
     for name in before.manifest.files:
         assert not (after.folder / name).samefile(before.folder / name)
         assert (after.folder / name).read_bytes() == (before.folder / name).read_bytes()
+    assert held_graph(after).read_bytes() == held_graph(before).read_bytes()
+    assert not held_graph(after).samefile(held_graph(before))
+
+
+def held_graph(index: PlaceIndex) -> Path:
+    held = index.held_bundle()
+    assert held is not None
+    return held.graph_path("fp32")
+
+
+def test_a_recalibrated_version_holds_the_bundle_too(tmp_path: Path, bundle: Bundle, known: DescribedIndex) -> None:
+    before = publish(tmp_path, bundle, known)
+    recalibrate(tmp_path, "street", None)
+    after = PlaceIndex.open(tmp_path / "street")
+    assert after.version != before.version
+    assert held_graph(after).samefile(held_graph(before))
 
 
 def test_a_version_that_is_written_anew_is_calibrated_on_its_photos(

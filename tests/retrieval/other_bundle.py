@@ -16,14 +16,14 @@ def copy_bundle(bundle: Bundle, folder: Path) -> Path:
     return Path(shutil.copytree(bundle.folder, folder))
 
 
-def write_other_bundle(bundle: Bundle, folder: Path) -> Bundle:
+def write_other_bundle(bundle: Bundle, folder: Path, *, name: str = "other") -> Bundle:
     """The same graph with another preprocessing: descriptors that must not be compared with the first one's."""
     copy_bundle(bundle, folder)
     fit = "crop" if bundle.preprocessing.fit == "stretch" else "stretch"
     preprocessing = bundle.preprocessing.model_copy(update={"fit": fit})
     graph = bundle.manifest.files[bundle.manifest.graphs["fp32"]]
     fingerprint = bundle_fingerprint(graph, preprocessing)
-    update = {"name": "other", "preprocessing": preprocessing, "fingerprint": fingerprint}
+    update = {"name": name, "preprocessing": preprocessing, "fingerprint": fingerprint}
     BundleManifest.model_validate({**bundle.manifest.model_dump(), **update}).write(folder)
     return open_bundle(folder)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from retrieval import __version__
-from retrieval.bundle import Bundle, bundle_fingerprint, default_bundle_folder, open_bundle
+from retrieval.bundle import Bundle, bundle_fingerprint, bundle_folder, default_bundle_folder, open_bundle
 from retrieval.errors import BundleError
 from tests.retrieval.other_bundle import change_manifest, copy_bundle, flip_byte, record_again, write_other_bundle
 from tests.retrieval.refusal import refused
@@ -69,11 +69,29 @@ def test_an_unknown_format_version_is_refused(bundle: Bundle, tmp_path: Path) ->
         open_bundle(folder)
 
 
-def test_a_place_index_is_not_a_bundle(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_version_without_a_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     folder = copy_bundle(bundle, tmp_path / "copy")
     change_manifest(folder, {"kind": "place-index"})
-    with refused(BundleError, f"{folder / 'manifest.json'}: this is a place-index, not a bundle.", "bundle_damaged"):
+    text = (
+        f"{folder}: this version of a place index holds no bundle. "
+        "Name the folder of the bundle that it was described with."
+    )
+    with refused(BundleError, text, "bundle_damaged"):
         open_bundle(folder)
+
+
+def test_another_artefact_is_not_a_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    folder = copy_bundle(bundle, tmp_path / "copy")
+    change_manifest(folder, {"kind": "checkpoint"})
+    with refused(BundleError, f"{folder / 'manifest.json'}: this is a checkpoint, not a bundle.", "bundle_damaged"):
+        open_bundle(folder)
+
+
+def test_the_shipped_bundle_is_called_default(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bundle_folder(None) == bundle_folder(Path("default")) == bundle.folder
+    monkeypatch.chdir(tmp_path)
+    Path("default").mkdir()
+    assert bundle_folder(Path("default")) == Path("default"), "an own folder of that name"
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "MODEL_CARD.md"])

@@ -201,7 +201,7 @@ def test_an_index_of_another_bundle_is_refused(published: PublishedPlaces, bundl
     text = (
         f"{index.folder}: the index was described with bundle {bundle.name} ({bundle.fingerprint[:12]}), "
         f"not with other ({other.fingerprint[:12]}). "
-        "Give the bundle it was made with (--bundle), or index the photos again with this one."
+        "Leave out --bundle, for the index holds its own; or index the photos again with this one."
     )
     with refused(ModelIndexMismatchError, text, "model_index_mismatch"):
         Localizer(Describer(other), index)

@@ -157,7 +157,7 @@ def test_an_index_states_what_it_is(published: PublishedPlaces, bundle: Bundle) 
     index = PlaceIndex.open(published.indexes / published.name)
     assert (index.name, index.count) == ("places", 12)
     assert index.version == index.folder.name
-    assert index.manifest.bundle == BundleIdentity(name=bundle.name, fingerprint=bundle.fingerprint)
+    assert index.manifest.bundle == BundleIdentity(name=bundle.name, fingerprint=bundle.fingerprint, held=True)
     assert index.manifest.bounds.lat_min == index.manifest.bounds.lat_max == 48.0
     assert index.manifest.bounds.lon_min == 11.0
     assert index.manifest.bounds.lon_max == pytest.approx(11.0 + 1100.0 / 74_400.0)
@@ -220,10 +220,24 @@ def test_an_index_of_another_bundle_is_refused(published: PublishedPlaces, bundl
     text = (
         f"{index.folder}: the index was described with bundle {bundle.name} ({bundle.fingerprint[:12]}), "
         f"not with other ({other.fingerprint[:12]}). "
-        "Give the bundle it was made with (--bundle), or index the photos again with this one."
+        "Leave out --bundle, for the index holds its own; or index the photos again with this one."
     )
     with refused(ModelIndexMismatchError, text, "model_index_mismatch"):
         index.check_bundle(other)
+    with refused(ModelIndexMismatchError, text, "model_index_mismatch"):
+        index.open_bundle(other.folder)
+
+
+def test_another_bundle_of_the_same_name_is_told_as_such(
+    published: PublishedPlaces, bundle: Bundle, tmp_path: Path
+) -> None:
+    other = write_other_bundle(bundle, tmp_path / "other", name=bundle.name)
+    with pytest.raises(ModelIndexMismatchError) as caught:
+        PlaceIndex.open(published.indexes / published.name).open_bundle(other.folder)
+    assert caught.value.what == (
+        f"the index was described with bundle {bundle.name} ({bundle.fingerprint[:12]}), "
+        f"not with another of that name ({other.fingerprint[:12]})"
+    )
 
 
 # Damage

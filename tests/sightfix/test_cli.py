@@ -113,4 +113,4 @@ def test_a_bundle_other_than_the_indexs_is_refused(published: PublishedPlaces, t
     assert done.returncode == 1
     assert f"the index was described with bundle {manifest.name} ({manifest.fingerprint[:12]})" in done.stderr
     assert f"not with other ({fingerprint[:12]})" in done.stderr
-    assert "Give the bundle it was made with (--bundle), or index the photos again with this one." in done.stderr
+    assert "Leave out --bundle, for the index holds its own; or index the photos again with this one." in done.stderr

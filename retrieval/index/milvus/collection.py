@@ -145,6 +145,7 @@ class MilvusSearching(BaseModel):
         build: its parameters.
         effort: of a search, see `MilvusTypeFacts`; None where search is exact.
         recall: of the collection against exact search over the same descriptors; None where search is exact.
+        pushed_from: the folder of the place index that was pushed, which holds the bundle; None where that is unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -154,6 +155,7 @@ class MilvusSearching(BaseModel):
     build: BuildParameters = {}
     effort: int | None = None
     recall: RecallReport | None = None
+    pushed_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ there, a little generously, and with the haversine here.
 """
 
 import math
+import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from retrieval.describer import Descriptors
 from retrieval.errors import IndexNotFoundError, ParameterError, PlaceIndexError
 from retrieval.geo import EARTH_RADIUS_M, Float64Array, GeoPrior, haversine_m
+from retrieval.index.folder import DEFAULT_INDEXES
 from retrieval.index.manifest import PlaceIndexManifest
 from retrieval.index.milvus.collection import FACTS, MOST_ROWS, MilvusCollection, MilvusRow, most_effort, text
 from retrieval.index.reference_table import reference_of
@@ -131,6 +133,19 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
         self._with_descriptors = not self._facts.scores_are_cosines or manifest.calibration is not None
         self._most_rows = collection.most_rows(descriptors=self._with_descriptors)
         self._seen = RowsSeen(self._fetch)
+
+    @property
+    def without_bundle(self) -> str:
+        """As `SearchablePlaceIndex.without_bundle`."""
+        return "Milvus holds no bundles"
+
+    @property
+    def bundle_remedy(self) -> str:
+        """As `SearchablePlaceIndex.bundle_remedy`."""
+        pushed_from = self.collection.searching.pushed_from
+        folder = pushed_from or str(DEFAULT_INDEXES / self.name)
+        what = "the place index that was pushed, which holds it" if pushed_from else "a place index that holds it"
+        return f"Name the folder of that bundle, or of {what}: --bundle {shlex.quote(folder)}"
 
     @property
     def type_name(self) -> str:

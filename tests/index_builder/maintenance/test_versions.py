@@ -68,7 +68,7 @@ def test_whole_and_damaged_versions_are_recognised(town: tuple[Path, Places]) ->
     folder, _ = town
     store, version = FolderStore(folder.parent), find_version(folder, None)
     verdict = verify_version(store, folder.name, version.name)
-    assert (verdict.whole, verdict.checked) == (True, "2 files by hash, 6 references, self-match")
+    assert (verdict.whole, verdict.checked) == (True, "2 files by hash, its bundle, 6 references, self-match")
     flip_byte(version / "vectors.faiss")
     verdict = verify_version(store, folder.name, version.name)
     assert not verdict.whole
