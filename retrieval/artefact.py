@@ -88,7 +88,7 @@ class Manifest(BaseModel):
             if head.kind != expected_kind:
                 raise error_type(f"this is a {head.kind}, not a {expected_kind}", where=where)
             if head.format_version not in readable:
-                reads = " and ".join(map(str, readable))
+                reads = " and ".join(", ".join(map(str, readable)).rsplit(", ", 1))
                 raise error_type(
                     f"format version {head.format_version} is unknown to sightfix {__version__} (it reads {reads})",
                     where=where,

@@ -90,7 +90,7 @@ def test_updates_of_all_kinds_hold_the_same_files(places: Places, coloured: Desc
     appended = PlaceIndex.open(indexes / "town")
     remove_references(["photos/0000.jpg"], coloured, indexes, "town")
     removed = PlaceIndex.open(indexes / "town")
-    rebuilt = build(more, coloured, indexes)
+    rebuilt = build(more, coloured, indexes, keep=4)
     assert (appended.count, removed.count, rebuilt.count) == (8, 7, 8)
     for index in (appended, removed, rebuilt):
         for name in held(first).manifest.files:

@@ -263,7 +263,7 @@ def test_a_folder_that_is_no_index_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_format_version_is_refused(version: Path) -> None:
     change_manifest(version, {"format_version": 9})
     text = (
-        f"{version / 'manifest.json'}: format version 9 is unknown to sightfix {__version__} (it reads 1 and 2). "
+        f"{version / 'manifest.json'}: format version 9 is unknown to sightfix {__version__} (it reads 1, 2 and 3). "
         "Install a matching sightfix, or make the place-index again with this one."
     )
     with refused(PlaceIndexError, text, "place_index_damaged"):

@@ -97,7 +97,7 @@ def test_check_config_tells_everything_that_is_wrong(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
     wrong = [line for line in result.output.splitlines() if line.startswith("wrong ")]
-    assert [line.split(":")[0] for line in wrong] == ["wrong address", "wrong bundle", "wrong place index"]
+    assert [line.split(":")[0] for line in wrong] == ["wrong address", "wrong place index", "wrong bundle"]
 
 
 def test_folders_are_separated_as_in_path(tmp_path: Path) -> None:

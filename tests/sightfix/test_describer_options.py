@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 from typer.testing import CliRunner, Result
 
+from retrieval.bundle import Bundle
 from retrieval.errors import BundleError, ParameterError, ProviderUnavailableError
 from sightfix.cli import app
 from sightfix.commands.options import make_describer
@@ -81,7 +82,7 @@ def test_every_command_that_describes_has_the_options(command: str) -> None:
 
 
 @without_gpu
-def test_left_out_means_the_best_there_is() -> None:
-    describer = make_describer(None, None, None, 1, None)
+def test_left_out_means_the_best_there_is(bundle: Bundle) -> None:
+    describer = make_describer(bundle, None, None, 1, None)
     assert (describer.provider, describer.precision) == ("cpu", "fp32")
     assert len(describer.passed_over) == 2

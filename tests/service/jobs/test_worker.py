@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from index_builder.publish import draft_version
+from index_builder.update import build_index
 from retrieval.bundle import Bundle
+from retrieval.describer import Describer
 from retrieval.index.folder import published_versions
 from retrieval.index.place_index import PlaceIndex
 from retrieval.index.stores import open_store
@@ -20,6 +22,7 @@ from service.jobs.service import JobService
 from service.jobs.store import JobStore
 from service.jobs.work_queue import WorkQueue
 from service.jobs.worker import JobRunner
+from tests.places import make_places
 from tests.retrieval.other_bundle import write_other_bundle
 from tests.service.jobs.town import REPOSITORY, Town, request, run_worker, running_jobs, until, wait_for
 
@@ -130,19 +133,51 @@ def test_a_photo_outside_the_roots_fails_the_job(indexed: Town) -> None:
     assert failure_of(indexed, request("append"))[0] == "source_not_allowed"
 
 
-def test_another_bundle_than_the_index_has(indexed: Town, bundle: Bundle) -> None:
+def test_jobs_keep_the_bundle_that_the_index_holds(indexed: Town, bundle: Bundle) -> None:
     other = write_other_bundle(bundle, indexed.folder / "bundle")
-    for one in (request("append"), request("remove", reference_ids=["photos/0000.jpg"])):
-        code, detail = failure_of(indexed, one, bundle=other.folder)
-        assert code == "model_index_mismatch"
-        assert "the index was described with bundle" in detail
-    [job] = done(indexed, request("full"), bundle=other.folder)
+    everything = request("full"), request("append"), request("remove", reference_ids=["photos/0000.jpg"])
+    for one in everything:
+        [job] = done(indexed, one, bundle=other.folder)
+        assert job.state == "SUCCEEDED", job.error
+        assert PlaceIndex.open(indexed.index).open_bundle().fingerprint == bundle.fingerprint
+    # From here on it is of another bundle than the one that is shipped.
+    places = make_places(indexed.roots / "town", 3)
+    build_index(places, Describer(other, threads=1), indexed.indexes, "town")
+    for one in everything:
+        [job] = done(indexed, one)
+        assert job.state == "SUCCEEDED", job.error
+        assert PlaceIndex.open(indexed.index).open_bundle().fingerprint == other.fingerprint
+
+
+def test_a_first_version_is_made_with_the_bundle_of_the_settings(indexed: Town, bundle: Bundle) -> None:
+    other = write_other_bundle(bundle, indexed.folder / "bundle")
+    [job] = done(indexed, request("full").model_copy(update={"index": "village"}), bundle=other.folder)
     assert job.state == "SUCCEEDED", job.error
-    assert PlaceIndex.open(indexed.index).manifest.bundle.fingerprint == other.fingerprint
+    assert PlaceIndex.open(indexed.indexes / "village").open_bundle().name == "other"
+
+
+def test_an_index_that_holds_no_bundle_needs_that_of_the_settings(indexed: Town) -> None:
+    written = Path(__file__).parents[2] / "data" / "written_by_c0fdd7f"
+    shutil.copytree(written / "indexes" / "exact", indexed.indexes / "exact")
+    remove = request("remove", reference_ids=[some_id(indexed.indexes / "exact")]).model_copy(update={"index": "exact"})
+    before = PlaceIndex.open(indexed.indexes / "exact")
+    [job] = done(indexed, remove)
+    assert job.error is not None
+    assert job.error.code == "model_index_mismatch"
+    assert "Name the folder of that bundle: --bundle" in job.error.detail
+    [job] = done(indexed, remove, bundle=written / "bundle")
+    assert job.state == "SUCCEEDED", job.error
+    after = PlaceIndex.open(indexed.indexes / "exact")
+    assert (after.count, after.open_bundle().name) == (before.count - 1, before.manifest.bundle.name)
+
+
+def some_id(index: Path) -> str:
+    return PlaceIndex.open(index).references([0])[0].id
 
 
 def test_a_missing_bundle(indexed: Town) -> None:
-    code, detail = failure_of(indexed, request("append"), bundle=indexed.folder / "nothing")
+    first = request("full").model_copy(update={"index": "village"})
+    code, detail = failure_of(indexed, first, bundle=indexed.folder / "nothing")
     assert code == "bundle_damaged"
     assert "there is no readable manifest.json" in detail
 
