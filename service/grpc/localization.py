@@ -89,7 +89,7 @@ class LocalizationServicer(LocalizationServiceServicer):
         return pb.DescribeResponse(
             request_id=_request_id(),
             descriptor_values=described.descriptor,
-            model=model_message(model_answer(self._localization.live.require().describer)),
+            model=model_message(model_answer(described.describer)),
             decode_ms=described.decode_ms,
             queue_ms=described.queue_ms,
         )
@@ -99,10 +99,9 @@ class LocalizationServicer(LocalizationServiceServicer):
         options = options_of(request.options, "options")
         urgency = self._urgency(request.lane, context)
         # Its length first: a message may hold eight million numbers, and this is the event loop.
-        descriptor = checked_descriptor(
-            request.descriptor_values, self._localization.live.require(), "descriptor_values"
-        )
-        located = await self._localization.search(descriptor, options, _request_id(), urgency)
+        localizer = self._localization.live.require()
+        descriptor = checked_descriptor(request.descriptor_values, localizer, "descriptor_values")
+        located = await self._localization.search(descriptor, localizer, options, _request_id(), urgency)
         return pb.SearchResponse(answer=answer_message(answer_of(located)))
 
     async def GetServerInfo(  # noqa: N802

@@ -39,7 +39,8 @@ class LiveLocalizer:
     """Holds the localizer of the version that is served.
 
     Model and index are used on the batcher's owner thread only. A new version is opened and probed beside the served
-    one, and takes its place between two batches.
+    one, with a model of its own where it was described with another bundle, and both take their place between two
+    batches.
 
     Args:
         settings: of the server.
@@ -291,6 +292,7 @@ class LiveLocalizer:
             if not done.set_running_or_notify_cancel():
                 return
             self._localizer, self._probe, self.probed = localizer, probe, report
+            self._batcher.limit_batch(batch_limit(self._settings, localizer.describer.provider))
             self._health.record_success()
             done.set_result(None)
 

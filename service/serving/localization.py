@@ -4,12 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
-from retrieval.describer import Descriptors
+from retrieval.describer import Describer, Descriptors
+from retrieval.errors import ImageError
 from retrieval.images import ImageLimits
 from retrieval.index.searchable import PlaceIndexStore
 from retrieval.localize.localizer import DecodedPhoto, LocalizeOptions, Localizer, Located, Query
@@ -27,29 +28,64 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
-class LocalizeWork:
-    """Localize one photo."""
+class PhotoWork:
+    """Localize or describe one photo.
+
+    Attributes:
+        photo: as `decode` gave it.
+        localizer: that it was decoded for.
+        decode: gives it; called again for the localizer of another model, should that serve when its turn comes.
+        localize: whether to localize it; else it is described.
+    """
 
     photo: DecodedPhoto
+    localizer: Localizer
+    decode: Callable[[Localizer], DecodedPhoto]
+    localize: bool
 
+    def of(self, localizer: Localizer) -> "PhotoWork":
+        """The same for a localizer.
 
-@dataclass(frozen=True, slots=True)
-class DescribeWork:
-    """Describe one photo."""
-
-    photo: DecodedPhoto
+        Raises:
+            ImageError: its model takes no such photo.
+        """
+        if localizer.describer is self.localizer.describer:
+            return self
+        return replace(self, photo=self.decode(localizer), localizer=localizer)
 
 
 @dataclass(frozen=True, slots=True)
 class SearchWork:
-    """Search for one descriptor: (D,) float32, unit length."""
+    """Search for one descriptor.
+
+    Attributes:
+        descriptor: (D,) float32, unit length.
+        query: what to ask.
+        localizer: of the model that the descriptor is of. It is asked, whatever serves when its turn comes.
+    """
 
     descriptor: Descriptors
     query: Query
+    localizer: Localizer
 
 
-Work = LocalizeWork | DescribeWork | SearchWork
-Outcome = Located | Descriptors
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A described photo.
+
+    Attributes:
+        descriptor: (D,) float32, unit length.
+        describer: of it.
+        decode_ms: milliseconds of decoding.
+    """
+
+    descriptor: Descriptors
+    describer: Describer
+    decode_ms: float
+
+
+Work = PhotoWork | SearchWork
+Outcome = Located | Description | ImageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +94,12 @@ class Described:
 
     Attributes:
         descriptor: (D,) float32, unit length.
+        describer: of it.
         decode_ms, queue_ms: milliseconds of decoding and of waiting for the model.
     """
 
     descriptor: Descriptors
+    describer: Describer
     decode_ms: float
     queue_ms: float
 
@@ -71,14 +109,12 @@ class _Run:
     """A work that was run.
 
     Attributes:
-        work: as it was run.
         outcome: of it.
         started, queued_at: when its request was complete, and when it was decoded, on `time.perf_counter`.
         waited_s: for the model, seconds.
     """
 
-    work: Work
-    outcome: Outcome
+    outcome: Located | Description
     started: float
     queued_at: float
     waited_s: float
@@ -176,7 +212,7 @@ class LocalizationService:
             RequestError: not ready, rejected (429), or too late (504).
         """
         return self._timed(
-            await self._run(lambda localizer: LocalizeWork(localizer.decode(data, options, request_id)), urgency)
+            await self._run(lambda localizer: localizer.decode(data, options, request_id), urgency, localize=True)
         )
 
     async def describe(self, data: bytes, urgency: Urgency) -> Described:
@@ -185,22 +221,26 @@ class LocalizationService:
         Raises:
             ImageError, RequestError: as `localize`.
         """
-        run = await self._run(lambda localizer: DescribeWork(localizer.decode(data)), urgency)
-        assert isinstance(run.work, DescribeWork)
-        assert isinstance(run.outcome, np.ndarray)
-        decode_ms = run.work.photo.query.decode_ms
-        self.observer.described(decode_ms * 1e-3, run.waited_s, run.queued_at)
-        return Described(run.outcome, decode_ms, run.waited_s * 1e3)
+        run = await self._run(lambda localizer: localizer.decode(data), urgency, localize=False)
+        done = run.outcome
+        assert isinstance(done, Description)
+        self.observer.described(done.decode_ms * 1e-3, run.waited_s, run.queued_at)
+        return Described(done.descriptor, done.describer, done.decode_ms, run.waited_s * 1e3)
 
     async def search(
-        self, descriptor: Descriptors, options: LocalizeOptions, request_id: str, urgency: Urgency
+        self, descriptor: Descriptors, localizer: Localizer, options: LocalizeOptions, request_id: str, urgency: Urgency
     ) -> Located:
         """Localize by one descriptor, (D,) float32, unit length.
+
+        Args:
+            descriptor: of the localizer's model.
+            localizer: that serves, or did until now.
+            options, request_id, urgency: as `localize`.
 
         Raises:
             RequestError: as `localize`.
         """
-        return self._timed(await self._run(SearchWork(descriptor, Query(options, request_id)), urgency))
+        return self._timed(await self._run(SearchWork(descriptor, Query(options, request_id), localizer), urgency))
 
     def _timed(self, run: _Run) -> Located:
         """The result with the time it waited, and the whole time since its request was complete; it is observed."""
@@ -210,46 +250,75 @@ class LocalizationService:
         self.observer.answered(located, run.queued_at)
         return located
 
-    async def _run(self, work: Work | Callable[[Localizer], Work], urgency: Urgency) -> _Run:
-        """Admit a work, decode it if it is a function that does so, and have the model run it."""
+    async def _run(
+        self, work: SearchWork | Callable[[Localizer], DecodedPhoto], urgency: Urgency, *, localize: bool = True
+    ) -> _Run:
+        """Admit a work, or a photo that the function decodes, and have the model run it."""
         with self.observer.photo():
             localizer = self.live.require()
             started = time.perf_counter()
             async with self._batcher.admitted(urgency) as ticket:
-                if callable(work):
+                if not isinstance(work, SearchWork):
                     # A client that leaves, or a deadline that passes, before a thread is free cancels this.
-                    work = await asyncio.get_running_loop().run_in_executor(self._decoders, work, localizer)
+                    photo = await asyncio.get_running_loop().run_in_executor(self._decoders, work, localizer)
+                    ready: Work = PhotoWork(photo, localizer, work, localize)
+                else:
+                    ready = work
                 queued_at = time.perf_counter()
-                outcome, waited_s = await ticket.run(work)
-        return _Run(work, outcome, started, queued_at, waited_s)
+                outcome, waited_s = await ticket.run(ready)
+            if isinstance(outcome, ImageError):
+                raise outcome
+        return _Run(outcome, started, queued_at, waited_s)
 
     def _run_batch(self, works: Sequence[Work]) -> list[Outcome]:
         """Run a mixed batch, on the owner thread.
 
         Its photos to localize are described at once. All answers are of the version it began with, whatever is
-        published meanwhile.
+        published meanwhile. Photos that were decoded for a model that serves no more are decoded again; descriptors of
+        it are searched for in the version that it served with.
 
         Returns:
-            in order: a Located for a photo to localize or a search, a (D,) float32 descriptor for a photo to describe.
+            in order: what became of each; an error for a photo that could not be decoded again.
         """
         localizer = self.live.localizer
         assert localizer is not None, "nothing is admitted before loading is done"
-        photos = {place: work.photo for place, work in enumerate(works) if isinstance(work, LocalizeWork)}
-        described = {place: work.photo.image for place, work in enumerate(works) if isinstance(work, DescribeWork)}
-        searches = {place: work for place, work in enumerate(works) if isinstance(work, SearchWork)}
         outcomes: dict[int, Outcome] = {}
         try:
-            outcomes.update(zip(photos, localizer.localize(list(photos.values())), strict=True))
-            if described:
-                outcomes.update(zip(described, localizer.describer.describe(list(described.values())), strict=True))
-            if searches:
-                descriptors = np.stack([work.descriptor for work in searches.values()])
-                found = localizer.locate(descriptors, [work.query for work in searches.values()])
-                outcomes.update(zip(searches, found, strict=True))
+            to_localize: dict[int, DecodedPhoto] = {}
+            to_describe: dict[int, DecodedPhoto] = {}
+            for place, work in enumerate(works):
+                if isinstance(work, SearchWork):
+                    continue
+                try:
+                    photo = work.of(localizer).photo
+                except ImageError as error:
+                    outcomes[place] = error
+                else:
+                    (to_localize if work.localize else to_describe)[place] = photo
+            outcomes.update(zip(to_localize, localizer.localize(list(to_localize.values())), strict=True))
+            if to_describe:
+                descriptors = localizer.describer.describe([photo.image for photo in to_describe.values()])
+                for (place, photo), descriptor in zip(to_describe.items(), descriptors, strict=True):
+                    outcomes[place] = Description(descriptor, localizer.describer, photo.query.decode_ms)
+            outcomes.update(self._searched(works, localizer))
         except Exception:
             self.live.probe_now()  # one bad batch, or a GPU that is lost?
             raise
         return [outcomes[place] for place in range(len(works))]
+
+    def _searched(self, works: Sequence[Work], serving: Localizer) -> dict[int, Located]:
+        """The searches of a batch, those of one model at once."""
+        searches = {place: work for place, work in enumerate(works) if isinstance(work, SearchWork)}
+        found: dict[int, Located] = {}
+        by_localizer: dict[Localizer, list[int]] = {}
+        for place, work in searches.items():
+            same = work.localizer.describer is serving.describer
+            by_localizer.setdefault(serving if same else work.localizer, []).append(place)
+        for localizer, places in by_localizer.items():
+            descriptors = np.stack([searches[place].descriptor for place in places])
+            located = localizer.locate(descriptors, [searches[place].query for place in places])
+            found.update(zip(places, located, strict=True))
+        return found
 
     async def in_decoder(self, work: Callable[[], Value]) -> Value:
         """Run work on a request's body in the decode threads."""

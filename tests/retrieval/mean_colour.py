@@ -4,8 +4,8 @@ import onnx
 from onnx import TensorProto, helper
 
 
-def mean_colour_graph(height: int, width: int) -> onnx.ModelProto:
-    """A bundle's graph of three numbers: the mean colour, unit length. Black has no direction: 0 / 0."""
+def mean_colour_graph(height: int, width: int, *, offset: float = 0.0) -> onnx.ModelProto:
+    """A bundle's graph of three numbers: the mean colour, unit length. Without an offset black is 0 / 0."""
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
@@ -18,5 +18,9 @@ def mean_colour_graph(height: int, width: int) -> onnx.ModelProto:
         helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
         helper.make_tensor("last", TensorProto.INT64, [1], [1]),
     ]
+    if offset:
+        nodes[1].output[0] = "colour"
+        nodes.insert(2, helper.make_node("Add", ["colour", "offset"], ["mean"]))
+        axes.append(helper.make_tensor("offset", TensorProto.FLOAT, [1], [offset]))
     graph = helper.make_graph(nodes, "mean colour", [images], [descriptors], axes)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)

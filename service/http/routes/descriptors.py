@@ -56,7 +56,7 @@ def add_descriptor_routes(app: FastAPI, localization: LocalizationService) -> No
             "X-Request-Id": request_id_of(request),
             "Server-Timing": f"decode;dur={described.decode_ms:.1f}, queue;dur={described.queue_ms:.1f}",
         }
-        model = model_answer(localization.live.require().describer)
+        model = model_answer(described.describer)
         if OCTETS in request.headers.get("accept", ""):
             data = described.descriptor.astype("<f4").tobytes()
             return Response(data, media_type=OCTETS, headers={**headers, "X-Model-Fingerprint": model.fingerprint})
@@ -70,8 +70,9 @@ def add_descriptor_routes(app: FastAPI, localization: LocalizationService) -> No
         localization.check_room(urgency)
         raw = await request.body()
         body = await localization.in_decoder(lambda: parse_json(SearchBody, raw))
-        descriptor = checked_descriptor(body.descriptor, localization.live.require())
-        work = localization.search(descriptor, body.options(), request_id_of(request), urgency)
+        localizer = localization.live.require()
+        descriptor = checked_descriptor(body.descriptor, localizer)
+        work = localization.search(descriptor, localizer, body.options(), request_id_of(request), urgency)
         return answer_response(request, await while_present(request, work))
 
     for prefix in ("", "/v1"):

@@ -12,16 +12,16 @@ from tests.retrieval.mean_colour import mean_colour_graph
 HEIGHT, WIDTH = 16, 20
 
 
-def write_colour_bundle(folder: Path) -> Bundle:
-    """Write and open it."""
+def write_colour_bundle(folder: Path, height: int = HEIGHT, width: int = WIDTH, *, offset: float = 0.0) -> Bundle:
+    """Write and open one for images of a size."""
     folder.mkdir()
     graphs = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
     for precision, name in graphs.items():
-        model = mean_colour_graph(HEIGHT, WIDTH)
+        model = mean_colour_graph(height, width, offset=offset)
         model.doc_string = precision
         onnx.save(model, folder / name)
     files = record_files(folder, list(graphs.values()))
-    preprocessing = Preprocessing(height=HEIGHT, width=WIDTH, fit="stretch", filter="bicubic")
+    preprocessing = Preprocessing(height=height, width=width, fit="stretch", filter="bicubic")
     BundleManifest.model_validate(
         {
             "name": "mean-colour",
