@@ -19,6 +19,8 @@ SHAPE_ONLY: Final = frozenset({"Shape", "Size"})
 
 # Tensors below this size (biases, scales) stay in fp32: they weigh nothing and matter more.
 _SMALLEST_HALVED: Final = 1024
+# Names of the nodes and weights that adapt a bundle to a place begin so.
+ADAPTATION_PREFIX: Final = "adaptation/"
 _RAW: Final = "descriptors.before_whitening"
 
 
@@ -104,8 +106,8 @@ def head(model: onnx.ModelProto) -> set[str]:
 def tail(model: onnx.ModelProto) -> set[str]:
     """Nodes that only the descriptor depends on, from the last layer that still sees places of the image.
 
-    Pooling (GeM), a projection of the pooled vector, whitening, the L2 norm. They cost next to nothing, and every error
-    in them reaches the descriptor undamped.
+    Pooling (GeM), a projection of the pooled vector, whitening, an adaptation, the L2 norm. They cost next to nothing,
+    and every error in them reaches the descriptor undamped.
 
     Args:
         model: from `tidied`.
@@ -125,7 +127,8 @@ def tail(model: onnx.ModelProto) -> set[str]:
 
     nodes: set[str] = set()
     for node in reversed(model.graph.node):
-        if node.op_type in WEIGHTED and not is_one_vector(node.output[0]):
+        adapting = node.name.startswith(ADAPTATION_PREFIX)
+        if node.op_type in WEIGHTED and not adapting and not is_one_vector(node.output[0]):
             continue
         after = [reader.name for name in node.output for reader in readers.get(name, [])]
         if all(name in nodes for name in after) and (after or OUTPUT_NAME in node.output):

@@ -10,8 +10,10 @@ import onnx
 
 from retrieval.artefact import MANIFEST_NAME, new_folder, record_files, write_flushed
 from retrieval.bundle import (
+    AdaptationReport,
     Bundle,
     BundleManifest,
+    DenseOutput,
     ParityReport,
     Precision,
     PrecisionReport,
@@ -41,6 +43,8 @@ class BundleContent:
     parity: ParityReport
     licence: str
     weight_storage: Literal["fp32", "fp16"] = "fp32"
+    dense_outputs: tuple[DenseOutput, ...] = ()
+    adaptation: AdaptationReport | None = None
     whitening: WhiteningReport | None = None
     precisions: Mapping[Precision, PrecisionReport] = field(default_factory=dict)
     camera_model_input: Preprocessing | None = None
@@ -119,6 +123,7 @@ def model_card(content: BundleContent) -> str:
         "Turns a photo into a descriptor by which photos of the same place are found. Made with sightfix.",
         _table(("", ""), rows),
         *_recalls(provenance),
+        *_adaptation(content.adaptation),
         *_whitening(content.whitening),
         *_precisions(content.precisions),
         "## Intended use\n\n" + _intended_use(provenance),
@@ -150,6 +155,28 @@ def _recalls(provenance: Provenance) -> list[str]:
         "## Recall while it was trained\n\n" + _table(("validation", "recall"), rows),
         "Of the validation photos by which the checkpoint was chosen, and so optimistic.",
     ]
+
+
+def _adaptation(adaptation: AdaptationReport | None) -> list[str]:
+    if adaptation is None:
+        return []
+    rows = [
+        (
+            f"vocabulary of {vocabulary.layer}",
+            f"{counted(vocabulary.centroids, 'centroid')} of {counted(vocabulary.fitted_on, 'local descriptor')}, "
+            f"quantisation error {vocabulary.quantisation_error:.3f}",
+        )
+        for vocabulary in adaptation.vocabularies
+    ]
+    projection = adaptation.projection
+    if projection is not None:
+        rows.append(("projection", f"from {projection.from_dim:,} to {projection.dim} numbers"))
+    text = (
+        f"## Adaptation\n\nFitted to {counted(adaptation.photos, 'photo')} of {adaptation.fitted_on}, from the bundle "
+        f"{adaptation.base_name} ({adaptation.base_fingerprint[:12]}). It is meant for that place; elsewhere it is "
+        "little better than what it was made from."
+    )
+    return [text, _table(("", ""), rows)]
 
 
 def _whitening(whitening: WhiteningReport | None) -> list[str]:
