@@ -3,8 +3,11 @@
 The local descriptors of each dense output are aggregated by VLAD (Jégou et al., "Aggregating local descriptors into a
 compact image representation", CVPR 2010) with a vocabulary from the place's own photos (Keetha et al., "AnyLoc: Towards
 Universal Visual Place Recognition", RA-L 2024): soft assignment to centroids (Arandjelović et al., "NetVLAD", CVPR
-2016), residuals summed for each centroid, each sum and then the whole made unit length (Arandjelović & Zisserman, "All
-about VLAD", CVPR 2013). Principal component analysis of the same photos projects them to fewer numbers, half-whitened.
+2016), residuals summed for each centroid, each sum made unit length (Arandjelović & Zisserman, "All about VLAD", CVPR
+2013). Principal component analysis of the same photos projects them to fewer numbers, whitened in part.
+
+Residuals tell places apart, and say little of whether a photo shows anything like the place at all. The mean local
+descriptor does; it is a part of the descriptor, too, and is not centred.
 
 What comes out is an ordinary bundle, which can be adapted again: its dense outputs are kept.
 """
@@ -59,7 +62,7 @@ _KMEANS_STEPS: Final = 20
 _LEAST_PER_CENTROID: Final = 16
 _SMALLEST_LENGTH: Final = 1e-12
 # Residuals of a centroid shorter than this, of cells that hardly belong to it, are not stretched to unit length.
-_SMALLEST_RESIDUAL: Final = 1e-3
+_SMALLEST_RESIDUAL: Final = 0.1
 # Directions below this share of the largest singular value are rounding errors.
 _SMALLEST_SHARE: Final = 1e-5
 # Of random directions beside the last principal one.
@@ -84,12 +87,12 @@ class AdaptationSettings:
         reduced_channels: see there.
     """
 
-    centroids: int = 64
+    centroids: int = 32
     sharpness: float = 100.0
     residual_dim: int = 448
     mean_dim: int = 64
     mean_weight: float = 1.0
-    power: float = 0.5
+    power: float = 0.4
     vocabulary_photos: int = 512
     local_descriptors: int = 60_000
     most_channels: int = 512
@@ -124,12 +127,20 @@ class Vocabulary:
         return np.asarray(local @ self.centroids.T - (self.centroids**2).sum(axis=1) / 2, np.float32)
 
     def residuals(self, local: Float32Array, sharpness: float) -> Float32Array:
-        """(N, P, c) → (N, K·c) float32, unit rows: the residuals, summed for each centroid and made unit length."""
+        """(N, P, c) → (N, K·c) float32: the residuals, summed for each centroid and made unit length.
+
+        Divided by the root of K besides, so that rows have unit length where every centroid has local descriptors.
+        """
         exponents = sharpness * self.nearness(local)
         shares = np.exp(exponents - exponents.max(axis=2, keepdims=True))
         shares /= shares.sum(axis=2, keepdims=True)
         sums = shares.transpose(0, 2, 1) @ local - shares.sum(axis=1)[:, :, None] * self.centroids
-        return _unit(_unit(sums, _SMALLEST_RESIDUAL).reshape(len(local), -1))
+        return _unit(sums, _SMALLEST_RESIDUAL).reshape(len(local), -1) * self.residual_scale
+
+    @property
+    def residual_scale(self) -> np.float32:
+        """One by the root of K."""
+        return np.float32(len(self.centroids) ** -0.5)
 
     def error_of(self, local: Float32Array) -> float:
         """Mean squared distance of local descriptors (n, c), unit rows, to their nearest centroid."""
@@ -387,24 +398,24 @@ def adapted_graph(graph: onnx.ModelProto, adaptation: Adaptation) -> onnx.ModelP
     """
     adapted = _cut(graph, [vocabulary.dense.tensor for vocabulary in adaptation.vocabularies])
     tail = _Tail(adapted)
-    residuals, means = [], []
+    residuals, means, scales = [], [], []
     for place, vocabulary in enumerate(adaptation.vocabularies):
-        local = _local_nodes(tail, vocabulary, f"vocabulary.{place}")
-        residuals.append(_residual_nodes(tail, vocabulary, local, adaptation, f"vocabulary.{place}"))
+        local, share = _local_nodes(tail, vocabulary, place), _layer_share(adaptation.vocabularies, place)
+        residuals.append(_residual_nodes(tail, vocabulary, local, adaptation.settings.sharpness, place))
+        scales.append(np.full((vocabulary.centroids.size, 1), share * vocabulary.residual_scale, np.float32))
         mean = tail.add("ReduceMean", local, tail.constant("axis.2", np.array([2], np.int64)), keepdims=0)
-        means.append(tail.scaled(tail.unit(mean, 1), _layer_share(adaptation.vocabularies, place)))
-    bias = -(adaptation.centre.astype(np.float64) @ adaptation.residual_projection.astype(np.float64))
-    joined = residuals[0] if len(residuals) == 1 else tail.add("Concat", *residuals, axis=1)
+        means.append(tail.add("Mul", mean, tail.constant(f"share.{place}", np.array(share, np.float32))))
+    projection = adaptation.residual_projection
+    bias = -(adaptation.centre.astype(np.float64) @ projection.astype(np.float64))
     projected = tail.add(
         "Gemm",
-        joined,
-        tail.constant("projection.residuals", adaptation.residual_projection),
+        tail.joined(residuals),
+        tail.constant("projection.residuals", np.concatenate(scales) * projection),
         tail.constant("projection.bias", bias.astype(np.float32)),
     )
-    mean = means[0] if len(means) == 1 else tail.add("Concat", *means, axis=1)
     weighted = (adaptation.settings.mean_weight * adaptation.mean_projection).astype(np.float32)
-    likeness = tail.add("MatMul", mean, tail.constant("projection.means", weighted))
-    tail.unit(tail.add("Concat", tail.unit(projected, 1), likeness, axis=1), 1, OUTPUT_NAME)
+    mean = tail.add("MatMul", tail.unit(tail.joined(means), 1), tail.constant("projection.means", weighted))
+    tail.unit(tail.joined([tail.unit(projected, 1), mean]), 1, OUTPUT_NAME)
     output = helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [_batch_name(graph), adaptation.dim])
     del adapted.graph.output[:]
     adapted.graph.output.append(output)
@@ -443,26 +454,22 @@ class _Tail:
         divisor = self.add("Max", length, self.constant(f"smallest.{smallest:g}", np.array(smallest, np.float32)))
         return self.add("Div", values, divisor, output=output)
 
-    def scaled(self, values: str, by: float) -> str:
-        """Values times a number."""
-        return (
-            values
-            if by == 1.0
-            else self.add("Mul", values, self.constant(f"factor.{by:.9g}", np.array(by, np.float32)))
-        )
+    def joined(self, parts: Sequence[str]) -> str:
+        """Vectors [N, a], [N, b], ... as one [N, a + b + ...]."""
+        return parts[0] if len(parts) == 1 else self.add("Concat", *parts, axis=1)
 
 
-def _local_nodes(tail: _Tail, vocabulary: Vocabulary, name: str) -> str:
+def _local_nodes(tail: _Tail, vocabulary: Vocabulary, place: int) -> str:
     """[N, C, h, w] → [N, c, P], each location a unit vector."""
     flat = tail.add("Reshape", vocabulary.dense.tensor, tail.constant("flat", np.array([0, 0, -1], np.int64)))
     if vocabulary.reduction is not None:
-        flat = tail.add("MatMul", tail.constant(f"{name}.reduction", vocabulary.reduction.T), flat)
+        flat = tail.add("MatMul", tail.constant(f"vocabulary.{place}.reduction", vocabulary.reduction.T), flat)
     return tail.unit(flat, 1)
 
 
-def _residual_nodes(tail: _Tail, vocabulary: Vocabulary, local: str, adaptation: Adaptation, name: str) -> str:
-    """[N, c, P] → [N, K·c]: as `Vocabulary.residuals`, times the layer's share."""
-    centroids, sharpness = vocabulary.centroids, adaptation.settings.sharpness
+def _residual_nodes(tail: _Tail, vocabulary: Vocabulary, local: str, sharpness: float, place: int) -> str:
+    """[N, c, P] → [N, K·c]: as `Vocabulary.residuals`, not yet scaled."""
+    centroids, name = vocabulary.centroids, f"vocabulary.{place}"
     offset = -sharpness * (centroids**2).sum(axis=1, keepdims=True) / 2
     nearness = tail.add("MatMul", tail.constant(f"{name}.sharpened", sharpness * centroids), local)
     exponents = tail.add("Add", nearness, tail.constant(f"{name}.offset", offset.astype(np.float32)))
@@ -471,9 +478,7 @@ def _residual_nodes(tail: _Tail, vocabulary: Vocabulary, local: str, adaptation:
     mass = tail.add("ReduceSum", shares, tail.constant("axis.2", np.array([2], np.int64)), keepdims=1)
     expected = tail.add("Mul", mass, tail.constant(f"{name}.centroids", centroids))
     cells = tail.unit(tail.add("Sub", sums, expected), 2, smallest=_SMALLEST_RESIDUAL)
-    flat = tail.add("Reshape", cells, tail.constant("joined", np.array([0, -1], np.int64)))
-    place = [v.dense.tensor for v in adaptation.vocabularies].index(vocabulary.dense.tensor)
-    return tail.scaled(tail.unit(flat, 1), _layer_share(adaptation.vocabularies, place))
+    return tail.add("Reshape", cells, tail.constant("joined", np.array([0, -1], np.int64)))
 
 
 def _graph_of(bundle: Bundle) -> onnx.ModelProto:
@@ -563,13 +568,13 @@ def _layer_share(vocabularies: Sequence[Vocabulary], place: int) -> float:
 def _aggregated(
     vocabularies: Sequence[Vocabulary], dense: Sequence[Float32Array], sharpness: float
 ) -> tuple[Float32Array, Float32Array]:
-    """Joined residuals (N, V) and joined mean local descriptors (N, M), float32, unit rows."""
+    """Joined residuals (N, V) and joined mean local descriptors (N, M), float32; the latter unit rows."""
     residuals, means = [], []
     for place, (vocabulary, values) in enumerate(zip(vocabularies, dense, strict=True)):
         local, share = vocabulary.local(values), _layer_share(vocabularies, place)
         residuals.append(share * vocabulary.residuals(local, sharpness))
-        means.append(share * _unit(local.mean(axis=1)))
-    return np.concatenate(residuals, axis=1), np.concatenate(means, axis=1)
+        means.append(share * local.mean(axis=1))
+    return np.concatenate(residuals, axis=1), _unit(np.concatenate(means, axis=1))
 
 
 def _described(
