@@ -5,14 +5,21 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from torch import Tensor
 
 from export.exporting import ExportSettings, write_export
 from export.from_pytorch import PYTORCH, DescriptionGraph, export_graph, in_pytorch
-from retrieval.bundle import Bundle, Provenance, default_bundle_folder
-from retrieval.bundle.exportable import ExportableModel
+from retrieval.bundle import Bundle, DenseOutput, Provenance, default_bundle_folder
+from retrieval.bundle.adaptation import dense_describer
+from retrieval.bundle.exportable import ExportableModel, noise
+from retrieval.errors import BundleError
 from retrieval.images import Preprocessing
 from training.backbones import (
     EFFICIENTNET_LITE0,
@@ -26,6 +33,15 @@ from training.descriptor_net import DescriptorNet, GeM
 NAME: Final = "efficientnet-lite0-gem-1280"
 DEFAULT_PREPROCESSING: Final = Preprocessing(height=256, width=256, fit="stretch", filter="bicubic")
 _DESCRIPTOR_DIM: Final = 1280
+
+# What the bundle is adapted with: the names that PyTorch 2.13 gives the outputs of these layers in the graph. Layers
+# and weights were chosen on parts of two sets of photos; see docs/explanation/adaptation.md.
+DENSE_OUTPUTS: Final = (
+    DenseOutput(tensor="add_586", layer="blocks.3", channels=80, weight=0.4),
+    DenseOutput(tensor="add_796", layer="blocks.4", channels=112),
+    DenseOutput(tensor="add_1011", layer="blocks.5.2", channels=192),
+)
+_SAME: Final = 0.999
 
 
 def make_default_bundle(
@@ -50,9 +66,10 @@ def make_default_bundle(
     net = DescriptorNet(backbone, GeM(p=3.0, learnable=False))
     # One mean and one standard deviation for all channels, as the committed bundle has them: its fingerprint stays.
     graph = DescriptionGraph(net, EFFICIENTNET_LITE0_MEAN, EFFICIENTNET_LITE0_STD).eval()
+    exported = export_graph(graph, preprocessing.height, preprocessing.width, {})
     model = ExportableModel(
         name=NAME,
-        graph=export_graph(graph, preprocessing.height, preprocessing.width, {}),
+        graph=exported,
         preprocessing=preprocessing,
         descriptor_dim=_DESCRIPTOR_DIM,
         provenance=Provenance(
@@ -65,8 +82,49 @@ def make_default_bundle(
         licence="Apache-2.0",
         original=in_pytorch(graph),
         original_name=PYTORCH,
+        dense_outputs=DENSE_OUTPUTS,
     )
+    images = noise(preprocessing.height, preprocessing.width)[:2]
+    check_dense_outputs(exported, outputs_of_layers(graph, [output.layer for output in DENSE_OUTPUTS], images), images)
     return write_export(model, folder, ExportSettings(weight_storage="fp16"), replace_folder=replace)
+
+
+def outputs_of_layers(
+    graph: DescriptionGraph, layers: Sequence[str], images: NDArray[np.uint8]
+) -> dict[str, NDArray[np.float32]]:
+    """What layers of the backbone give in PyTorch: (N, H, W, 3) uint8 → (N, C, h, w) float32 by layer."""
+    found: dict[str, NDArray[np.float32]] = {}
+
+    def remember(layer: str) -> Callable[[object, object, Tensor], None]:
+        return lambda _module, _inputs, output: found.update({layer: output.numpy()})
+
+    backbone: Any = graph.net.backbone
+    hooks = [backbone.get_submodule(layer).register_forward_hook(remember(layer)) for layer in layers]
+    in_pytorch(graph)(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def check_dense_outputs(
+    model: onnx.ModelProto, expected: Mapping[str, NDArray[np.float32]], images: NDArray[np.uint8]
+) -> None:
+    """Compare the dense outputs of a graph with what the layers give in PyTorch.
+
+    Raises:
+        BundleError: a tensor is missing or differs (``parity_failed``): another PyTorch names tensors differently.
+    """
+    described = dense_describer(model, DENSE_OUTPUTS)(images)
+    for output, values in zip(DENSE_OUTPUTS, described, strict=True):
+        wanted = expected[output.layer]
+        same = values.shape == wanted.shape and values.shape[1] == output.channels
+        product = float((values * wanted).sum() / (np.linalg.norm(values) * np.linalg.norm(wanted))) if same else 0.0
+        if product < _SAME:
+            raise BundleError(
+                f"the tensor {output.tensor} of the graph is not the output of {output.layer} (cosine {product:.4f})",
+                remedy="Nothing was written. Look up the names that this PyTorch gives, in export/default_bundle.py",
+                code="parity_failed",
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -132,6 +132,7 @@ def write_export(
         parity=compare_with_original(final, min_cosine),
         licence=final.licence,
         weight_storage=settings.weight_storage,
+        dense_outputs=final.dense_outputs,
         whitening=whitening,
         precisions=reports,
         camera_model_input=None if settings.camera is None else model.preprocessing,

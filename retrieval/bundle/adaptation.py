@@ -92,7 +92,7 @@ class AdaptationSettings:
     residual_dim: int = 448
     mean_dim: int = 64
     mean_weight: float = 1.0
-    power: float = 0.5
+    power: float = 0.4
     vocabulary_photos: int = 512
     local_descriptors: int = 60_000
     most_channels: int = 512

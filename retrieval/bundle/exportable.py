@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, ParityReport, Provenance, open_bundle
+from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, DenseOutput, ParityReport, Provenance, open_bundle
 from retrieval.bundle.onnx_graph import restore_fp32_weights
 from retrieval.engines.onnx_runtime import keep_int8_exact
 from retrieval.errors import BundleError, ParameterError
@@ -40,6 +40,7 @@ class ExportableModel:
         licence: of the weights.
         original: the same model computed without the graph: in PyTorch, or by the file it was imported from.
         original_name: what computes it, for people, such as `PyTorch 2.13.0`.
+        dense_outputs: tensors of the graph that hold local descriptors; none where it cannot be adapted.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ExportableModel:
     licence: str
     original: Describe
     original_name: str
+    dense_outputs: tuple[DenseOutput, ...] = ()
 
 
 def bundle_model(folder: Path | None) -> ExportableModel:
@@ -80,6 +82,7 @@ def bundle_model(folder: Path | None) -> ExportableModel:
         licence=manifest.licence,
         original=run_on_cpu(graph),
         original_name=f"bundle {manifest.name} {bundle.fingerprint[:12]}",
+        dense_outputs=manifest.dense_outputs,
     )
 
 

@@ -115,6 +115,7 @@ def model_card(content: BundleContent) -> str:
         ("trained for places", "no" if provenance.objective is None else "yes"),
         ("input", _input(content.preprocessing, content.camera_model_input)),
         ("file", "weights stored as fp16, computed in fp32" if content.weight_storage == "fp16" else "fp32"),
+        *_adaptable(content.dense_outputs),
         ("licence", content.licence),
         (f"worst cosine to {parity.reference}", f"{parity.min_cosine:.7f} on {counted(parity.images, 'image')}"),
     ]
@@ -155,6 +156,11 @@ def _recalls(provenance: Provenance) -> list[str]:
         "## Recall while it was trained\n\n" + _table(("validation", "recall"), rows),
         "Of the validation photos by which the checkpoint was chosen, and so optimistic.",
     ]
+
+
+def _adaptable(dense_outputs: Sequence[DenseOutput]) -> list[tuple[str, str]]:
+    layers = ", ".join(f"`{output.layer}`" for output in dense_outputs)
+    return [("adapts to a place with", layers)] if dense_outputs else []
 
 
 def _adaptation(adaptation: AdaptationReport | None) -> list[str]:
