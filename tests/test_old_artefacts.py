@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
+from retrieval.bundle import open_bundle
 from sightfix.cli import app
+from tests.running_server import forked_server
 
 WRITTEN = Path(__file__).parent / "data" / "written_by_c0fdd7f"
 ANSWERS: dict[str, dict[str, Any]] = json.loads((WRITTEN / "answers.json").read_text())
@@ -55,3 +58,35 @@ def test_local_features_of_commit_c0fdd7f_are_still_compared(written: Path) -> N
 def test_a_version_of_commit_c0fdd7f_verifies(written: Path, index: str) -> None:
     result = CliRunner().invoke(app, ["index", "verify", "--name", index, "--indexes", str(written / "indexes")])
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", ["localize", "evaluate", "serve"])
+def test_an_index_of_commit_c0fdd7f_says_which_bundle_it_needs(written: Path, command: str) -> None:
+    """It holds none, and its bundle is not the one that is shipped now."""
+    bundle = open_bundle(written / "bundle")
+    query = str(written / "queries" / "0.jpg")
+    arguments = {
+        "localize": ["localize", query],
+        "evaluate": ["evaluate", "--queries", str(written / "queries")],
+        "serve": ["serve", "--check-config"],
+    }[command]
+    options = ["--index", "exact", "--indexes", str(written / "indexes")]
+    result = CliRunner().invoke(app, [*arguments, *options])
+    assert result.exit_code == 1
+    told = result.stdout if command == "serve" else str(result.exception)
+    told = " ".join(told.split())
+    assert f"the index was described with bundle {bundle.name} ({bundle.fingerprint[:12]});" in told
+    assert "Name the folder of that bundle: --bundle FOLDER." in told
+
+
+def test_an_index_of_commit_c0fdd7f_is_served_with_its_bundle(written: Path, tmp_path: Path) -> None:
+    options = ["--index", "exact", "--indexes", str(written / "indexes"), "--bundle", str(written / "bundle")]
+    query = (written / "queries" / "0.jpg").read_bytes()
+    with forked_server(tmp_path / "log", options) as server:
+        server.wait_until_ready()
+        answer = httpx.post(f"{server.url}/localize", content=query, headers={"Content-Type": "image/jpeg"}).json()
+    then = ANSWERS["exact"]["0.jpg"]
+    assert answer["status"] == then["status"]
+    assert [match["reference_id"] for match in answer["matches"]][: len(then["matches"])] == [
+        match["reference_id"] for match in then["matches"]
+    ]

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.errors import BundleError
 from retrieval.geo import GeoPrior, Position, from_local_metres, haversine_m, to_local_metres
 from retrieval.index.place_index import PlaceIndex
 from retrieval.index.sampling import evenly_spaced
@@ -113,6 +114,7 @@ class Diagnosis:
         copies, jumps, misplaced, gaps: largest suspicion first.
         without_heading, without_time, without_session: how many references lack what.
         sessions: how many references each has.
+        bundle_problem: what is wrong with the bundle that the version holds, with its remedy, or None.
     """
 
     count: int
@@ -125,6 +127,7 @@ class Diagnosis:
     without_time: int
     without_session: int
     sessions: dict[str, int] = field(default_factory=dict)
+    bundle_problem: str | None = None
 
 
 def diagnose(
@@ -169,7 +172,16 @@ def diagnose(
         without_time=references.without_time,
         without_session=int((references.session < 0).sum()),
         sessions=references.counts,
+        bundle_problem=_bundle_problem(index),
     )
+
+
+def _bundle_problem(index: PlaceIndex) -> str | None:
+    try:
+        index.held_bundle()
+    except BundleError as error:
+        return str(error)
+    return None
 
 
 def _misplaced(

@@ -103,7 +103,6 @@ def index(
     from index_builder.describing import DescribeSettings
     from index_builder.index_design import IndexDesign
     from index_builder.update import ENGINES, UpdateSettings, build_index, bundle_for_build
-    from retrieval.bundle import open_bundle
     from retrieval.index.folder import check_index_name
     from retrieval.index.place_index import PlaceIndex
     from retrieval.index.vectors.candidates import INDEX_TYPES
@@ -148,13 +147,10 @@ def index(
     console.print(
         f"[green]published[/] {counted(manifest.count, 'reference')} as [bold]{name}[/], version {manifest.version}"
     )
-    where = [] if indexes == DEFAULT_INDEXES else ["--indexes", str(indexes)]
-    if store is not None:
+    if store is None:
+        print_next("serve", "--index", name, *([] if indexes == DEFAULT_INDEXES else ["--indexes", str(indexes)]))
+    else:
         push_shown(PlaceIndex.open(built.folder), store, push)
-        where = ["--store", store]
-        if manifest.bundle.fingerprint != open_bundle().fingerprint:  # Milvus holds no bundles
-            where += ["--bundle", str(indexes / name)]
-    print_next("serve", "--index", name, *where)
 
 
 def plan(

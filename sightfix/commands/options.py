@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 import typer
 
 from retrieval.errors import ParameterError
-from sightfix.console import console, progress_bar
+from sightfix.console import console, print_next, progress_bar
 
 if TYPE_CHECKING:
     from index_builder.push import PushSettings
@@ -132,8 +132,9 @@ def push_settings(
 
 
 def push_shown(index: "PlaceIndex", address: str, settings: "PushSettings") -> None:
-    """Publish a version in Milvus with a progress bar, and print the result."""
+    """Publish a version in Milvus with a progress bar, and print the result and what comes next."""
     from index_builder.push import push_to
+    from retrieval.bundle import open_bundle
 
     with progress_bar("Writing to Milvus", index.count, "rows") as advance:
         searching = push_to(address, index, settings, on_rows=advance)
@@ -143,6 +144,11 @@ def push_shown(index: "PlaceIndex", address: str, settings: "PushSettings") -> N
         f"[green]published[/] version {index.version} of [bold]{index.name}[/] in {address}: "
         f"{searching.index_type}, {quality}" + ("" if settings.activate else "; not current yet")
     )
+    if settings.activate:
+        is_shipped = index.manifest.bundle.fingerprint == open_bundle().fingerprint
+        # Milvus holds no bundles.
+        holder = [] if is_shipped else ["--bundle", str(index.index_folder)]
+        print_next("serve", "--index", index.name, "--store", address, *holder)
 
 
 def _named_value(text: str) -> tuple[str, int | float | str]:
