@@ -155,7 +155,8 @@ class ServerSettings(BaseSettings):
         indexes: the folder of all place indexes.
         store: address of another engine that holds them, such as milvus://host:19530; None: that folder.
         index: which one to serve; may be left out when there is only one.
-        bundle: takes the place of the one that the index holds, and must be the same; None takes that one.
+        bundle: takes the place of the one that the index holds, and must be the same; the folder of a place index
+            stands for what its current version holds; None takes the index's own.
         provider: where the model computes; auto takes the best there is, see `choose_engine`.
         precision: which of the bundle's graphs.
         allow_cpu_fallback: whether the CPU may take the place of a named provider that cannot be had.

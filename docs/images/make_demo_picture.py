@@ -10,7 +10,6 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
 from retrieval.geo import Position, to_local_metres
 from retrieval.index.folder import find_index
@@ -32,7 +31,8 @@ def main(folder: Path) -> None:
     town = town_for(300)
     queries = list(open_references(f"csv:{folder / 'queries.csv'}"))
     query = queries[len(queries) // 3]
-    localizer = Localizer(Describer(open_bundle()), PlaceIndex.open(find_index(folder / "indexes", INDEX_NAME)))
+    index = PlaceIndex.open(find_index(folder / "indexes", INDEX_NAME))
+    localizer = Localizer(Describer(index.open_bundle()), index)
     answer = answer_of(localizer.localize_file(query.path))
     assert answer.fix is not None
     assert query.position is not None

@@ -269,12 +269,11 @@ class LiveLocalizer:
 
     def _describer_of(self, place_index: SearchablePlaceIndex, serving: Describer) -> Describer:
         """The one that serves, or a new and warm one beside it where a version was described with another bundle."""
-        named = self._settings.bundle
-        if named is not None or place_index.manifest.bundle.fingerprint == serving.bundle.fingerprint:
-            place_index.check_bundle(serving.bundle)
+        settings = self._settings
+        if place_index.manifest.bundle.fingerprint == serving.bundle.fingerprint:
             return serving
         try:
-            describer = open_describer(self._settings, place_index.open_bundle(), self._report_build)
+            describer = open_describer(settings, place_index.open_bundle(settings.bundle), self._report_build)
             describer.warm_up()
         finally:
             self.engine_building = False

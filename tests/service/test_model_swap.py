@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from index_builder.push import push_version
 from index_builder.update import build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError
 from retrieval.index.folder import activate_version, current_version
+from retrieval.index.milvus.store import MilvusStore
 from retrieval.index.place_index import PlaceIndex
 from retrieval.localize.localizer import LocalizeOptions
 from service.answer import LocalizeAnswer, answer_of
@@ -262,6 +264,38 @@ def test_a_bundle_of_the_settings_is_not_left(made: TwoModels, caplog: pytest.Lo
         assert swap.result == "refused"
         assert "the index was described with bundle mean-colour" in (swap.reason or "")
         assert "Leave out --bundle" in (swap.reason or "")
+
+
+@pytest.mark.usefixtures("milvus_polled_often")
+@pytest.mark.parametrize("where", ["folder", "milvus"])
+def test_a_place_index_that_the_settings_name_gives_the_model_of_each_version(made: TwoModels, where: str) -> None:
+    """A Milvus holds no bundles: the server follows the folder of the index that is pushed there."""
+    settings = ServerSettings(
+        indexes=made.indexes,
+        store=f"milvus://{made.indexes}/milvus.db" if where == "milvus" else None,
+        bundle=made.index,
+        watch_interval_s=3600,
+        threads=1,
+        metrics="off",
+    )
+    store = settings.open_store()
+
+    def publish(version: str) -> None:
+        activate_version(made.index, version)
+        if isinstance(store, MilvusStore):
+            push_version(PlaceIndex.open(made.index), store)
+
+    publish(made.names[0])
+    localization = LocalizationService(settings, store=store)
+    localization.start()
+    localization.live.wait_until_loaded(LIMIT_S)
+    for version in reversed(made.names):
+        publish(version)
+        localization.live.look_for_new_version()
+        answer = asyncio.run(localized(localization, made.photo(1)))
+        check_whole(made, answer, 1)
+        assert answer.index.version == version
+    localization.stop()
 
 
 @pytest.mark.parametrize("damage", ["graph", "precision"])
