@@ -45,7 +45,7 @@ from index_builder.version_writer import FeaturesPlan, VersionContent, write_ver
 from retrieval.artefact import MANIFEST_NAME, storage_errors, verify_files
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer, Descriptors
-from retrieval.errors import IndexNotFoundError, PlaceIndexError, ReferenceDataError
+from retrieval.errors import BundleError, IndexNotFoundError, PlaceIndexError, ReferenceDataError
 from retrieval.images import LeftOut
 from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version_or_none
 from retrieval.index.manifest import DescribingRecord
@@ -104,14 +104,21 @@ def bundle_for_build(indexes: Path, name: str, named: Path | None = None, *, of_
     Raises:
         BundleError: it cannot be opened.
     """
-    if named is None:
-        try:
-            before = PlaceIndex.open(indexes / check_index_name(name), memory_map=True).held_bundle()
-        except (IndexNotFoundError, PlaceIndexError):  # making the index anew is the remedy of that
-            before = None
-        if before is not None:
-            return before
-    return open_bundle(named or of_a_first)
+    if named is not None:
+        return open_bundle(named)
+    try:
+        before = PlaceIndex.open(indexes / check_index_name(name), memory_map=True)
+    except (IndexNotFoundError, PlaceIndexError):  # making the index anew is the remedy of that
+        return open_bundle(of_a_first)
+    try:
+        return before.held_bundle() or open_bundle(of_a_first)
+    except BundleError as damage:
+        same = open_bundle(of_a_first)
+        if same.fingerprint == before.manifest.bundle.fingerprint:
+            return same
+        raise BundleError(
+            damage.what, where=damage.where, remedy="Name the bundle to describe with: --bundle FOLDER, or default"
+        ) from damage
 
 
 def build_index(

@@ -39,6 +39,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "frame_out_of_order": 409,
     "idempotency_conflict": 409,
     "job_not_cancellable": 409,
+    "model_mismatch": 409,
     "reference_id_conflict": 409,
     "superseded": 409,
     "version_conflict": 409,

@@ -62,6 +62,7 @@ _CODE_OF_STATUS: Final[Mapping[int, grpc.StatusCode]] = {
 # Where gRPC distinguishes what HTTP has one status for: ABORTED invites clients to retry.
 _CODE_OF_PROBLEM: Final[Mapping[str, grpc.StatusCode]] = {
     "frame_out_of_order": grpc.StatusCode.FAILED_PRECONDITION,
+    "model_mismatch": grpc.StatusCode.FAILED_PRECONDITION,
     "idempotency_conflict": grpc.StatusCode.ALREADY_EXISTS,
     "job_not_cancellable": grpc.StatusCode.FAILED_PRECONDITION,
 }

@@ -100,7 +100,9 @@ class LocalizationServicer(LocalizationServiceServicer):
         urgency = self._urgency(request.lane, context)
         # Its length first: a message may hold eight million numbers, and this is the event loop.
         localizer = self._localization.live.require()
-        descriptor = checked_descriptor(request.descriptor_values, localizer, "descriptor_values")
+        descriptor = checked_descriptor(
+            request.descriptor_values, localizer, request.fingerprint or None, "descriptor_values"
+        )
         located = await self._localization.search(descriptor, localizer, options, _request_id(), urgency)
         return pb.SearchResponse(answer=answer_message(answer_of(located)))
 

@@ -148,6 +148,7 @@ class AsyncSightfixClient:
         self,
         descriptor: ArrayLike,
         *,
+        fingerprint: str | None = None,
         top_k: int = 10,
         geo_prior: GeoPrior | None = None,
         min_score: float | None = None,
@@ -158,9 +159,10 @@ class AsyncSightfixClient:
 
         Args:
             descriptor: (D,) of unit length, as `describe` gave it.
+            fingerprint: of the model that gave it, to be refused when another serves by now; None: not checked.
             top_k, geo_prior, min_score, lane, deadline_ms: as `localize`.
         """
-        call = calls.search_call(descriptor, Options(top_k, geo_prior, min_score))
+        call = calls.search_call(descriptor, fingerprint, Options(top_k, geo_prior, min_score))
         return await self._sender.answer(call, self._sender.budget(deadline_ms), lane)
 
     async def open_track(self, parameters: TrackParameters | None = None) -> OpenedTrack:

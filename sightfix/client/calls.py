@@ -115,9 +115,10 @@ def describe_call(photo: EncodedPhoto) -> Call[Description]:
     )
 
 
-def search_call(descriptor: ArrayLike, options: Options) -> Call[LocalizeAnswer]:
+def search_call(descriptor: ArrayLike, fingerprint: str | None, options: Options) -> Call[LocalizeAnswer]:
     """Localize the photo of a descriptor."""
-    body = json.dumps({"descriptor": np.asarray(descriptor, np.float64).tolist(), **options.fields()})
+    of = {} if fingerprint is None else {"fingerprint": fingerprint}
+    body = json.dumps({"descriptor": np.asarray(descriptor, np.float64).tolist(), **of, **options.fields()})
     return Call(
         "POST",
         "/search",

@@ -195,8 +195,39 @@ def test_which_bundle_an_index_is_made_with(
     assert bundle_for_build(indexes, "town").manifest == colours.manifest
     assert bundle_for_build(indexes, "town", of_a_first=other.folder).manifest == colours.manifest
     assert bundle_for_build(indexes, "town", other.folder) == other
+    flip_byte(held_files(PlaceIndex.open(indexes / "town"))["model.onnx"])
+    assert bundle_for_build(indexes, "town", of_a_first=colours.folder) == colours, "the same, and whole"
+    with pytest.raises(BundleError, match=r"model\.onnx: the file is damaged.*Name the bundle to describe with"):
+        bundle_for_build(indexes, "town")
     (indexes / "town" / "CURRENT").unlink()
     assert bundle_for_build(indexes, "town") == bundle
+
+
+def test_what_a_held_bundle_has_beside_the_shipped_graph_stays(
+    places: Places, colours: Bundle, coloured: Describer, tmp_path: Path
+) -> None:
+    """A bundle of the same fingerprint with fewer precisions does not take its place."""
+    build(places, coloured, tmp_path / "indexes")
+    manifest = colours.manifest
+    less = manifest.model_copy(update={"graphs": {"fp32": manifest.graphs["fp32"]}})
+    plain = copy_bundle(colours, tmp_path / "plain")
+    less.write(plain)
+    assert open_bundle(plain).fingerprint == colours.fingerprint
+    again = bundle_for_build(tmp_path / "indexes", "town", of_a_first=plain)
+    assert set(again.manifest.graphs) == {"fp32", "fp16"}
+
+
+def test_the_folder_that_a_describer_was_opened_from_may_be_pruned(
+    places: Places, tmp_path: Path, colours: Bundle
+) -> None:
+    """A worker keeps its describer from job to job; the version that it was opened from ages."""
+    indexes = tmp_path / "indexes"
+    first = build(places, Describer(colours, threads=1), indexes)
+    kept = Describer(held(first), threads=1)
+    for _ in range(4):
+        index = build(places, kept, indexes, keep=2)
+    assert not kept.bundle.folder.exists()
+    assert held(index).manifest == colours.manifest
 
 
 def test_a_bundle_that_changes_meanwhile_publishes_nothing(

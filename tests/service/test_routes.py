@@ -99,6 +99,10 @@ def test_describe_and_search_are_localize_in_two_steps(
         [match.score for match in searched.matches], [match.score for match in localized.matches], atol=1e-5
     )
     assert searched.timings_ms.describe == 0.0
+    of = {"descriptor": descriptor, "top_k": 1}
+    assert http.post("/search", json={**of, "fingerprint": describer.bundle.fingerprint}).status_code == 200
+    other = http.post("/search", json={**of, "fingerprint": "0" * 64})
+    assert (other.status_code, other.json()["code"]) == (409, "model_mismatch")
 
 
 @pytest.mark.parametrize(

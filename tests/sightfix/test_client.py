@@ -110,6 +110,10 @@ def test_describe_and_search(ask: Ask, published: PublishedPlaces) -> None:
     found = ask("search", described.descriptor, top_k=2, geo_prior=prior, min_score=0.5)
     assert found.matches[0].reference_id == "photos/0004.jpg"
     assert found.model == described.model
+    assert ask("search", described.descriptor, fingerprint=described.model.fingerprint).model == described.model
+    with pytest.raises(ProblemError) as other:
+        ask("search", described.descriptor, fingerprint="0" * 64)
+    assert other.value.code == "model_mismatch"
 
 
 def test_a_track(ask: Ask, published: PublishedPlaces) -> None:

@@ -1154,10 +1154,13 @@ class SearchRequest(_message.Message):
     DESCRIPTOR_VALUES_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     LANE_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As in LocalizeRequest."""
     lane: Global___Lane.ValueType
     """Who goes first."""
+    fingerprint: _builtins.str
+    """Of the model that gave the descriptor; refused when another serves by now. Empty: not checked."""
     @_builtins.property
     def descriptor_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """As Describe gave it: unit length, of the model that is served."""
@@ -1173,10 +1176,11 @@ class SearchRequest(_message.Message):
         descriptor_values: _abc.Iterable[_builtins.float] | None = ...,
         options: Global___LocalizeOptions | None = ...,
         lane: Global___Lane.ValueType = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptor_values", b"descriptor_values", "lane", b"lane", "options", b"options", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptor_values", b"descriptor_values", "fingerprint", b"fingerprint", "lane", b"lane", "options", b"options", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -42,6 +42,9 @@ class SearchBody(LocalizeParameters):
 
     # The first wrong number is enough: there may be a hundred thousand.
     descriptor: list[float] = Field(description="Of the model that /info names, unit length", fail_fast=True)
+    fingerprint: str | None = Field(
+        default=None, description="Of the model that gave the descriptor; refused when another serves by now"
+    )
 
 
 def add_descriptor_routes(app: FastAPI, localization: LocalizationService) -> None:
@@ -71,7 +74,7 @@ def add_descriptor_routes(app: FastAPI, localization: LocalizationService) -> No
         raw = await request.body()
         body = await localization.in_decoder(lambda: parse_json(SearchBody, raw))
         localizer = localization.live.require()
-        descriptor = checked_descriptor(body.descriptor, localizer)
+        descriptor = checked_descriptor(body.descriptor, localizer, body.fingerprint)
         work = localization.search(descriptor, localizer, body.options(), request_id_of(request), urgency)
         return answer_response(request, await while_present(request, work))
 
@@ -104,22 +107,34 @@ def add_descriptor_routes(app: FastAPI, localization: LocalizationService) -> No
 
 
 def checked_descriptor(
-    numbers: Sequence[float] | np.ndarray, localizer: Localizer, where: str = "/descriptor"
+    numbers: Sequence[float] | np.ndarray,
+    localizer: Localizer,
+    fingerprint: str | None,
+    where: str = "/descriptor",
 ) -> np.ndarray:
     """A descriptor that came from outside.
 
     Args:
         numbers: as they were sent.
         localizer: whose model the descriptor must be of.
+        fingerprint: of the model that it is of, where the client says.
         where: the descriptor stands in the request.
 
     Returns:
         (dim,) float32, unit length.
 
     Raises:
-        RequestError: another length, in numbers or as a vector (``validation_error``).
+        RequestError: another length, in numbers or as a vector (``validation_error``); of another model
+            (``model_mismatch``).
     """
-    dim = localizer.describer.bundle.descriptor_dim
+    bundle = localizer.describer.bundle
+    if fingerprint not in (None, bundle.fingerprint):
+        raise RequestError(
+            f"{where} is of another model than {bundle.name} ({bundle.fingerprint[:12]}), which serves now",
+            code="model_mismatch",
+            remedy="Describe the photo again",
+        )
+    dim = bundle.descriptor_dim
     if len(numbers) != dim:
         raise RequestError(
             f"{where} has {len(numbers)} numbers, the model's descriptors have {dim}",

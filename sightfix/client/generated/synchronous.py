@@ -127,6 +127,7 @@ class SightfixClient:
         self,
         descriptor: ArrayLike,
         *,
+        fingerprint: str | None = None,
         top_k: int = 10,
         geo_prior: GeoPrior | None = None,
         min_score: float | None = None,
@@ -137,11 +138,18 @@ class SightfixClient:
 
         Args:
             descriptor: (D,) of unit length, as `describe` gave it.
+            fingerprint: of the model that gave it, to be refused when another serves by now; None: not checked.
             top_k, geo_prior, min_score, lane, deadline_ms: as `localize`.
         """
         return self._loop.run(
             self._client.search(
-                descriptor, top_k=top_k, geo_prior=geo_prior, min_score=min_score, lane=lane, deadline_ms=deadline_ms
+                descriptor,
+                fingerprint=fingerprint,
+                top_k=top_k,
+                geo_prior=geo_prior,
+                min_score=min_score,
+                lane=lane,
+                deadline_ms=deadline_ms,
             )
         )
 

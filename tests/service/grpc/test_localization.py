@@ -93,6 +93,12 @@ def test_describe_and_search_are_localize_in_two_steps(
     assert found.matches[0].reference_id == "photos/0007.jpg"
     assert len(found.matches) == 2
     assert found.timings.describe_ms == 0
+    request = pb.SearchRequest(descriptor_values=described.descriptor_values, fingerprint=described.model.fingerprint)
+    assert stub.Search(request).answer.matches[0].reference_id == "photos/0007.jpg"
+    request.fingerprint = "0" * 64
+    with pytest.raises(grpc.RpcError) as other:
+        stub.Search(request)
+    assert other.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_the_server_tells_what_it_serves(process: RunningServer, stub: LocalizationServiceStub) -> None:
