@@ -161,6 +161,8 @@ def _whiten(
         descriptor_dim=wanted.dim,
         original=whitened_original,
         original_name=f"{model.original_name}, whitened in numpy",
+        # Adapting it would throw the whitening away.
+        dense_outputs=(),
     )
     changes = _recall(model, {"whitened": run_on_cpu(whitened.graph)}, settings, on_step)
     report = WhiteningReport(

@@ -5,9 +5,9 @@ The projection head, predictor and queue of training are no part of it.
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor, nn
 
-from retrieval.bundle import INPUT_NAME, OUTPUT_NAME
+from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, DenseOutput
 from retrieval.bundle.exportable import Describe, ExportableModel, describe_in_batches
 from retrieval.bundle.onnx_graph import replace_nodes
 from retrieval.errors import BundleError
 from training.checkpoint import ENCODER_NAME, load_encoder, open_checkpoint
-from training.encoder import Encoder
+from training.dense_layers import DenseLayer, dense_layers, reading
+from training.encoder import Encoder, timm_encoder
 
 OPSET: Final = 20
 
@@ -32,27 +33,56 @@ PYTORCH: Final = f"PyTorch {torch.__version__.split('+')[0]}"
 _BATCH: Final = 8
 
 
-def checkpoint_model(checkpoint: Path) -> ExportableModel:
+def checkpoint_model(checkpoint: Path, layers: Sequence[str] | None = None) -> ExportableModel:
     """Trace a checkpoint's encoder.
 
     Args:
         checkpoint: folder of a checkpoint.
+        layers: what the bundle can be adapted with; see `training.dense_layers.dense_layers`.
 
     Raises:
         CheckpointError, WeightsMismatchError: see `load_encoder`; loading is strict, no layer is left random.
+        ParameterError: no such layer (``unknown_layer``).
         BundleError: the network cannot be traced (``not_exportable``).
     """
     opened = open_checkpoint(checkpoint)
-    return encoder_model(load_encoder(checkpoint), opened.recipe.name, opened.manifest.files[ENCODER_NAME].sha256)
+    sha256 = opened.manifest.files[ENCODER_NAME].sha256
+    return encoder_model(load_encoder(checkpoint), opened.recipe.name, sha256, layers)
 
 
-def encoder_model(encoder: Encoder, name: str, weights_sha256: str | None = None) -> ExportableModel:
+def timm_model(
+    name: str, weights: str = "hub", size: tuple[int, int] | None = None, layers: Sequence[str] | None = None
+) -> ExportableModel:
+    """Trace a model of timm as it is, never trained for places.
+
+    Args:
+        name: of the timm model, with the tag of its weights: `vit_small_patch14_dinov2.lvd142m`.
+        weights: `hub`, `none` (random), `wheel` or a file; see `training.backbones.pretrained_backbone`.
+        size: (height, width) of the images, pixels; None takes that of the weights, at most about 322.
+        layers: what the bundle can be adapted with; see `training.dense_layers.dense_layers`.
+
+    Raises:
+        ParameterError: no such model (``unknown_backbone``) or layer (``unknown_layer``), or the size does not fit.
+        DownloadError, WeightsFileError, WeightsMismatchError: the weights cannot be had, or do not fit.
+        BundleError: the network cannot be traced (``not_exportable``).
+    """
+    encoder = timm_encoder(name, weights, size)
+    parts = [name, f"{encoder.preprocessing.height}x{encoder.preprocessing.width}"]
+    if weights not in ("hub", "wheel"):
+        parts.append("random" if weights == "none" else Path(weights).stem)
+    return encoder_model(encoder, "-".join(parts), layers=layers)
+
+
+def encoder_model(
+    encoder: Encoder, name: str, weights_sha256: str | None = None, layers: Sequence[str] | None = None
+) -> ExportableModel:
     """Trace an encoder.
 
     Args:
         encoder: on the CPU.
         name: of the bundle.
         weights_sha256: of the file the weights come from, for the graph's metadata.
+        layers: what the bundle can be adapted with; see `training.dense_layers.dense_layers`.
     """
     graph = DescriptionGraph(encoder.net, encoder.normalisation.mean, encoder.normalisation.std).eval()
     metadata = {
@@ -63,15 +93,20 @@ def encoder_model(encoder: Encoder, name: str, weights_sha256: str | None = None
     if weights_sha256 is not None:
         metadata["sightfix.encoder_sha256"] = weights_sha256
     height, width = encoder.preprocessing.height, encoder.preprocessing.width
+    dense = dense_layers(encoder.net.backbone, height, width, layers)
     return ExportableModel(
         name=name,
-        graph=export_graph(graph, height, width, metadata),
+        graph=export_graph(graph, height, width, metadata, dense),
         preprocessing=encoder.preprocessing,
         descriptor_dim=encoder.descriptor_dim,
         provenance=encoder.provenance,
         licence=encoder.provenance.weights_licence,
         original=in_pytorch(graph),
         original_name=PYTORCH,
+        dense_outputs=tuple(
+            DenseOutput(tensor=tensor, layer=layer.name, channels=layer.channels)
+            for tensor, layer in zip(_dense_names(dense), dense, strict=True)
+        ),
     )
 
 
@@ -114,21 +149,51 @@ class DescriptionGraph(nn.Module):
         return descriptors
 
 
-def export_graph(graph: DescriptionGraph, height: int, width: int, metadata: Mapping[str, str]) -> onnx.ModelProto:
+class _WithDenseOutputs(nn.Module):
+    """A description graph that returns the local descriptors of layers besides."""
+
+    def __init__(self, graph: DescriptionGraph, layers: Sequence[DenseLayer]) -> None:
+        super().__init__()
+        self.description = graph  # not `graph`: torch.fx has that
+        self.layers = layers
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(N, H, W, 3) uint8 RGB → (N, D) float32 unit rows, then (N, C, h, w) float32 of each layer."""
+        backbone: Any = self.description.net.backbone
+        with reading(backbone, self.layers) as found:
+            descriptors = self.description(images)
+        return descriptors, *(found[layer.name] for layer in self.layers)
+
+
+def export_graph(
+    graph: DescriptionGraph,
+    height: int,
+    width: int,
+    metadata: Mapping[str, str],
+    layers: Sequence[DenseLayer] = (),
+) -> onnx.ModelProto:
     """Export to ONNX with a dynamic batch and a fixed image size, checked by `onnx.checker`.
 
     Args:
         graph: in evaluation mode.
         height, width: of the input, pixels.
         metadata: key-value pairs to store in the file.
+        layers: of the net's backbone, whose local descriptors become tensors of the graph: ``dense.0``, ``dense.1``, …
 
     Returns:
-        the model: input ``images`` uint8 [N, H, W, 3], output ``descriptors`` float32 [N, D].
+        the model: input ``images`` uint8 [N, H, W, 3], output ``descriptors`` float32 [N, D]; dense tensors are float32
+        [N, C, h, w] and no outputs.
 
     Raises:
         BundleError: the network cannot be traced, for one because its shapes depend on values (``not_exportable``).
     """
-    model = _traced(graph.eval(), torch.zeros((2, height, width, 3), dtype=torch.uint8))
+    wanted = _WithDenseOutputs(graph, layers) if layers else graph
+    model = _traced(
+        wanted.eval(), torch.zeros((2, height, width, 3), dtype=torch.uint8), [OUTPUT_NAME, *_dense_names(layers)]
+    )
+    # Outputs keep their names through the exporter's optimiser. From here on they are tensors like others.
+    model.graph.value_info.extend(list(model.graph.output)[1:])
+    del model.graph.output[1:]
     # Exporters note the source lines of every node: machine paths, which do not belong in a published file.
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -144,7 +209,11 @@ def export_graph(graph: DescriptionGraph, height: int, width: int, metadata: Map
     return model
 
 
-def _traced(graph: nn.Module, example: Tensor) -> onnx.ModelProto:
+def _dense_names(layers: Sequence[DenseLayer]) -> list[str]:
+    return [f"dense.{number}" for number in range(len(layers))]
+
+
+def _traced(graph: nn.Module, example: Tensor, outputs: Sequence[str]) -> onnx.ModelProto:
     """Trace and simplify; constants are folded and what nothing uses is removed by the exporter's own optimiser."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -156,7 +225,7 @@ def _traced(graph: nn.Module, example: Tensor) -> onnx.ModelProto:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
+                output_names=list(outputs),
                 dynamic_shapes={"images": {0: torch.export.Dim("N", min=1)}},
                 optimize=True,
                 verbose=False,

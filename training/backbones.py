@@ -170,7 +170,8 @@ def timm_backbone(name: str, *, hub_weights: bool = False) -> nn.Module:
             raise
         raise DownloadError(
             f"the weights of {name} could not be downloaded ({_first_line(error)})",
-            remedy="Check the network, or give the weights as a file with network.pretrained=FILE",
+            remedy="Check the network, or give the weights as a file: network.pretrained=FILE of a recipe, "
+            "--weights FILE of sightfix export",
         ) from error
     model.reset_classifier(0)
     built: nn.Module = model
@@ -188,20 +189,31 @@ def set_image_size(backbone: nn.Module, height: int, width: int) -> None:
 
     Convolutional nets take any size and are left alone. VG-SSL resamples bilinearly.
 
+    Args:
+        backbone: from `timm_backbone`.
+        height, width: of the images, pixels.
+
     Raises:
         ParameterError: a side is not a multiple of the patch size.
     """
     model: Any = backbone
     if not hasattr(model, "set_input_size"):
         return
-    patch_height, patch_width = model.patch_embed.patch_size
+    patch_height, patch_width = patch_size(backbone)
     if height % patch_height or width % patch_width:
-        nearest = f"{_nearest_multiple(height, patch_height)} × {_nearest_multiple(width, patch_width)}"
+        near_height, near_width = _nearest_multiple(height, patch_height), _nearest_multiple(width, patch_width)
         raise ParameterError(
             f"images of {height} × {width} pixels do not divide into patches of {patch_height} × {patch_width}",
-            remedy=f"Set image.height and image.width to {nearest}",
+            remedy=f"Set image.height and image.width to {near_height} × {near_width} in a recipe; "
+            f"sightfix export takes --size {near_height}x{near_width}",
         )
     model.set_input_size((height, width))
+
+
+def patch_size(backbone: nn.Module) -> tuple[int, int]:
+    """(height, width) in pixels of a vision transformer's patches; (1, 1) for nets without."""
+    size = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1, 1))
+    return int(size[0]), int(size[1])
 
 
 def examine_features(backbone: nn.Module, height: int, width: int) -> FeatureShape:

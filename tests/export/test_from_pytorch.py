@@ -113,3 +113,11 @@ def test_shapes_that_depend_on_pixels_cannot_be_exported() -> None:
     with pytest.raises(BundleError, match=r"cannot become an ONNX graph.*none from the values of the pixels") as caught:
         export_graph(DescriptionGraph(DependsOnPixels(), 0.0, 1.0), 16, 16, {})
     assert caught.value.code == "not_exportable"
+
+
+def test_a_checkpoint_becomes_an_adaptable_bundle(checkpoint: Path, model: ExportableModel) -> None:
+    assert [output.layer for output in model.dense_outputs] == ["layer3", "layer4"]
+    chosen = checkpoint_model(checkpoint, ["2"])
+    assert [output.layer for output in chosen.dense_outputs] == ["layer2"]
+    with pytest.raises(ParameterError, match=r"no layer '9' that gives one map\. Choose among layer1, layer2"):
+        checkpoint_model(checkpoint, ["9"])

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import huggingface_hub.constants
+import onnx
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from retrieval.bundle import open_bundle
@@ -11,6 +14,7 @@ from sightfix.cli import app
 from tests.export.foreign_nets import SmallNet, write_toml
 from tests.export.foreign_nets import export as export_net
 from tests.places import make_places
+from training.torchvision_ops import define_missing_operators
 
 
 def export(*arguments: object) -> Result:
@@ -89,3 +93,58 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
     said = refused(tmp_path / "empty", "--out", tmp_path / "o")
     assert "there is no readable manifest.json" in said
     assert "Give the folder of a checkpoint" in said
+
+
+def test_a_model_of_timm_by_name(tmp_path: Path) -> None:
+    result = export("timm:test_vit", "--weights", "none", "--size", "64x96", "--layers", "3,4:value",
+                    "--out", tmp_path / "vit")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "adapts to a place with blocks.3, blocks.4:value" in result.output
+    bundle = open_bundle(tmp_path / "vit")
+    assert bundle.name == "test_vit-64x96-random"
+    assert bundle.image_shape == (64, 96, 3)
+    shown = CliRunner().invoke(app, ["bundle", "show", str(tmp_path / "vit")])
+    assert "blocks.3 (64 channels), blocks.4:value (64 channels)" in " ".join(shown.output.split())
+
+
+def test_what_timm_models_refuse(tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    assert "timm has no model 'resnet5o'. Did you mean resnet50" in refused("timm:resnet5o", *out)
+    vit = ("timm:test_vit", "--weights", "none", *out)
+    assert "sightfix export takes --size 224x320" in refused(*vit, "--size", "222x322")
+    assert "--size '0' is no size" in refused(*vit, "--size", "0")
+    assert "no layer '9' that gives one map. Choose among blocks.0" in refused(*vit, "--layers", "9")
+    assert "the weights cannot be read" in refused("timm:test_vit", "--weights", tmp_path / "no.safetensors", *out)
+    assert "the layers of a bundle were chosen when it was made" in refused("default", "--layers", "3", *out)
+    assert "--size and --weights are for models of timm" in refused("default", "--size", "322", *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_a_file_may_have_their_classifier(tmp_path: Path) -> None:
+    define_missing_operators()
+    import timm
+
+    torch.manual_seed(1)
+    weights = timm.create_model("test_resnet").state_dict()
+    torch.save(weights, tmp_path / "mine.pth")
+    result = export("timm:test_resnet", "--weights", tmp_path / "mine.pth", "--size", 64, "--out", tmp_path / "mine")
+    assert result.exit_code == 0, result.output
+    bundle = open_bundle(tmp_path / "mine")
+    assert bundle.name == "test_resnet-64x64-mine"
+    assert bundle.manifest.provenance.weights == "file mine.pth"
+
+
+def test_tensors_of_somebody_elses_model(tmp_path: Path) -> None:
+    file = onnx.load(export_net(SmallNet(), tmp_path / "net.onnx"))
+    relu = [node.output[0] for node in file.graph.node if node.op_type == "Relu"][-1]
+    result = export(write_toml(tmp_path), "--layers", relu, "--out", tmp_path / "bundle")
+    assert result.exit_code == 0, result.output
+    assert [output.layer for output in open_bundle(tmp_path / "bundle").manifest.dense_outputs] == [relu]
+
+
+def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    said = refused("timm:test_vit.r160_in1k", "--out", tmp_path / "out")
+    assert "the weights of test_vit.r160_in1k could not be downloaded" in said
+    assert "--weights FILE of sightfix export" in said

@@ -38,7 +38,7 @@ def test_a_transformer_takes_the_asked_size_and_a_net_of_convolutions_takes_any(
 def test_a_size_that_patches_do_not_divide() -> None:
     text = (
         "images of 100 × 128 pixels do not divide into patches of 16 × 16. "
-        "Set image.height and image.width to 96 × 128."
+        "Set image.height and image.width to 96 × 128 in a recipe; sightfix export takes --size 96x128."
     )
     with refused(ParameterError, text, "validation_error"):
         set_image_size(timm_backbone("test_vit"), 100, 128)
@@ -82,7 +82,8 @@ def test_without_a_network_the_download_says_so(monkeypatch: pytest.MonkeyPatch,
         timm_backbone("test_resnet.r160_in1k", hub_weights=True)
     assert str(caught.value).startswith("the weights of test_resnet.r160_in1k could not be downloaded (")
     assert str(caught.value).endswith(
-        "). Check the network, or give the weights as a file with network.pretrained=FILE."
+        "). Check the network, or give the weights as a file: network.pretrained=FILE of a recipe, --weights FILE of "
+        "sightfix export."
     )
     assert caught.value.code == "download_failed"
 
