@@ -7,12 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, DenseOutput, ParityReport, Provenance, open_bundle
 from retrieval.bundle.onnx_graph import restore_fp32_weights
-from retrieval.engines.onnx_runtime import keep_int8_exact
+from retrieval.engines.onnx_runtime import keep_int8_exact, load_onnxruntime
 from retrieval.errors import BundleError, ParameterError
 from retrieval.images import Preprocessing, RgbImage
 from retrieval.machine import available_cores
@@ -99,6 +98,7 @@ def run_on_cpu(model: onnx.ModelProto) -> Describe:
 
 def open_on_cpu(model: str | bytes) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU, of a file or its bytes; errors are raised, not printed."""
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cores()
     options.log_severity_level = 4
