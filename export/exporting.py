@@ -133,6 +133,7 @@ def write_export(
         licence=final.licence,
         weight_storage=settings.weight_storage,
         dense_outputs=final.dense_outputs,
+        adaptation=final.adaptation,
         whitening=whitening,
         precisions=reports,
         camera_model_input=None if settings.camera is None else model.preprocessing,
@@ -161,8 +162,9 @@ def _whiten(
         descriptor_dim=wanted.dim,
         original=whitened_original,
         original_name=f"{model.original_name}, whitened in numpy",
-        # Adapting it would throw the whitening away.
+        # Adapting it (anew) would throw the whitening away.
         dense_outputs=(),
+        adaptation=None,
     )
     changes = _recall(model, {"whitened": run_on_cpu(whitened.graph)}, settings, on_step)
     report = WhiteningReport(

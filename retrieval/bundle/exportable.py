@@ -9,7 +9,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, DenseOutput, ParityReport, Provenance, open_bundle
+from retrieval.bundle import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    AdaptationReport,
+    DenseOutput,
+    ParityReport,
+    Provenance,
+    open_bundle,
+)
 from retrieval.bundle.onnx_graph import restore_fp32_weights
 from retrieval.engines.onnx_runtime import keep_int8_exact, load_onnxruntime
 from retrieval.errors import BundleError, ParameterError
@@ -40,6 +48,7 @@ class ExportableModel:
         original: the same model computed without the graph: in PyTorch, or by the file it was imported from.
         original_name: what computes it, for people, such as `PyTorch 2.13.0`.
         dense_outputs: tensors of the graph that hold local descriptors; none where it cannot be adapted.
+        adaptation: how it was adapted to a place, if it was.
     """
 
     name: str
@@ -51,6 +60,7 @@ class ExportableModel:
     original: Describe
     original_name: str
     dense_outputs: tuple[DenseOutput, ...] = ()
+    adaptation: AdaptationReport | None = None
 
 
 def bundle_model(folder: Path | None) -> ExportableModel:
@@ -82,6 +92,7 @@ def bundle_model(folder: Path | None) -> ExportableModel:
         original=run_on_cpu(graph),
         original_name=f"bundle {manifest.name} {bundle.fingerprint[:12]}",
         dense_outputs=manifest.dense_outputs,
+        adaptation=manifest.adaptation,
     )
 
 

@@ -7,12 +7,13 @@ import onnx
 import pytest
 import torch
 
-from export.exporting import ExportSettings, write_export
+from export.exporting import ExportSettings, WhiteningSettings, write_export
 from export.from_pytorch import timm_model
 from retrieval.bundle import Bundle
-from retrieval.bundle.adaptation import dense_describer
+from retrieval.bundle.adaptation import adapt_bundle, dense_describer
 from retrieval.bundle.exportable import bundle_model, noise
 from retrieval.bundle.onnx_graph import restore_fp32_weights
+from tests.places import make_places
 from training.backbones import set_image_size, timm_backbone
 from training.encoder import timm_encoder
 
@@ -130,3 +131,18 @@ def test_position_embeddings_are_resampled_to_the_grid() -> None:
     before = backbone.pos_embed.shape[1]
     set_image_size(backbone, 64, 96)
     assert (before, backbone.pos_embed.shape[1]) == (1 + 100, 1 + 4 * 6)
+
+
+def test_what_is_made_of_an_adapted_bundle_says_how_it_was_adapted(small: Bundle, tmp_path: Path) -> None:
+    images = noise(32, 48)
+    adapted = adapt_bundle(small, [images], tmp_path / "adapted", "noise")
+    made = write_export(bundle_model(adapted.folder), tmp_path / "made", ExportSettings(name="renamed"))
+    assert made.manifest.adaptation == adapted.manifest.adaptation is not None
+    assert made.manifest.dense_outputs == small.manifest.dense_outputs
+
+
+def test_a_whitened_bundle_adapts_no_more(small: Bundle, tmp_path: Path) -> None:
+    photos = make_places(tmp_path, 6).rows
+    settings = ExportSettings(whitening=WhiteningSettings(4, photos, "a line of places"))
+    made = write_export(bundle_model(small.folder), tmp_path / "made", settings)
+    assert made.manifest.dense_outputs == ()
