@@ -93,7 +93,8 @@ def encoder_model(
     if weights_sha256 is not None:
         metadata["sightfix.encoder_sha256"] = weights_sha256
     height, width = encoder.preprocessing.height, encoder.preprocessing.width
-    dense = dense_layers(encoder.net.backbone, height, width, layers)
+    read = None if layers is not None else [layer.name for layer in encoder.net.layers]
+    dense = dense_layers(encoder.net.backbone, height, width, read or layers)
     return ExportableModel(
         name=name,
         graph=export_graph(graph, height, width, metadata, dense),

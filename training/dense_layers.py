@@ -105,6 +105,73 @@ def dense_layers(backbone: nn.Module, height: int, width: int, names: Sequence[s
     return layers
 
 
+def last_layer(backbone: nn.Module, height: int, width: int) -> DenseLayer:
+    """The last stage or block that gives one map.
+
+    Args:
+        backbone, height, width: as `dense_layers`.
+
+    Raises:
+        ParameterError: there is none (``unknown_layer``).
+    """
+    stages = _stages(backbone, _outputs(backbone, height, width))
+    kept = [path for path in stages if not isinstance(backbone.get_submodule(path), nn.Identity)]
+    # Without any, the error is that of a name that is not there.
+    (layer,) = dense_layers(backbone, height, width, kept[-1:] or ["last"])
+    return layer
+
+
+def cut_after(backbone: nn.Module, layers: Sequence[DenseLayer], height: int, width: int) -> None:
+    """Leave out of a backbone everything behind the last of some layers; works in place.
+
+    What runs later becomes the identity, so that `forward_features` ends with the layer, or as a facet of a block is
+    read there, with something that nobody reads.
+
+    Args:
+        backbone: from `training.backbones.timm_backbone`, with its weights, set to this size of images.
+        layers: of this backbone.
+        height, width: of the images, pixels.
+
+    Raises:
+        ParameterError: something else than modules follows the layer (``not_truncatable``).
+    """
+    sketch: Any = copy.deepcopy(backbone).to("meta").eval()
+    events: list[tuple[str, bool]] = []
+    for path, module in sketch.named_modules():
+        module.register_forward_pre_hook(lambda _module, _inputs, path=path: events.append((path, False)))
+        module.register_forward_hook(lambda _module, _inputs, _output, path=path: events.append((path, True)))
+    with torch.inference_mode():
+        sketch.forward_features(torch.zeros((2, 3, height, width), device="meta"))
+    last = max(layers, key=lambda layer: events.index((layer.module, True)))
+    end = events.index((last.module, True))
+    before = {path for path, _ in events[:end]}
+    behind = dict.fromkeys(path for path, _ in events[end:] if path not in before)
+    for path in behind:
+        if path.rpartition(".")[0] not in behind:
+            backbone.set_submodule(path, nn.Identity())
+    if last.name == last.module and not _ends_with(backbone, last, height, width):
+        raise ParameterError(
+            f"the backbone cannot end after {last.name}: its features are not what this layer gives",
+            remedy="Choose another layer, or leave network.truncate_after out",
+            code="not_truncatable",
+        )
+
+
+def _ends_with(backbone: Any, layer: DenseLayer, height: int, width: int) -> bool:
+    """Whether a backbone, in training mode as built, gives as its features what a layer of it gives."""
+    given: list[Tensor] = []
+    hook = backbone.get_submodule(layer.module).register_forward_hook(lambda *call: given.append(call[2]))
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            image = torch.linspace(-1, 1, 3 * height * width).reshape(1, 3, height, width)
+            features = backbone.forward_features(image)
+    finally:
+        backbone.train()
+        hook.remove()
+    return isinstance(features, Tensor) and torch.equal(features, given[0])
+
+
 @contextmanager
 def reading(backbone: nn.Module, layers: Sequence[DenseLayer]) -> Iterator[Mapping[str, Tensor]]:
     """While it is open, each run of the backbone leaves (N, C, h, w) local descriptors under the layers' names."""
@@ -177,8 +244,10 @@ def _layer(
     grid: tuple[int, int] | None,
     parts: int = 1,
 ) -> DenseLayer | None:
-    """None where the module does not give one map of the image."""
+    """None where the module does not give one map of the image, or is left out of a backbone that was cut."""
     shape = outputs.get(module, torch.Size())
+    if module in outputs and isinstance(backbone.get_submodule(module), nn.Identity):
+        return None
     if len(shape) == 4 and parts == 1:
         if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
             return DenseLayer(name, module, shape[3], (shape[1], shape[2]), "channels_last")

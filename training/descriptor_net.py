@@ -1,13 +1,19 @@
 """The net that describes an image: a backbone's features, pooled, optionally projected to D, unit length."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.dense_layers import DenseLayer, reading
+
 # GeM's values are clamped to at least this, since p-th powers of negative numbers are not defined.
 GEM_MIN: Final = 1e-6
+# A centroid's residual shorter than this is not stretched to unit length: it is of cells that hardly belong to it.
+SMALLEST_RESIDUAL: Final = 0.1
 
 
 def in_full_precision(values: Tensor) -> Tensor:
@@ -23,22 +29,36 @@ class DescriptorNet(nn.Module):
             (N, h, w, C), or tokens (N, T, C).
         pool: these features → (N, C); one of the poolings below.
         projection: (N, C) → (N, D), or None to keep D = C. Part of the descriptor, not a projection head.
+        layers: of the backbone, whose local descriptors `pool` takes instead, (N, C, h, w) each; none for its features.
     """
 
-    def __init__(self, backbone: nn.Module, pool: nn.Module, projection: nn.Linear | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        pool: nn.Module,
+        projection: nn.Linear | None = None,
+        layers: Sequence[DenseLayer] = (),
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pool = pool
         self.projection = projection or nn.Identity()
+        self.layers = tuple(layers)
+
+    def local_descriptors(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (N, 3, H, W) float → (N, C, h, w) float of each of the layers, not normalised."""
+        forward_features: Any = self.backbone.forward_features
+        with reading(self.backbone, self.layers) as found:
+            forward_features(images)
+        return [found[layer.name] for layer in self.layers]
 
     def forward(self, images: Tensor) -> Tensor:
         """Describe normalised images: (N, 3, H, W) float → (N, D) float, unit rows, float32 under autocast."""
         forward_features: Any = self.backbone.forward_features
-        pooled: Tensor = self.pool(forward_features(images))
+        features = self.local_descriptors(images) if self.layers else forward_features(images)
+        pooled: Tensor = self.pool(features)
         described: Tensor = in_full_precision(self.projection(pooled))
-        # Not `normalize`: in a graph it would expand lengths to a shape that it reads from the input.
-        length: Tensor = torch.linalg.vector_norm(described, dim=-1, keepdim=True)
-        return described / length.clamp_min(1e-12)
+        return _unit(described)
 
 
 class GeM(nn.Module):
@@ -120,3 +140,64 @@ class DistilledHeads(nn.Module):
         """(N, T, C) float, class token first and distillation token second → (N, D)."""
         averaged: Tensor = (self.head(tokens[:, 0]) + self.head_dist(tokens[:, 1])) / 2
         return averaged
+
+
+class Vlad(nn.Module):
+    """Residuals to the centroids of a vocabulary, summed for each, of one layer's local descriptors.
+
+    Jégou et al., "Aggregating local descriptors into a compact image representation", CVPR 2010, with the soft
+    assignment of Arandjelović et al., "NetVLAD", CVPR 2016, by which centroids and backbone learn. Centroids decide
+    both assignment and residual; NetVLAD lets the assignment go its own way.
+
+    Args:
+        channels: C.
+        centroids: K. They begin at random; see `training.run.vocabulary`.
+        sharpness: alpha of the assignment, softmax over centroids c of alpha · (c·x - |c|²/2).
+    """
+
+    def __init__(self, channels: int, centroids: int, sharpness: float) -> None:
+        super().__init__()
+        self.centroids = nn.Parameter(functional.normalize(torch.randn(centroids, channels), dim=1))
+        self.sharpness = sharpness
+
+    def assign(self, spatial: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, h, w) float → (N, h·w, C) local descriptors of unit length, and (N, h·w, K) shares in centroids."""
+        local = _unit(spatial.flatten(2).transpose(1, 2))
+        nearness = local @ self.centroids.T - self.centroids.square().sum(dim=1) / 2
+        return local, (self.sharpness * nearness).softmax(dim=2)
+
+    def forward(self, spatial: Tensor) -> Tensor:
+        """Aggregate (N, C, h, w) float to (N, K·C) float, unit rows: each centroid's residual made unit length first.
+
+        Computed in full precision, whatever autocast says. Residuals shorter than 0.1 are not stretched to unit length.
+        """
+        kind = spatial.device.type
+        # No context where none is needed: an exporter would trace it.
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            local, shares = self.assign(in_full_precision(spatial))
+            residuals = shares.transpose(1, 2) @ local - shares.sum(dim=1).unsqueeze(2) * self.centroids
+            return _unit(_unit(residuals, SMALLEST_RESIDUAL).flatten(1))
+
+
+class VladOfLayers(nn.Module):
+    """VLAD of several layers, each with its own vocabulary, one after the other.
+
+    Args:
+        channels: C of each layer.
+        centroids, sharpness: as `Vlad`.
+    """
+
+    def __init__(self, channels: Sequence[int], centroids: int, sharpness: float) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Vlad(width, centroids, sharpness) for width in channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Aggregate (N, C, h, w) float of each layer to (N, K · ΣC) float; layers weigh alike."""
+        return torch.cat([part(spatial) for part, spatial in zip(self.parts, maps, strict=True)], dim=1)
+
+
+def _unit(values: Tensor, smallest_length: float = 1e-12) -> Tensor:
+    """The last dimension's vectors made unit length, shorter ones than `smallest_length` by as much as that."""
+    # Not `normalize`: in a graph it would expand lengths to a shape that it reads from the input.
+    length: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    return values / length.clamp_min(smallest_length)

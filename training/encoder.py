@@ -1,6 +1,6 @@
 """The encoder: a descriptor net with all that is needed to describe a photo with it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -22,7 +22,16 @@ from training.backbones import (
     pretrained_backbone,
     set_image_size,
 )
-from training.descriptor_net import ChannelsLastGeM, ClassToken, DescriptorNet, DistilledHeads, GeM, PatchGeM
+from training.dense_layers import DenseLayer, cut_after, dense_layers, last_layer
+from training.descriptor_net import (
+    ChannelsLastGeM,
+    ClassToken,
+    DescriptorNet,
+    DistilledHeads,
+    GeM,
+    PatchGeM,
+    VladOfLayers,
+)
 from training.photos.cache import PhotoCache
 from training.recipe_settings import NetworkSettings
 
@@ -70,7 +79,8 @@ def build_encoder(network: NetworkSettings, preprocessing: Preprocessing) -> Enc
         preprocessing: the recipe's `[image]`.
 
     Raises:
-        ParameterError: the pooling does not suit the backbone, or the image size its patches.
+        ParameterError: the pooling does not suit the backbone, or the image size its patches; no such layer
+            (``unknown_layer``), or the backbone cannot end there (``not_truncatable``).
         SightfixError: the weights cannot be had or do not fit; see `pretrained_backbone`.
     """
     pretrained = pretrained_backbone(network.backbone, network.pretrained, drop_classifier=network.drop_classifier)
@@ -110,20 +120,27 @@ def _size_of(backbone: Any) -> tuple[int, int]:
 def _assembled(network: NetworkSettings, pretrained: PretrainedBackbone, preprocessing: Preprocessing) -> Encoder:
     backbone = pretrained.backbone
     set_image_size(backbone, preprocessing.height, preprocessing.width)
+    layers = _cut(network, backbone, preprocessing)
     shape = examine_features(backbone, preprocessing.height, preprocessing.width)
-    pool = _pool(network, shape)
-    projection, descriptor_dim = None, network.descriptor_dim or shape.channels
+    pool: nn.Module
+    if layers:
+        channels = [layer.channels for layer in layers]
+        pool = VladOfLayers(channels, network.centroids, network.sharpness)
+        width = network.centroids * sum(channels)
+    else:
+        pool, width = _pool(network, shape), shape.channels
+    projection, descriptor_dim = None, network.descriptor_dim or width
     if network.descriptor_dim is not None and network.pooling != "distilled_heads":
-        projection = nn.Linear(shape.channels, descriptor_dim)
+        projection = nn.Linear(width, descriptor_dim)
     provenance = Provenance(
         backbone=network.backbone,
-        aggregation=_aggregation(network),
+        aggregation=_aggregation(network, layers),
         weights=pretrained.weights,
         weights_licence=pretrained.licence,
         training_data=UNTRAINED,
     )
     return Encoder(
-        net=DescriptorNet(backbone, pool, projection),
+        net=DescriptorNet(backbone, pool, projection, layers),
         descriptor_dim=descriptor_dim,
         preprocessing=preprocessing,
         normalisation=pretrained.normalisation,
@@ -179,6 +196,22 @@ def evaluating(net: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _cut(network: NetworkSettings, backbone: nn.Module, preprocessing: Preprocessing) -> list[DenseLayer]:
+    """End the backbone where the recipe says so, and find the layers that VLAD reads; none for other poolings."""
+    size = preprocessing.height, preprocessing.width
+    if network.truncate_after is not None:
+        (last,) = dense_layers(backbone, *size, [network.truncate_after])
+        cut_after(backbone, [last], *size)
+    if network.aggregation == "pooled":
+        return []
+    layers = (
+        dense_layers(backbone, *size, network.layers.split(",")) if network.layers else [last_layer(backbone, *size)]
+    )
+    # Weights behind them would have no gradient.
+    cut_after(backbone, layers, *size)
+    return layers
+
+
 def _pool(network: NetworkSettings, shape: FeatureShape) -> nn.Module:
     possible = _possible_poolings(shape)
     if network.pooling not in possible:
@@ -208,7 +241,9 @@ def _possible_poolings(shape: FeatureShape) -> list[str]:
     return possible
 
 
-def _aggregation(network: NetworkSettings) -> str:
+def _aggregation(network: NetworkSettings, layers: Sequence[DenseLayer]) -> str:
+    if layers:
+        return f"VLAD of {' and '.join(layer.name for layer in layers)}, {network.centroids} centroids"
     words = {
         "gem": f"GeM from p={network.gem_p:g}",
         "patch_gem": f"GeM over patches from p={network.gem_p:g}",
@@ -217,4 +252,6 @@ def _aggregation(network: NetworkSettings) -> str:
     }[network.pooling]
     if network.l2_before_pool and network.pooling in ("gem", "patch_gem"):
         words = f"L2 per location, {words}"
+    if network.truncate_after is not None:
+        words = f"{words}, of {network.truncate_after}"
     return words

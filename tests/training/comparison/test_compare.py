@@ -18,7 +18,9 @@ from tests.training.walks import make_walks
 from training.checkpoint import CheckpointError, save_encoder
 from training.comparison.compare import compare
 from training.comparison.definition import Comparison, ComparisonError
+from training.comparison.evaluation import network_hash
 from training.comparison.report import ComparisonReport
+from training.recipe import load_recipe
 from training.recipe_settings import Recipe
 from training.run.observing import ComparisonObserver, RunObserver
 from training.run.state import OtherRunError, Progress
@@ -430,3 +432,10 @@ def test_freed_memory_is_given_back_after_every_training(
     )
     compare(plan_of(walks, far_walks), tmp_path / "out", TrainSettings(tmp_path / "cache"), None, trainer)
     assert after == list(range(1, len(trainer.runs) + 1))
+
+
+def test_settings_added_later_leave_earlier_comparisons_where_they_were() -> None:
+    recipe = load_recipe("simclr-efficientnet-lite0")
+    assert network_hash(recipe) == "2da73c38e9b5"  # as it was before there were truncate_after and VLAD
+    cut = load_recipe("simclr-efficientnet-lite0", ["network.truncate_after=blocks.5"])
+    assert network_hash(cut) != network_hash(recipe)

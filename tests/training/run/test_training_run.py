@@ -139,6 +139,7 @@ RESUMED = {
     "triplet": ("triplet", ["geopair.negative_sample=20"]),
     "byol": ("byol", []),
     "mocov2": ("mocov2", []),
+    "vlad": ("byol", ["network.aggregation=vlad", "network.layers=layer2,layer3", "network.centroids=4"]),
     "accumulated": ("simclr", ["training.accumulation=2", "training.clip_norm=1.0", "schedule.warm_up_epochs=1"]),
 }
 
