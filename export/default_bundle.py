@@ -37,7 +37,7 @@ _DESCRIPTOR_DIM: Final = 1280
 # What the bundle is adapted with: the names that PyTorch 2.13 gives the outputs of these layers in the graph. Layers
 # and weights were chosen on parts of two sets of photos; see docs/explanation/adaptation.md.
 DENSE_OUTPUTS: Final = (
-    DenseOutput(tensor="add_586", layer="blocks.3", channels=80, weight=0.4),
+    DenseOutput(tensor="add_586", layer="blocks.3", channels=80, weight=0.5),
     DenseOutput(tensor="add_796", layer="blocks.4", channels=112),
     DenseOutput(tensor="add_1011", layer="blocks.5.2", channels=192),
 )

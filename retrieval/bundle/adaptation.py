@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import faiss
 import numpy as np
@@ -71,9 +71,10 @@ _SMALLEST_SHARE: Final = 1e-5
 # Of random directions beside the last principal one.
 _RANDOM_GAIN: Final = 0.4
 _COLUMNS_AT_ONCE: Final = 2048
+_SMALLEST_DIM: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AdaptationSettings:
     """How a bundle is adapted. The values were chosen on photos of two places; see docs/explanation/adaptation.md.
 
@@ -91,15 +92,27 @@ class AdaptationSettings:
     """
 
     centroids: int = 32
-    sharpness: float = 100.0
+    sharpness: float = 50.0
     residual_dim: int = 448
     mean_dim: int = 64
     mean_weight: float = 1.0
-    power: float = 0.4
+    power: float = 0.5
     vocabulary_photos: int = 512
     local_descriptors: int = 60_000
     most_channels: int = 512
     reduced_channels: int = 256
+
+    @classmethod
+    def of_dim(cls, dim: int) -> Self:
+        """Settings for descriptors of D numbers.
+
+        Raises:
+            ParameterError: D is below 16.
+        """
+        if dim < _SMALLEST_DIM:
+            raise ParameterError(f"{dim} numbers are too few for an adapted descriptor", remedy="Give 16 or more")
+        means = min(cls.mean_dim, dim // 8)
+        return cls(residual_dim=dim - means, mean_dim=means)
 
 
 @dataclass(frozen=True)
@@ -109,21 +122,30 @@ class Vocabulary:
     Attributes:
         dense: the output.
         centroids: (K, c) float32.
-        reduction: (C, c) float32, what local descriptors are projected by first; None leaves them as they are.
+        mean, deviation: (C,) float32, of the values of each channel; they are standardised first.
+        mean_length: of the mean of all local descriptors of a photo, not standardised, typically.
+        reduction: (C, c) float32, what local descriptors are projected by next; None leaves them as they are.
         fitted_on: how many local descriptors.
         quantisation_error: mean squared distance of these to their nearest centroid.
     """
 
     dense: DenseOutput
     centroids: Float32Array
+    mean: Float32Array
+    deviation: Float32Array
+    mean_length: float
     reduction: Float32Array | None
     fitted_on: int
     quantisation_error: float
 
     def local(self, dense: Float32Array) -> Float32Array:
         """(N, C, h, w) float32 → (N, h·w, c) float32 local descriptors of unit length."""
-        local = dense.reshape(len(dense), dense.shape[1], -1).transpose(0, 2, 1)
-        return _unit(local if self.reduction is None else local @ self.reduction)
+        return self.standardised(dense.reshape(len(dense), dense.shape[1], -1).transpose(0, 2, 1))
+
+    def standardised(self, values: Float32Array) -> Float32Array:
+        """(..., C) float32 values of cells → (..., c) float32 local descriptors of unit length."""
+        standard = (values - self.mean) / self.deviation
+        return _unit(standard if self.reduction is None else standard @ self.reduction)
 
     def nearness(self, local: Float32Array) -> Float32Array:
         """(..., c) unit rows → (..., K): half of 1 less the squared distance to each centroid."""
@@ -191,7 +213,10 @@ class Adaptation:
 
     def describe(self, dense: Sequence[Float32Array]) -> Float32Array:
         """The descriptors that the graph computes, in numpy: (N, C, h, w) float32 each → (N, D) float32, unit rows."""
-        residuals, means = _aggregated(self.vocabularies, dense, self.settings.sharpness)
+        return self.projected(*_aggregated(self.vocabularies, dense, self.settings.sharpness))
+
+    def projected(self, residuals: Float32Array, means: Float32Array) -> Float32Array:
+        """Joined residuals (N, V) and joined mean local descriptors (N, M) → descriptors (N, D) float32, unit rows."""
         projected = _unit((residuals - self.centre) @ self.residual_projection)
         return _unit(np.concatenate([projected, self.settings.mean_weight * (means @ self.mean_projection)], axis=1))
 
@@ -218,6 +243,19 @@ class Adaptation:
         )
 
 
+@dataclass(frozen=True)
+class FittedAdaptation:
+    """An adaptation, and what it makes of the photos it was fitted on: they need not be described again.
+
+    Attributes:
+        adaptation: what was fitted.
+        descriptors: (n, D) float32, unit rows, of the photos in their order.
+    """
+
+    adaptation: Adaptation
+    descriptors: Float32Array
+
+
 def is_adaptable(bundle: Bundle) -> bool:
     """Whether a bundle can be adapted to a place: its graph has dense outputs."""
     return bool(bundle.manifest.dense_outputs)
@@ -228,7 +266,7 @@ def fit_adaptation(
     photos: Photos,
     settings: AdaptationSettings | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
-) -> Adaptation:
+) -> FittedAdaptation:
     """Fit a vocabulary and a projection to photos of a place.
 
     Args:
@@ -251,29 +289,27 @@ def fit_adaptation(
         )
     describe = dense_describer(_graph_of(bundle), dense_outputs)
     batches = _described(photos, describe, on_progress)
-    first: list[Any] = list(_until(batches, settings.vocabulary_photos))
+    first = list(_until(batches, settings.vocabulary_photos))
     if sum(len(batch[0]) for batch in first) < 2:
         raise ParameterError("a bundle cannot be adapted to fewer than two photos", where=str(bundle.folder))
     vocabularies = [
         _fit_vocabulary(output, [batch[place] for batch in first], settings)
         for place, output in enumerate(dense_outputs)
     ]
-    residuals, means = [], []
-    for batch in chain(first, batches):
-        both = _aggregated(vocabularies, [dense.astype(np.float32) for dense in batch], settings.sharpness)
-        residuals.append(both[0])
-        means.append(both[1])
-    centre, projection, principal, explained = _principal_directions(np.concatenate(residuals), settings)
-    return Adaptation(
+    parts = [_aggregated(vocabularies, batch, settings.sharpness) for batch in chain(first, batches)]
+    residuals, means = (np.concatenate(part) for part in zip(*parts, strict=True))
+    centre, projection, principal, explained = _principal_directions(residuals, settings)
+    adaptation = Adaptation(
         vocabularies=vocabularies,
         centre=centre,
         residual_projection=projection,
-        mean_projection=_leading_directions(np.concatenate(means), settings.mean_dim),
+        mean_projection=_leading_directions(means, settings.mean_dim),
         settings=settings,
-        photos=sum(len(part) for part in means),
+        photos=len(means),
         principal=principal,
         explained=explained,
     )
+    return FittedAdaptation(adaptation, adaptation.projected(residuals, means))
 
 
 def adapt_bundle(
@@ -306,18 +342,29 @@ def adapt_bundle(
         StorageError: the disk refuses.
     """
     check_free(folder, replace=replace_folder)
-    adaptation = fit_adaptation(bundle, photos, settings, on_progress)
+    adaptation = fit_adaptation(bundle, photos, settings, on_progress).adaptation
+    return write_adapted(bundle, adaptation, folder, fitted_on, replace_folder=replace_folder)
+
+
+def write_adapted(
+    bundle: Bundle, adaptation: Adaptation, folder: Path, fitted_on: str, *, replace_folder: bool = False
+) -> Bundle:
+    """Write the bundle that an adaptation makes; see `adapt_bundle`.
+
+    Raises:
+        ParameterError: the folder is taken.
+        BundleError: the graph fails to run, or differs from numpy (``parity_failed``); nothing is written.
+        StorageError: the disk refuses.
+    """
     manifest = bundle.manifest
-    report = adaptation.report(bundle, fitted_on)
-    layers = " and ".join(vocabulary.dense.layer for vocabulary in adaptation.vocabularies)
+    layers = [vocabulary.dense.layer for vocabulary in adaptation.vocabularies]
+    aggregation = f"VLAD of {', '.join(layers)} with a vocabulary of the place, projected"
     model = ExportableModel(
         name=f"{_plain_name(bundle)}-adapted-{_digest(adaptation)}",
         graph=adapted_graph(_graph_of(bundle), adaptation),
         preprocessing=bundle.preprocessing,
         descriptor_dim=adaptation.dim,
-        provenance=manifest.provenance.model_copy(
-            update={"aggregation": f"VLAD of {layers} with the place's own vocabulary, projected", "recalls": {}}
-        ),
+        provenance=manifest.provenance.model_copy(update={"aggregation": aggregation, "recalls": {}}),
         licence=manifest.licence,
         original=in_numpy(bundle, adaptation),
         original_name="the same in numpy",
@@ -333,7 +380,7 @@ def adapt_bundle(
         licence=model.licence,
         weight_storage="fp16",
         dense_outputs=manifest.dense_outputs,
-        adaptation=report,
+        adaptation=adaptation.report(bundle, fitted_on),
     )
     return write_bundle(folder, content, replace=replace_folder)
 
@@ -403,11 +450,13 @@ def adapted_graph(graph: onnx.ModelProto, adaptation: Adaptation) -> onnx.ModelP
     tail = _Tail(adapted)
     residuals, means, scales = [], [], []
     for place, vocabulary in enumerate(adaptation.vocabularies):
-        local, share = _local_nodes(tail, vocabulary, place), _layer_share(adaptation.vocabularies, place)
+        share = _layer_share(adaptation.vocabularies, place)
+        flat = tail.add("Reshape", vocabulary.dense.tensor, tail.constant("flat", np.array([0, 0, -1], np.int64)))
+        local = _local_nodes(tail, vocabulary, flat, place)
         residuals.append(_residual_nodes(tail, vocabulary, local, adaptation.settings.sharpness, place))
         scales.append(np.full((vocabulary.centroids.size, 1), share * vocabulary.residual_scale, np.float32))
-        mean = tail.add("ReduceMean", local, tail.constant("axis.2", np.array([2], np.int64)), keepdims=0)
-        means.append(tail.add("Mul", mean, tail.constant(f"share.{place}", np.array(share, np.float32))))
+        mean = tail.add("ReduceMean", flat, tail.constant("axis.2", np.array([2], np.int64)), keepdims=0)
+        means.append(tail.scaled(mean, share / vocabulary.mean_length, f"share.{place}"))
     projection = adaptation.residual_projection
     bias = -(adaptation.centre.astype(np.float64) @ projection.astype(np.float64))
     projected = tail.add(
@@ -457,17 +506,23 @@ class _Tail:
         divisor = self.add("Max", length, self.constant(f"smallest.{smallest:g}", np.array(smallest, np.float32)))
         return self.add("Div", values, divisor, output=output)
 
+    def scaled(self, values: str, by: float, name: str) -> str:
+        """Values times a number."""
+        return self.add("Mul", values, self.constant(name, np.array(by, np.float32)))
+
     def joined(self, parts: Sequence[str]) -> str:
         """Vectors [N, a], [N, b], ... as one [N, a + b + ...]."""
         return parts[0] if len(parts) == 1 else self.add("Concat", *parts, axis=1)
 
 
-def _local_nodes(tail: _Tail, vocabulary: Vocabulary, place: int) -> str:
-    """[N, C, h, w] → [N, c, P], each location a unit vector."""
-    flat = tail.add("Reshape", vocabulary.dense.tensor, tail.constant("flat", np.array([0, 0, -1], np.int64)))
+def _local_nodes(tail: _Tail, vocabulary: Vocabulary, flat: str, place: int) -> str:
+    """[N, C, P] → [N, c, P]: as `Vocabulary.local`."""
+    name = f"vocabulary.{place}"
+    centred = tail.add("Sub", flat, tail.constant(f"{name}.mean", vocabulary.mean[:, None]))
+    local = tail.add("Div", centred, tail.constant(f"{name}.deviation", vocabulary.deviation[:, None]))
     if vocabulary.reduction is not None:
-        flat = tail.add("MatMul", tail.constant(f"vocabulary.{place}.reduction", vocabulary.reduction.T), flat)
-    return tail.unit(flat, 1)
+        local = tail.add("MatMul", tail.constant(f"{name}.reduction", vocabulary.reduction.T), local)
+    return tail.unit(local, 1)
 
 
 def _residual_nodes(tail: _Tail, vocabulary: Vocabulary, local: str, sharpness: float, place: int) -> str:
@@ -537,6 +592,9 @@ def _vocabularies_in(bundle: Bundle, graph: onnx.ModelProto) -> list[Vocabulary]
             Vocabulary(
                 dense,
                 values[f"{name}.centroids"],
+                values[f"{name}.mean"][:, 0],
+                values[f"{name}.deviation"][:, 0],
+                1.0,  # of no weight for what is asked here
                 None if reduction is None else reduction.T,
                 known.fitted_on,
                 known.quantisation_error,
@@ -574,9 +632,9 @@ def _aggregated(
     """Joined residuals (N, V) and joined mean local descriptors (N, M), float32; the latter unit rows."""
     residuals, means = [], []
     for place, (vocabulary, values) in enumerate(zip(vocabularies, dense, strict=True)):
-        local, share = vocabulary.local(values), _layer_share(vocabularies, place)
-        residuals.append(share * vocabulary.residuals(local, sharpness))
-        means.append(share * local.mean(axis=1))
+        share = _layer_share(vocabularies, place)
+        residuals.append(share * vocabulary.residuals(vocabulary.local(values), sharpness))
+        means.append(share / vocabulary.mean_length * values.mean(axis=(2, 3)))
     return np.concatenate(residuals, axis=1), _unit(np.concatenate(means, axis=1))
 
 
@@ -592,46 +650,53 @@ def _described(
         on_progress(len(images))
 
 
-def _until(batches: Iterator[list[Float32Array]], photos: int) -> Iterator[list[NDArray[np.float16]]]:
-    """The first batches, until there are so many photos; as fp16, for all are held in memory."""
+def _until(batches: Iterator[list[Float32Array]], photos: int) -> Iterator[list[Float32Array]]:
+    """The first batches, until there are so many photos."""
     count = 0
     for batch in batches:
-        # Some nets give numbers beyond fp16: only the directions count.
-        yield [(v / np.maximum(np.abs(v).max(axis=1, keepdims=True), 1e-30)).astype(np.float16) for v in batch]
+        yield batch
         count += len(batch[0])
         if count >= photos:
             return
 
 
-def _fit_vocabulary(
-    output: DenseOutput, batches: Sequence[NDArray[np.float16]], settings: AdaptationSettings
-) -> Vocabulary:
+def _fit_vocabulary(output: DenseOutput, batches: Sequence[Float32Array], settings: AdaptationSettings) -> Vocabulary:
     """Centroids of local descriptors, as many of each photo, drawn at random."""
     rng = np.random.default_rng(_SEED)
     photos = sum(len(batch) for batch in batches)
     cells = batches[0].shape[2] * batches[0].shape[3]
     each = max(1, min(cells, settings.local_descriptors // photos))
     drawn = [
-        photo.reshape(photo.shape[0], -1)[:, rng.choice(cells, each, replace=False)].T.astype(np.float32)
+        photo.reshape(photo.shape[0], -1)[:, rng.choice(cells, each, replace=False)].T
         for batch in batches
         for photo in batch
     ]
-    local = _unit(np.concatenate(drawn))[: settings.local_descriptors]
-    reduction = None
-    if local.shape[1] > settings.most_channels:
-        reduction = _leading_directions(local, settings.reduced_channels)
-        local = _unit(local @ reduction)
-    count = min(settings.centroids, max(1, len(local) // _LEAST_PER_CENTROID))
+    values = np.concatenate(drawn)[: settings.local_descriptors]
+    deviation = values.std(axis=0, dtype=np.float64)
+    vocabulary = Vocabulary(
+        output,
+        centroids=np.empty((0, values.shape[1]), np.float32),
+        mean=values.mean(axis=0, dtype=np.float64).astype(np.float32),
+        deviation=np.maximum(deviation, max(_SMALLEST_SHARE * deviation.max(), 1e-30)).astype(np.float32),
+        mean_length=max(float(np.mean([np.linalg.norm(b.mean(axis=(2, 3)), axis=1).mean() for b in batches])), 1e-30),
+        reduction=None,
+        fitted_on=len(values),
+        quantisation_error=0.0,
+    )
+    if values.shape[1] > settings.most_channels:
+        reduction = _leading_directions(vocabulary.standardised(values), settings.reduced_channels)
+        vocabulary = replace(vocabulary, reduction=reduction)
+    local = vocabulary.standardised(values)
     kmeans = faiss.Kmeans(
         local.shape[1],
-        count,
+        min(settings.centroids, max(1, len(local) // _LEAST_PER_CENTROID)),
         niter=_KMEANS_STEPS,
         seed=_SEED,
         min_points_per_centroid=1,
         max_points_per_centroid=len(local),
     )
     kmeans.train(local)
-    vocabulary = Vocabulary(output, np.asarray(kmeans.centroids, np.float32), reduction, len(local), 0.0)
+    vocabulary = replace(vocabulary, centroids=_rounded(np.asarray(kmeans.centroids)))
     return replace(vocabulary, quantisation_error=max(0.0, vocabulary.error_of(local)))
 
 
@@ -674,7 +739,12 @@ def _leading_directions(values: Float32Array, dim: int) -> Float32Array:
     """(C, d) float32: the d directions with the most of values (n, C), d at most `dim`, C and n."""
     _, directions = np.linalg.eigh(_gram(values.T))
     kept = min(dim, *values.shape)
-    return _signed(np.ascontiguousarray(directions[:, ::-1][:, :kept], np.float32))
+    return _rounded(_signed(np.ascontiguousarray(directions[:, ::-1][:, :kept], np.float32)))
+
+
+def _rounded(values: NDArray[np.floating[Any]]) -> Float32Array:
+    """The values as the graph stores them, in fp16, so that numpy and graph compute with the same."""
+    return np.asarray(values, np.float16).astype(np.float32)
 
 
 def _gram(rows: Float32Array) -> NDArray[np.float64]:
