@@ -1,0 +1,262 @@
+"""Adapt a bundle to the photos that are about to be indexed; what an index is adapted to already is kept."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from index_builder.describing import DIGEST, ReusableDescriptors
+from index_builder.update_observer import UpdateObserver
+from retrieval.artefact import new_file
+from retrieval.bundle import Bundle, open_bundle
+from retrieval.bundle.adaptation import AdaptationSettings, fit_adaptation, is_adaptable, write_adapted
+from retrieval.describer import Descriptors
+from retrieval.errors import ArtefactError, ImageError, ParameterError, counted
+from retrieval.geo import hilbert_key
+from retrieval.images import ImageLimits, RgbImage, decode_image, read_image_bytes
+from retrieval.index.place_index import PlaceIndex
+from retrieval.index.sampling import evenly_spaced
+from retrieval.machine import read_ahead
+
+# auto: adapt where the index is not adapted yet, else keep that; never: describe with the bundle as it is; again: anew.
+AdaptMode = Literal["auto", "never", "again"]
+
+# Of fewer photos nothing is learnt of a place: they are described as the bundle is.
+LEAST_PHOTOS: Final = 10
+
+# So many photos are fitted to, all of a small index; of a large one a share that costs little beside describing it.
+_USUAL_PHOTOS: Final = 1500
+_MOST_PHOTOS: Final = 4000
+_ONE_IN: Final = 20
+_SEED: Final = 14
+_BATCH: Final = 16
+_BUNDLE_NAME: Final = "bundle"
+_SAMPLE_NAME: Final = "sample.npz"
+
+
+@dataclass(frozen=True)
+class AdaptedBundle:
+    """An adapted bundle, and the descriptors of the photos that it was fitted to.
+
+    Attributes:
+        bundle: in the work folder of the update.
+        name: of the adaptation, for the records of parts.
+        digests: (n,) of the photos' contents, 32 bytes each.
+        sample: (n, D) float32, unit rows.
+    """
+
+    bundle: Bundle
+    name: str
+    digests: NDArray[np.bytes_]
+    sample: Descriptors
+
+    def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
+        """Those of some of the photos, (len(rows), D) float32."""
+        return self.sample[rows]
+
+    def reusable(self) -> ReusableDescriptors:
+        """By content, for describing."""
+        digests, first = np.unique(self.digests, return_index=True)
+        return ReusableDescriptors(self.name, digests, first.astype(np.int64))
+
+
+def bundle_to_adapt(bundle: Bundle, before: PlaceIndex | None, mode: AdaptMode, dim: int | None) -> Bundle | None:
+    """What to adapt; None where photos are described with the bundle as it is.
+
+    Args:
+        bundle: that the index would be made with.
+        before: the version before.
+        mode: see `AdaptMode`.
+        dim: numbers that a descriptor shall have, where that was said.
+
+    Raises:
+        ParameterError: it must be adapted, and is not adaptable.
+    """
+    if mode == "never":
+        return None
+    if not is_adaptable(bundle):
+        if mode == "again" or dim is not None:
+            raise ParameterError(
+                f"the bundle {bundle.name} cannot be adapted: its graph has no dense outputs",
+                where=str(bundle.folder),
+                remedy="Export it again from its checkpoint, or whiten it: sightfix export BUNDLE --whiten N",
+            )
+        return None
+    same = dim is None or dim == bundle.descriptor_dim
+    return None if mode == "auto" and bundle.manifest.adaptation is not None and same else bundle
+
+
+def adapted_before(bundle: Bundle, before: PlaceIndex | None, mode: AdaptMode, dim: int | None) -> Bundle | None:
+    """The bundle that the version before holds, where it is this bundle, adapted; None where it must be adapted anew."""
+    if mode != "auto" or before is None or bundle.manifest.adaptation is not None:
+        return None
+    try:
+        held = before.held_bundle()
+    except ArtefactError:  # making the index anew is the remedy of that
+        return None
+    known = held.manifest.adaptation if held is not None else None
+    if held is None or known is None or known.base_fingerprint != bundle.fingerprint:
+        return None
+    return held if dim in (None, held.descriptor_dim) else None
+
+
+def adapt_to_photos(
+    bundle: Bundle,
+    listing: pa.Table,
+    folder: Path,
+    fitted_on: str,
+    observer: UpdateObserver,
+    limits: ImageLimits,
+    dim: int | None = None,
+) -> AdaptedBundle | None:
+    """Adapt a bundle to photos that are about to be indexed.
+
+    What an earlier run left in the folder is used where it was made of the same.
+
+    Args:
+        bundle: an adaptable one.
+        listing: rows of `REFERENCE_SCHEMA` with absolute paths.
+        folder: the work folder of the update.
+        fitted_on: the photos, for people.
+        observer: called with the progress; may raise to stop.
+        limits: of encoded photos.
+        dim: numbers that a descriptor shall have; 512 if None.
+
+    Returns:
+        None where there are too few photos that can be read.
+
+    Raises:
+        BundleError: the graph does not run, or differs from what it should compute.
+        StorageError, OSError: the disk refuses.
+    """
+    settings = AdaptationSettings() if dim is None else AdaptationSettings.of_dim(dim)
+    paths = listing["path"].take(pa.array(spread_rows(listing, photos_to_fit(listing.num_rows)))).to_pylist()
+    if len(paths) < LEAST_PHOTOS:
+        return None
+    key = _key(bundle, settings, limits, paths)
+    place = folder / f"adapted-{key}"
+    found = _read(place)
+    if found is not None:
+        return found
+    observer.adapting(0, len(paths))
+    digests: list[bytes] = []
+    done = 0
+
+    def batches() -> Iterator[NDArray[np.uint8]]:
+        read = (one for one in _read_photos(paths, bundle, limits) if one is not None)
+        while batch := list(islice(read, _BATCH)):
+            digests.extend(digest for digest, _ in batch)
+            yield np.stack([image for _, image in batch])
+
+    def progress(photos: int) -> None:
+        nonlocal done
+        done += photos
+        observer.adapting(done, len(paths))
+        observer.check_stopped()
+
+    ahead = batches()
+    beginning = list(islice(ahead, 1))
+    if not beginning or len(beginning[0]) < min(LEAST_PHOTOS, _BATCH):
+        return None
+    fitted = fit_adaptation(bundle, (batch for part in (beginning, ahead) for batch in part), settings, progress)
+    place.mkdir(parents=True, exist_ok=True)
+    written = write_adapted(bundle, fitted.adaptation, place / _BUNDLE_NAME, fitted_on, replace_folder=True)
+    adapted = AdaptedBundle(written, place.name, np.array(digests, DIGEST), fitted.descriptors)
+    with new_file(place / _SAMPLE_NAME) as temporary, temporary.open("wb") as file:
+        np.savez(file, digests=adapted.digests, sample=adapted.sample)
+    return adapted
+
+
+def photos_to_fit(count: int) -> int:
+    """How many of so many photos a bundle is adapted to."""
+    return min(count, _MOST_PHOTOS, max(_USUAL_PHOTOS, count // _ONE_IN))
+
+
+def spread_rows(listing: pa.Table, count: int) -> NDArray[np.int64]:
+    """Rows of a reference table that are spread over the place, in an order whose beginning is so, too.
+
+    Args:
+        listing: rows of `REFERENCE_SCHEMA`.
+        count: how many, at most all.
+    """
+    along = np.argsort(hilbert_key(listing["lat"].to_numpy(), listing["lon"].to_numpy()), kind="stable")
+    chosen = along[evenly_spaced(len(along), count)]
+    return np.random.default_rng(_SEED).permutation(chosen)
+
+
+def without_adaptation(bundle: Bundle, shipped: Bundle) -> Bundle:
+    """What an index is made with that shall not be adapted.
+
+    Args:
+        bundle: that it would be made with, adapted perhaps for the version before.
+        shipped: with sightfix.
+
+    Raises:
+        ParameterError: the bundle is an adapted one, and what it was made from is not here.
+    """
+    adaptation = bundle.manifest.adaptation
+    if adaptation is None:
+        return bundle
+    if adaptation.base_fingerprint != shipped.fingerprint:
+        raise ParameterError(
+            f"the index is adapted, from bundle {adaptation.base_name} ({adaptation.base_fingerprint[:12]})",
+            remedy="Name the folder of that bundle (--bundle), to describe with it as it is",
+        )
+    return shipped
+
+
+def adaptation_text(bundle: Bundle) -> str:
+    """What a bundle was adapted to, in one line; empty where it was not."""
+    adaptation = bundle.manifest.adaptation
+    if adaptation is None:
+        return ""
+    centroids = sum(vocabulary.centroids for vocabulary in adaptation.vocabularies)
+    return (
+        f"adapted to {counted(adaptation.photos, 'photo')}: {counted(centroids, 'centroid')} in "
+        f"{counted(len(adaptation.vocabularies), 'layer')}, {counted(bundle.descriptor_dim, 'number')} a descriptor"
+    )
+
+
+def _read_photos(paths: Sequence[str], bundle: Bundle, limits: ImageLimits) -> Iterator[tuple[bytes, RgbImage] | None]:
+    """Each photo's digest and pixels; None where it cannot be read, which describing reports."""
+
+    def read(path: str) -> tuple[bytes, RgbImage] | None:
+        try:
+            data = read_image_bytes(Path(path), limits)
+            return hashlib.sha256(data).digest(), decode_image(data, bundle.preprocessing, limits, where=path)
+        except ImageError:
+            return None
+
+    return read_ahead(read, paths, ahead=3 * _BATCH)
+
+
+def _key(bundle: Bundle, settings: AdaptationSettings, limits: ImageLimits, paths: Sequence[str]) -> str:
+    """What the result depends on, in 16 hexadecimal digits."""
+    states = []
+    for path in paths:
+        try:
+            status = os.stat(path)  # noqa: PTH116 - of every photo
+        except (OSError, ValueError):  # a NUL
+            states.append(None)
+        else:
+            states.append((status.st_size, status.st_mtime_ns))
+    text = json.dumps([bundle.fingerprint, asdict(settings), asdict(limits), list(paths), states])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(place: Path) -> AdaptedBundle | None:
+    """What an earlier run left, where it is whole."""
+    try:
+        with np.load(place / _SAMPLE_NAME, allow_pickle=False) as stored:
+            digests, sample = stored["digests"], stored["sample"]
+        return AdaptedBundle(open_bundle(place / _BUNDLE_NAME), place.name, digests, sample)
+    except (OSError, EOFError, ValueError, KeyError, ArtefactError):
+        return None
