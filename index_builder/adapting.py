@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index_builder.describing import DIGEST, ReusableDescriptors
+from index_builder.describing import DIGEST, ReusableDescriptors, file_state
 from index_builder.update_observer import UpdateObserver
 from retrieval.artefact import new_file
 from retrieval.bundle import Bundle, open_bundle
@@ -68,12 +67,14 @@ class AdaptedBundle:
         return ReusableDescriptors(self.name, digests, first.astype(np.int64))
 
 
-def bundle_to_adapt(bundle: Bundle, before: PlaceIndex | None, mode: AdaptMode, dim: int | None) -> Bundle | None:
-    """What to adapt; None where photos are described with the bundle as it is.
+def bundle_and_whether_to_adapt(
+    bundle: Bundle, before: PlaceIndex | None, mode: AdaptMode, dim: int | None
+) -> tuple[Bundle, bool]:
+    """The bundle to describe with, and whether it must be adapted first.
 
     Args:
         bundle: that the index would be made with.
-        before: the version before.
+        before: the version before; where it holds this bundle adapted, that one is kept.
         mode: see `AdaptMode`.
         dim: numbers that a descriptor shall have, where that was said.
 
@@ -81,7 +82,7 @@ def bundle_to_adapt(bundle: Bundle, before: PlaceIndex | None, mode: AdaptMode, 
         ParameterError: it must be adapted, and is not adaptable.
     """
     if mode == "never":
-        return None
+        return bundle, False
     if not is_adaptable(bundle):
         if mode == "again" or dim is not None:
             raise ParameterError(
@@ -89,23 +90,23 @@ def bundle_to_adapt(bundle: Bundle, before: PlaceIndex | None, mode: AdaptMode, 
                 where=str(bundle.folder),
                 remedy="Export it again from its checkpoint, or whiten it: sightfix export BUNDLE --whiten N",
             )
-        return None
-    same = dim is None or dim == bundle.descriptor_dim
-    return None if mode == "auto" and bundle.manifest.adaptation is not None and same else bundle
+        return bundle, False
+    if mode == "again":
+        return bundle, True
+    if bundle.manifest.adaptation is None:
+        bundle = _held_adapted(bundle, before) or bundle
+    keep = bundle.manifest.adaptation is not None and dim in (None, bundle.descriptor_dim)
+    return bundle, not keep
 
 
-def adapted_before(bundle: Bundle, before: PlaceIndex | None, mode: AdaptMode, dim: int | None) -> Bundle | None:
-    """The bundle that the version before holds, where it is this bundle, adapted; None where it must be adapted anew."""
-    if mode != "auto" or before is None or bundle.manifest.adaptation is not None:
-        return None
+def _held_adapted(bundle: Bundle, before: PlaceIndex | None) -> Bundle | None:
+    """The bundle that a version holds, where it is this one, adapted."""
     try:
-        held = before.held_bundle()
+        held = before.held_bundle() if before is not None else None
     except ArtefactError:  # making the index anew is the remedy of that
         return None
     known = held.manifest.adaptation if held is not None else None
-    if held is None or known is None or known.base_fingerprint != bundle.fingerprint:
-        return None
-    return held if dim in (None, held.descriptor_dim) else None
+    return held if known is not None and known.base_fingerprint == bundle.fingerprint else None
 
 
 def adapt_to_photos(
@@ -240,14 +241,7 @@ def _read_photos(paths: Sequence[str], bundle: Bundle, limits: ImageLimits) -> I
 
 def _key(bundle: Bundle, settings: AdaptationSettings, limits: ImageLimits, paths: Sequence[str]) -> str:
     """What the result depends on, in 16 hexadecimal digits."""
-    states = []
-    for path in paths:
-        try:
-            status = os.stat(path)  # noqa: PTH116 - of every photo
-        except (OSError, ValueError):  # a NUL
-            states.append(None)
-        else:
-            states.append((status.st_size, status.st_mtime_ns))
+    states = [file_state(path) for path in paths]
     text = json.dumps([bundle.fingerprint, asdict(settings), asdict(limits), list(paths), states])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -4,6 +4,7 @@ A photo whose content has a stored descriptor already is not described again.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -44,7 +45,7 @@ _TASKS_A_BATCH: Final = 4
 _STORED_BATCHES: Final = 8
 
 # Numpy does not distinguish zero bytes at the end from none, but all digests are 32 bytes long.
-_DIGEST: Final = "S32"
+DIGEST: Final = "S32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +115,13 @@ class ReusableDescriptors:
             return None
         hashes = read_references(base.folder / REFERENCES_NAME)["content_sha256"]
         rows = np.flatnonzero(hashes.is_valid().to_numpy())
-        digests = np.array([bytes.fromhex(text) for text in hashes.take(pa.array(rows)).to_pylist()], _DIGEST)
+        digests = np.array([bytes.fromhex(text) for text in hashes.take(pa.array(rows)).to_pylist()], DIGEST)
         digests, first = np.unique(digests, return_index=True)
         return cls(base.version, digests, rows[first].astype(np.int64))
 
     def find(self, sha256: bytes) -> int | None:
         """The row that holds the descriptor of a photo with this digest, or None."""
-        wanted = np.array(sha256, _DIGEST)
+        wanted = np.array(sha256, DIGEST)
         place = int(np.searchsorted(self.digests, wanted))
         if place == len(self.digests) or self.digests[place] != wanted:
             return None
@@ -250,6 +251,15 @@ def describe_references(
         if on_progress and batch.photos:
             on_progress(len(batch.photos))
     return DescribedReferences(described, np.concatenate(pieces), tally.photos)
+
+
+def file_state(path: str) -> tuple[int, int] | None:
+    """Size and time of the last change of a file; None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - this line runs for every photo
+    except (OSError, ValueError):  # a NUL
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 class _Batch:

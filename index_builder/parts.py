@@ -9,26 +9,30 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from index_builder.describing import DescribedBatch, DescribeSettings, ReusableDescriptors, describe_photos
+from index_builder.describing import (
+    DescribedBatch,
+    DescribeSettings,
+    ReusableDescriptors,
+    describe_photos,
+    file_state,
+)
 from index_builder.update_observer import UpdateObserver
 from index_builder.update_plan import PathsBelow
 from retrieval.artefact import flush_to_disk, replace_file
 from retrieval.describer import Describer, Descriptors
 from retrieval.images import LeftOut, UnreadableTally
-from retrieval.index.place_index import PlaceIndex
 
 DEFAULT_PART_PHOTOS: Final = 256
 _RECORDS: Final = "part-*.json"
@@ -95,7 +99,7 @@ def cut(listing: pa.Table, part_photos: int, conditions: dict[str, Any]) -> Iter
     """
     for number, start in enumerate(range(0, listing.num_rows, part_photos)):
         piece = listing.slice(start, part_photos)
-        states = [_file_state(path) for path in piece["path"].to_pylist()]
+        states = [file_state(path) for path in piece["path"].to_pylist()]
         text = json.dumps([conditions, piece.to_pydict(), states], sort_keys=True)
         yield Part(number, start, start + piece.num_rows, hashlib.sha256(text.encode()).hexdigest())
 
@@ -166,6 +170,13 @@ def resumable_work_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+class DescriptorRows(Protocol):
+    """Stored descriptors by row: a version of a place index, or those of the photos that a bundle was adapted to."""
+
+    def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
+        """(len(rows), D) float32."""
+
+
 class DescribedParts:
     """All descriptors of a listing, left on the disk.
 
@@ -174,7 +185,7 @@ class DescribedParts:
         parts: all of them, in their order.
         records: of each.
         dim: D.
-        base: of which rows were taken over, if any were.
+        base: that rows were taken over from, if any were.
 
     Attributes:
         rows: (n,) int64, the rows of the listing that have a descriptor, rising.
@@ -184,7 +195,7 @@ class DescribedParts:
     """
 
     def __init__(
-        self, folder: Path, parts: Sequence[Part], records: Sequence[PartRecord], dim: int, base: PlaceIndex | None
+        self, folder: Path, parts: Sequence[Part], records: Sequence[PartRecord], dim: int, base: DescriptorRows | None
     ) -> None:
         self._folder, self._parts, self._records, self._dim, self._base = folder, parts, records, dim, base
         counts = [len(record.offsets) for record in records]
@@ -339,7 +350,7 @@ def describe_in_parts(
     settings: PartSettings,
     observer: UpdateObserver,
     engine: PartEngine,
-    base: PlaceIndex | None = None,
+    base: DescriptorRows | None = None,
 ) -> DescribedParts:
     """Describe the photos of a listing, but for those that a part in the folder already holds.
 
@@ -349,7 +360,7 @@ def describe_in_parts(
         settings: how.
         observer: called with the progress after each batch; may raise to stop.
         engine: describes the parts that are missing.
-        base: the version that stored descriptors are taken over from.
+        base: that stored descriptors are taken over from.
 
     Raises:
         ReferenceDataError: more photos are unreadable than allowed (``too_many_unreadable``).
@@ -418,14 +429,6 @@ def describe_locally(tasks: Iterable[PartTask], describer: Describer, settings: 
             batches = []
             write_part(settings.folder, task.part, descriptors, record)
             yield PartProgress(written=(task.part, record))
-
-
-def _file_state(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - this line runs for every photo
-    except (OSError, ValueError):  # a NUL
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _load(folder: Path, part: Part, record: PartRecord, dim: int) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from index_builder.adapting import AdaptedBundle, AdaptMode, adapt_to_photos, bundle_and_whether_to_adapt
 from index_builder.calibration_queries import OutsidePhotos, calibration_photos_of
 from index_builder.describing import DescribeSettings, ReusableDescriptors, describing_record
 from index_builder.index_design import STORED_BYTES, IndexDesign
@@ -45,7 +46,7 @@ from index_builder.version_writer import FeaturesPlan, VersionContent, write_ver
 from retrieval.artefact import MANIFEST_NAME, storage_errors, verify_files
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer, Descriptors
-from retrieval.errors import BundleError, IndexNotFoundError, PlaceIndexError, ReferenceDataError
+from retrieval.errors import BundleError, IndexNotFoundError, ParameterError, PlaceIndexError, ReferenceDataError
 from retrieval.images import LeftOut
 from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version_or_none
 from retrieval.index.manifest import DescribingRecord
@@ -72,6 +73,8 @@ class UpdateSettings:
         design: of an index made anew; what is appended to or removed from stays as it was designed.
         describe: how references are described.
         describe_again: describe all photos, also those whose content the current version has described just so.
+        adapt: whether the bundle of an index made anew is adapted to its photos; see `AdaptMode`.
+        dim: numbers that an adapted descriptor shall have; None for the usual ones, or those of the version before.
         part_photos: photos described between two points from which a killed update goes on.
         engine: what describes: this process, or a Ray cluster.
         quality: what the new version must reach.
@@ -82,6 +85,8 @@ class UpdateSettings:
     design: IndexDesign = field(default_factory=IndexDesign)
     describe: DescribeSettings = field(default_factory=DescribeSettings)
     describe_again: bool = False
+    adapt: AdaptMode = "never"
+    dim: int | None = None
     part_photos: int = DEFAULT_PART_PHOTOS
     engine: EngineName = "local"
     quality: QualitySettings = _QUICK_CHECK
@@ -229,10 +234,13 @@ class _Updater:
                     return _unchanged(plan.base, plan.skipped, ())
                 base = self._described_before(plan, draft)
                 features = self._features(plan, base)
-                parts = self._describe(plan, work, None if settings.describe_again else base, features)
+                updater, adapted = self._adapted(plan, work, base)
+                parts = updater._describe(plan, work, None if settings.describe_again else base, features, adapted)
             if plan.base is not None and len(plan.kept) == plan.base.count and not len(parts.rows):
                 return _unchanged(plan.base, plan.skipped, parts.unreadable)
-            update = self._write(draft, plan, parts, before, features)
+            update = updater._write(draft, plan, parts, before, features)
+            if adapted is not None:  # what was described while adapting is no descriptor of the version before
+                update = replace(update, taken_over=0)
             if plan.base is not None:
                 _check_still_current(draft, before)
             self.observer.publishing(update)
@@ -262,6 +270,31 @@ class _Updater:
             return None
         return base
 
+    def _adapted(
+        self, plan: UpdatePlan, work: Path, base: PlaceIndex | None
+    ) -> tuple["_Updater", AdaptedBundle | None]:
+        """This update with the bundle adapted to the photos, and what it was fitted to where that happens now."""
+        if plan.base is not None:
+            return self, None
+        settings = self.settings
+        given = self.describer.bundle
+        bundle, adapt = bundle_and_whether_to_adapt(given, base, settings.adapt, settings.dim)
+        adapted = None
+        if adapt:
+            if self.describer.precision != "fp32":
+                raise ParameterError(
+                    f"a bundle is adapted in fp32, not in {self.describer.precision}",
+                    remedy="Adapt it first (sightfix export BUNDLE --adapt PHOTOS --out ADAPTED, with that precision), "
+                    "or leave adapting out (--no-adapt)",
+                )
+            limits = settings.describe.limits
+            adapted = adapt_to_photos(bundle, plan.to_describe, work, self.name, self.observer, limits, settings.dim)
+            bundle = bundle if adapted is None else adapted.bundle
+        self.observer.reached("adapted")
+        if bundle.fingerprint == given.fingerprint:
+            return self, adapted
+        return replace(self, describer=self.describer.with_bundle(bundle)), adapted
+
     def _features(self, plan: UpdatePlan, before: PlaceIndex | None) -> FeaturesPlan | None:
         """How local features are made, or None for none; what the design leaves open stays as it was before."""
         stored = before.manifest.local_features if before is not None else None
@@ -275,13 +308,20 @@ class _Updater:
         return FeaturesPlan(settings, None if self.settings.describe_again else before, self.settings.describe.limits)
 
     def _describe(
-        self, plan: UpdatePlan, work: Path, before: PlaceIndex | None, features: FeaturesPlan | None
+        self,
+        plan: UpdatePlan,
+        work: Path,
+        before: PlaceIndex | None,
+        features: FeaturesPlan | None,
+        adapted: AdaptedBundle | None,
     ) -> DescribedParts:
         settings, total = self.settings, plan.to_describe.num_rows
         self.observer.planned(total)
         storage = _storage(plan, settings.design)
-        stored = None
-        if before is not None and total:
+        stored, source = None, adapted or before
+        if adapted is not None:
+            stored = adapted.reusable()
+        elif before is not None and total:
             whitened = before.whitening is not None if plan.base is not None else settings.design.whiten > 0
             limits = settings.describe.limits
             stored = ReusableDescriptors.of(before, self.describer, limits, storage, whitened=whitened)
@@ -294,7 +334,7 @@ class _Updater:
         index_bytes = (len(plan.kept) + total) * row_bytes + held_bytes
         _check_room(work, parts.photos_to_do * dim * 4, self.indexes, index_bytes)
         self.observer.reached("planned")
-        described = describe_in_parts(parts, self.describer, how, self.observer, _engine(settings.engine), before)
+        described = describe_in_parts(parts, self.describer, how, self.observer, _engine(settings.engine), source)
         self.observer.reached("described")
         return described
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 UpdateStep = Literal[
     "draft opened",
+    "adapted",
     "planned",
     "part written",
     "described",
@@ -84,6 +85,9 @@ class UpdateObserver:
 
     def listed(self, count: int, left_out: "Sequence[LeftOut]") -> None:
         """The source holds so many references; these photos it left out. Not reported again after a restart."""
+
+    def adapting(self, done: int, total: int) -> None:
+        """The bundle is being fitted to photos of the place; so many of them are read."""
 
     def planned(self, total: int) -> None:
         """So many photos are to be described, those included that an earlier run described already."""

@@ -67,7 +67,7 @@ class Describer:
         self.threads = threads or available_cores()
         self.max_batch = max_batch
         self._profiles = default_profiles(max_batch)
-        request = EngineRequest(
+        self._request = EngineRequest(
             bundle,
             precision,
             self.threads,
@@ -76,10 +76,30 @@ class Describer:
             gpu_mem_limit,
             on_build,
         )
-        chosen = choose_engine(request, provider, allow_cpu_fallback=allow_cpu_fallback)
+        self._wanted = provider, allow_cpu_fallback
+        chosen = choose_engine(self._request, provider, allow_cpu_fallback=allow_cpu_fallback)
         self.passed_over = chosen.passed_over
         self._engine = chosen.engine
         self._one_at_a_time = Lock()
+
+    def with_bundle(self, bundle: Bundle) -> "Describer":
+        """Another describer, of another bundle and otherwise like this one, which goes on working.
+
+        Raises:
+            SightfixError: as the constructor.
+        """
+        provider, allow_cpu_fallback = self._wanted
+        return Describer(
+            bundle,
+            provider=provider,
+            precision=self.precision,
+            threads=self.threads,
+            max_batch=self.max_batch,
+            allow_cpu_fallback=allow_cpu_fallback,
+            gpu_mem_limit=self._request.gpu_mem_limit,
+            engine_cache=self._request.cache,
+            on_build=self._request.on_build,
+        )
 
     @property
     def description(self) -> EngineDescription:

@@ -34,6 +34,7 @@ from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import ArtefactError, SightfixError
 from retrieval.images import ImageLimits, LeftOut
+from retrieval.index.folder import current_version_or_none
 from retrieval.index.stores import FolderStore
 from retrieval.references import open_references
 from service.jobs.model import AppendJobRequest, FullJobRequest, JobFailure, JobRequest, JobResult, RemoveJobRequest
@@ -302,8 +303,11 @@ class JobRunner:
     def _update(self, job: TakenJob) -> JobResult:
         request, jobs = job.request, self._settings
         observer = JobObserver(self._queue, job, self._stop)
+        first = current_version_or_none(jobs.indexes / request.index) is None
         settings = UpdateSettings(
             design=_design(request),
+            # What the server was given to describe with is not changed under it.
+            adapt="auto" if first and jobs.bundle is None and jobs.precision == "fp32" else "never",
             describe=DescribeSettings(
                 batch_size=jobs.batch_size,
                 decode_threads=jobs.decode_threads,

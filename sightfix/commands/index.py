@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import TextColumn
 
 from index_builder.update_observer import PhotoRate, UpdateObserver, UpdateStep
-from retrieval.errors import counted
+from retrieval.errors import ParameterError, counted
 from retrieval.index.folder import DEFAULT_INDEXES
 from sightfix.commands.options import (
     BatchSizeOption,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _LINE_EVERY_S: Final = 30.0
 _WHAT_FOLLOWS: Final[dict[UpdateStep, str]] = {
     "draft opened": "Listing the photos",
+    "adapted": "Planning",
     "planned": "Describing",
     "described": "Writing the index",
     "manifest written": "Checking the index",
@@ -77,7 +78,16 @@ def index(
     ] = 0.95,
     latency_ms: Annotated[float, typer.Option(min=0.0, help="auto: exact search is taken where it is as quick")] = 20.0,
     memory: Annotated[str | None, typer.Option(help="auto: RAM the vectors may take, such as 16G")] = None,
-    whiten: Annotated[int, typer.Option(min=0, help="Numbers to whiten descriptors to; 0: not at all")] = 0,
+    adapt: Annotated[
+        bool,
+        typer.Option("--adapt/--no-adapt", help="Fit the bundle to the photos first; or use it as it is"),
+    ] = True,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit it anew, though the version before is adapted, and describe all again")
+    ] = False,
+    dim: Annotated[
+        int | None, typer.Option("--dim", "--whiten", min=16, help="Numbers of an adapted descriptor; 512 if left out")
+    ] = None,
     local_features: Annotated[
         bool | None,
         typer.Option(
@@ -100,9 +110,11 @@ def index(
     ] = "local",
 ) -> None:
     """Describe geo-tagged photos and publish them as a place index."""
+    from index_builder.adapting import adaptation_text, without_adaptation
     from index_builder.describing import DescribeSettings
     from index_builder.index_design import IndexDesign
     from index_builder.update import ENGINES, UpdateSettings, build_index, bundle_for_build
+    from retrieval.bundle import open_bundle
     from retrieval.index.folder import check_index_name
     from retrieval.index.place_index import PlaceIndex
     from retrieval.index.vectors.candidates import INDEX_TYPES
@@ -115,18 +127,23 @@ def index(
         recall=recall,
         latency_ms=latency_ms,
         memory_bytes=None if memory is None else parse_bytes(memory),
-        whiten=whiten,
         local_features=local_features,
     )
     check_index_name(name)
     push = push_settings(store_type, store_build, store_vectors, recall, keep)
     references = open_references(source)
+    if not adapt and (refit or dim is not None):
+        raise ParameterError("--no-adapt leaves nothing to fit", remedy="Leave out --refit and --dim, or --no-adapt")
     chosen = bundle_for_build(indexes, name, bundle)
+    if not adapt and bundle is None:
+        chosen = without_adaptation(chosen, open_bundle())
     describer = make_describer(chosen, provider, precision, threads, allow_cpu_fallback)
     settings = UpdateSettings(
         design=design,
         describe=DescribeSettings(batch_size=batch_size, max_unreadable=max_unreadable),
         describe_again=describe_again,
+        adapt="again" if refit else "auto" if adapt else "never",
+        dim=dim,
         engine=check_choice("--engine", engine, ENGINES),
         keep=keep,
     )
@@ -142,6 +159,9 @@ def index(
         first = next(skipped.path for skipped in references.skipped if skipped.reason == reason)
         console.print(f"[yellow]left out[/] {counted(photos, 'photo')}: {reason} (the first: {escape(str(first))})")
     _print_recall(manifest)
+    held = PlaceIndex.open(built.folder, memory_map=True).held_bundle()
+    if held is not None and held.manifest.adaptation is not None:
+        console.print(adaptation_text(held))
     if built.taken_over:
         console.print(f"{counted(built.taken_over, 'unchanged photo')} not described again")
     console.print(
@@ -155,7 +175,7 @@ def index(
 
 def plan(
     references: Annotated[str, typer.Option(help="How many photos, such as 300000 or 50M")],
-    dim: Annotated[int, typer.Option(min=1, max=65_536, help="Numbers in a stored descriptor")] = 1280,
+    dim: Annotated[int, typer.Option(min=1, max=65_536, help="Numbers in a stored descriptor")] = 512,
     memory: Annotated[str | None, typer.Option(help="RAM there is for the index, such as 64G")] = None,
 ) -> None:
     """Predict memory, disk, building time and latency of each type of index on a machine like this one."""
@@ -173,7 +193,7 @@ def plan(
     _print_plan(plan_indexes(rows, dim, speed, limit))
     console.print(
         "Predicted, for a recall@10 of about 95 %; describing the photos comes before and is not in it. "
-        "Half the numbers, half of everything: --whiten when indexing. Beside approximate types the stored "
+        "Half the numbers, half of everything: --dim when indexing. Beside approximate types the stored "
         "descriptors stay on the disk; `sightfix index --type auto` measures instead of predicting."
     )
 
@@ -206,6 +226,12 @@ class IndexingProgress(UpdateObserver):
         what = _WHAT_FOLLOWS.get(step)
         if what is not None:
             self.bar.update(self._task, description=what, rate="")
+
+    def adapting(self, done: int, total: int) -> None:
+        """So many photos are read that the bundle is fitted to."""
+        if done == 0:
+            self.bar.reset(self._task, total=total, description="Fitting the bundle to the place", rate="", failed="")
+        self.bar.update(self._task, completed=done)
 
     def planned(self, total: int) -> None:
         """The number of photos to describe is known."""
