@@ -60,7 +60,7 @@ Float32Array = NDArray[np.float32]
 MIN_OPSET_TO_ADAPT: Final = 18
 
 _SEED: Final = 14
-_KMEANS_STEPS: Final = 20
+_KMEANS_STEPS: Final = 50
 # A centroid of fewer local descriptors than this says nothing of the place.
 _LEAST_PER_CENTROID: Final = 16
 _SMALLEST_LENGTH: Final = 1e-12
@@ -92,12 +92,12 @@ class AdaptationSettings:
     """
 
     centroids: int = 32
-    sharpness: float = 50.0
+    sharpness: float = 70.0
     residual_dim: int = 448
     mean_dim: int = 64
     mean_weight: float = 1.0
     power: float = 0.5
-    vocabulary_photos: int = 512
+    vocabulary_photos: int = 1024
     local_descriptors: int = 60_000
     most_channels: int = 512
     reduced_channels: int = 256
