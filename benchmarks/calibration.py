@@ -21,8 +21,8 @@ from benchmarks.campus import PROTOCOLS, describe_campus
 from benchmarks.indexing_throughput import PHOTOS
 from benchmarks.machine import describe_machine
 from benchmarks.toy_drives import describe_cameras, describe_plans, plan_drive
-from index_builder.calibrating import CalibrationSettings, fit_calibration, fit_on_photos
-from index_builder.calibration_queries import DescribedIndex, OutsidePhotos
+from index_builder.calibration.calibrating import CalibrationSettings, fit_calibration, fit_on_photos
+from index_builder.calibration.queries import DescribedIndex, OutsidePhotos
 from index_builder.describing import DescribeSettings, describe_references
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer, Descriptors

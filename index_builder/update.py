@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index_builder.adapting import AdaptedBundle, AdaptMode, adapt_to_photos, bundle_and_whether_to_adapt
-from index_builder.calibration_queries import OutsidePhotos, calibration_photos_of
+from index_builder.calibration.queries import OutsidePhotos, calibration_photos_of
 from index_builder.describing import DescribeSettings, ReusableDescriptors, describing_record
 from index_builder.index_design import STORED_BYTES, IndexDesign
 from index_builder.parts import (

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from index_builder.calibrating import calibrate
-from index_builder.calibration_queries import OutsidePhotos
+from index_builder.calibration.calibrating import calibrate
+from index_builder.calibration.queries import OutsidePhotos
 from index_builder.index_design import Choice, IndexDesign, build_candidates, choose_parameters
 from index_builder.publish import hold_bundle
 from index_builder.quality import check_stored, hold_out_twice, tune

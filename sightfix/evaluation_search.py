@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from index_builder.calibrating import fit_calibration
-from index_builder.calibration_queries import DescribedIndex, ReferenceIndex, calibration_photos_of
+from index_builder.calibration.calibrating import fit_calibration
+from index_builder.calibration.queries import DescribedIndex, ReferenceIndex, calibration_photos_of
 from index_builder.describing import (
     DescribedReferences,
     DescribeSettings,

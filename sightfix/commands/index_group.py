@@ -38,9 +38,9 @@ from sightfix.commands.options import (
 from sightfix.console import console, plain_table, progress_bar
 
 if TYPE_CHECKING:
+    from index_builder.calibration.recalibrating import PhotoCheck, Recalibrated, Split
     from index_builder.maintenance.doctor import Diagnosis
     from index_builder.maintenance.versions import Kind, Verdict, VersionDifference, VersionSummary
-    from index_builder.recalibrating import PhotoCheck, Recalibrated, Split
     from retrieval.index.place_index import PlaceIndex
     from retrieval.index.searchable import PlaceIndexStore
 
@@ -265,9 +265,9 @@ def calibrate(
     keep: KeepOption = 3,
 ) -> None:
     """Fit confidence, radius and NO_MATCH to photos of known position, and publish a version with the new fit."""
-    from index_builder.calibration_queries import OutsidePhotos
+    from index_builder.calibration.queries import OutsidePhotos
+    from index_builder.calibration.recalibrating import recalibrate
     from index_builder.describing import DescribeSettings
-    from index_builder.recalibrating import recalibrate
     from retrieval.index.place_index import PlaceIndex
     from sightfix.evaluation_search import describe_photos
 

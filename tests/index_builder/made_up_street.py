@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index_builder.calibration_queries import DescribedIndex
+from index_builder.calibration.queries import DescribedIndex
 from retrieval.geo import Position, from_local_metres
 from retrieval.index.manifest import BundleIdentity
 from retrieval.references.reference import Reference

@@ -73,6 +73,7 @@ def test_the_steps_come_in_their_order(tmp_path: Path, describer: Describer) -> 
     build_index(make_places(tmp_path, 2), describer, tmp_path / "indexes", "town", observer=observer)
     assert observer.steps == [
         "draft opened",
+        "adapted",
         "planned",
         "part written",
         "described",

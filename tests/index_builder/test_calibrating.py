@@ -3,8 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from index_builder.calibrating import CalibrationSettings, descending, fit_calibration, fit_logistic, fit_radius
-from index_builder.calibration_queries import DescribedIndex
+from index_builder.calibration.calibrating import (
+    CalibrationSettings,
+    descending,
+    fit_calibration,
+    fit_logistic,
+    fit_radius,
+)
+from index_builder.calibration.queries import DescribedIndex
 from retrieval.errors import ParameterError
 from retrieval.evaluation import exact_ranking
 from retrieval.geo import haversine_m

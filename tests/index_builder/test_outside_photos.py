@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from index_builder import calibration_queries as held_out
-from index_builder.calibration_queries import PAUSE_S, DescribedIndex, OutsidePhotos, OutsideSearch
+from index_builder.calibration.queries import PAUSE_S, DescribedIndex, OutsidePhotos, OutsideSearch
 from retrieval.errors import ParameterError
 from retrieval.geo import haversine_m
 from tests.index_builder.made_up_street import MADE_UP_BUNDLE, made_up_street

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from index_builder import recalibrating
-from index_builder.calibrating import (
+from index_builder.calibration.calibrating import (
     WITHIN_M,
     CalibrationSettings,
     Trials,
@@ -21,11 +21,11 @@ from index_builder.calibrating import (
     make_trials,
     match_photos,
 )
-from index_builder.calibration_queries import DescribedIndex, OutsidePhotos, OutsideSearch, calibration_photos_of
+from index_builder.calibration.queries import DescribedIndex, OutsidePhotos, OutsideSearch, calibration_photos_of
+from index_builder.calibration.recalibrating import balanced, recalibrate
 from index_builder.index_design import IndexDesign
 from index_builder.maintenance.versions import verify_version
 from index_builder.publish import draft_version
-from index_builder.recalibrating import balanced, recalibrate
 from index_builder.update import append_references, build_index
 from index_builder.version_writer import VersionContent, write_version
 from retrieval.bundle import Bundle

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from index_builder.recalibrating import Judgement, PhotoCheck, Recalibrated
+from index_builder.calibration.recalibrating import Judgement, PhotoCheck, Recalibrated
 from retrieval.errors import ParameterError
 from sightfix.commands.index_group import print_recalibrated
 from sightfix.console import parse_bytes, parse_count

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from index_builder.calibrating import (
+from index_builder.calibration.calibrating import (
     WITHIN_M,
     CalibrationSettings,
     Localized,
@@ -18,7 +18,7 @@ from index_builder.calibrating import (
     make_trials,
     match_photos,
 )
-from index_builder.calibration_queries import OutsidePhotos
+from index_builder.calibration.queries import OutsidePhotos
 from index_builder.publish import DEFAULT_KEEP, draft_version, hold_bundle, remove_old_versions
 from retrieval.artefact import link_or_copy, record_files
 from retrieval.bundle import Bundle

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from index_builder.calibration_queries import (
+from index_builder.calibration.queries import (
     HeldOutMatches,
     Int64Array,
     Occasions,
