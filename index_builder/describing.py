@@ -91,26 +91,22 @@ class ReusableDescriptors:
 
     @classmethod
     def of(
-        cls, base: PlaceIndex, describer: Describer, limits: ImageLimits, storage: Storage, *, whitened: bool
+        cls, base: PlaceIndex, describer: Describer, limits: ImageLimits, storage: Storage
     ) -> "ReusableDescriptors | None":
         """What of a version may be taken over as if it had just been described, or None.
 
         Stored as fp32 a descriptor is what the describer gave. Stored as fp16 it is only good for fp16 again: the same
-        bits come out. The steps of int8 and the directions of a whitening were chosen for the version, and another has
-        its own.
+        bits come out. The steps of int8 were chosen for the version, and another has its own.
 
         Args:
             base: a version.
             describer: of the new one.
             limits: of encoded photos.
             storage: of the new one.
-            whitened: whether the new one is.
         """
         manifest = base.manifest
         same = manifest.bundle.fingerprint == describer.bundle.fingerprint
-        exact = manifest.whitening is None and (
-            manifest.storage == "fp32" or (manifest.storage == "fp16" == storage and not whitened)
-        )
+        exact = manifest.whitening is None and (manifest.storage == "fp32" or manifest.storage == "fp16" == storage)
         if not (same and exact and manifest.describing == describing_record(describer, limits)):
             return None
         hashes = read_references(base.folder / REFERENCES_NAME)["content_sha256"]

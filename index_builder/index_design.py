@@ -78,7 +78,6 @@ class IndexDesign:
         recall: share of the ten best rows of exact search that an approximate index must return.
         latency_ms: of one query; ``auto`` takes exact search where it is as quick as this.
         memory_bytes: that the vectors may take in RAM, or None.
-        whiten: to how many numbers descriptors are whitened, 0 for not at all.
         calibrate: whether confidence and radius are fitted to the index's own references, where that is possible.
         local_features: whether photos' local features are stored, for re-ranking; None: as in the version before.
     """
@@ -88,7 +87,6 @@ class IndexDesign:
     recall: float = 0.95
     latency_ms: float = 20.0
     memory_bytes: int | None = None
-    whiten: int = 0
     calibrate: bool = True
     local_features: bool | None = None
 
@@ -322,7 +320,7 @@ def _choose_by_trial(
         raise ParameterError(
             f"no type of index fits into {limit / 1e9:.3g} GB with a recall of {design.recall:.0%}: "
             f"{least.type} needs {least.memory_bytes / 1e9:.3g} GB and reached {least.recall:.1%}",
-            remedy="Give more memory, whiten the descriptors to fewer numbers, or ask for less recall",
+            remedy="Give more memory, adapt to fewer numbers (--dim), or ask for less recall",
         )
     taken = min(fitting, key=lambda one: one.latency_ms)
     judged = [replace(one, verdict=_verdict(one, taken, design, limit)) for one in tried]

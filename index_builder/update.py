@@ -322,9 +322,8 @@ class _Updater:
         if adapted is not None:
             stored = adapted.reusable()
         elif before is not None and total:
-            whitened = before.whitening is not None if plan.base is not None else settings.design.whiten > 0
             limits = settings.describe.limits
-            stored = ReusableDescriptors.of(before, self.describer, limits, storage, whitened=whitened)
+            stored = ReusableDescriptors.of(before, self.describer, limits, storage)
         how = PartSettings(settings.describe, work, plan.photo_root, settings.part_photos, stored)
         parts = plan_parts(plan.to_describe, self.describer, how)
         dim = self.describer.bundle.descriptor_dim

@@ -30,7 +30,6 @@ from retrieval.index.manifest import (
     PlaceIndexManifest,
     RecallReport,
     Source,
-    WhiteningRecord,
 )
 from retrieval.index.place_index import (
     CALIBRATION_PHOTOS_NAME,
@@ -46,7 +45,8 @@ from retrieval.index.reference_table import read_references, write_reference_tab
 from retrieval.index.sampling import drawn
 from retrieval.index.vectors.candidates import CandidateParameters, StoredVectors
 from retrieval.index.vectors.exact import ExactVectors
-from retrieval.index.whitening import Whitening, fit_whitening, score_spread, write_whitening
+from retrieval.index.whitening import write_whitening
+from retrieval.localize.evidence import score_spread
 from retrieval.machine import read_ahead
 from retrieval.reranking.local_features import (
     NO_FEATURES,
@@ -59,7 +59,7 @@ from retrieval.reranking.local_features import (
 WriteStep = Literal["vectors written", "references written", "bundle written", "manifest written"]
 _COPY_ROWS: Final = 4096
 _SAMPLE_ROWS: Final = 50_000
-_STRETCH_ROWS: Final = 2_000
+_SPREAD_ROWS: Final = 2_000
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,12 @@ def write_version(
         OSError: the disk refuses.
     """
     order = _spatial_order(content.table)
-    whitening = _whitening(content, design)
-    rows = _Rows(content, order, whitening)
+    rows = _Rows(content, order)
     exact = _write_exact(folder, rows, content.base, design)
     candidates, recall, choices = _write_candidates(folder, exact, content.base, design)
-    if whitening is not None:
-        write_whitening(whitening, folder / WHITENING_NAME)
+    whitened_alike = content.base.manifest.whitening if content.base is not None else None
+    if content.base is not None and content.base.whitening is not None:
+        write_whitening(content.base.whitening, folder / WHITENING_NAME)
     reached("vectors written")
     write_reference_table(content.table, order, folder / REFERENCES_NAME)
     reached("references written")
@@ -172,7 +172,8 @@ def write_version(
         storage=exact.storage,
         candidates=candidates,
         recall=recall,
-        whitening=_whitening_record(content, whitening),
+        score_spread=score_spread(exact.descriptors(drawn(len(order), _SPREAD_ROWS))),
+        whitening=whitened_alike,
         describing=content.describing,
         local_features=features,
         calibration_photos=0 if content.calibration_photos is None else content.calibration_photos.count,
@@ -197,10 +198,9 @@ def write_version(
 class _Rows:
     """The stored descriptors in the order of the rows."""
 
-    def __init__(self, content: VersionContent, order: NDArray[np.int64], whitening: Whitening | None) -> None:
+    def __init__(self, content: VersionContent, order: NDArray[np.int64]) -> None:
         self._content = content
         self._order = order
-        self._whitening = whitening
 
     def __len__(self) -> int:
         return len(self._order)
@@ -210,9 +210,10 @@ class _Rows:
         rows, content = self._order[places], self._content
         old = rows < len(content.kept)
         new = content.described(rows[~old] - len(content.kept))
-        if self._whitening is not None:
-            new = self._whitening.apply(new)
-        if content.base is None or not old.any():
+        if content.base is None:
+            return new
+        new = content.base.whitened(new)
+        if not old.any():
             return new
         out = np.empty((len(rows), new.shape[1]), np.float32)
         out[old] = content.base.descriptors(content.kept[rows[old]])
@@ -256,29 +257,6 @@ class _FeatureMaker:
             return decode_features(data, self._plan.settings, limits, where=str(path))
         except ImageError as error:
             return LeftOut(photo.path, error.code, error.what, error.remedy)
-
-
-def _whitening(content: VersionContent, design: IndexDesign) -> Whitening | None:
-    if content.base is not None:
-        return content.base.whitening
-    if not design.whiten:
-        return None
-    return fit_whitening(content.described(drawn(content.table.num_rows, _SAMPLE_ROWS)), design.whiten)
-
-
-def _whitening_record(content: VersionContent, whitening: Whitening | None) -> WhiteningRecord | None:
-    if whitening is None:
-        return None
-    if content.base is not None:
-        return content.base.manifest.whitening
-    raw = content.described(drawn(content.table.num_rows, _STRETCH_ROWS))
-    return WhiteningRecord(
-        from_dim=len(whitening.mean),
-        power=whitening.power,
-        explained=whitening.explained,
-        fitted_on=min(content.table.num_rows, _SAMPLE_ROWS),
-        score_stretch=score_spread(whitening.apply(raw)) / score_spread(raw),
-    )
 
 
 def _write_exact(folder: Path, rows: _Rows, base: PlaceIndex | None, design: IndexDesign) -> ExactVectors:

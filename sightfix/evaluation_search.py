@@ -245,7 +245,6 @@ def _localized(
         limits=settings.limits,
         calibration=calibration,
         rerank=request.rerank,
-        always_centred=request.out_of_area is not None,
         rerank_threads=available_cores(),
     )
     # One match is reported, for figures it is all the same: they read the whole ranking.

@@ -86,7 +86,7 @@ class Trials:
     Attributes:
         evidence: (T, 3) float64, see `EVIDENCE_NAMES`.
         error_m: (T,) float64, of the fix.
-        familiarity: (T,) float64, the best centred cosine.
+        familiarity: (T,) float64, the best score.
     """
 
     evidence: Float64Array
@@ -373,7 +373,7 @@ def calibration_of(index: ReferenceIndex, localized: Localized, settings: Calibr
     here, away = localized.here, localized.away
     lost = np.flatnonzero(away.remained >= settings.min_queries)
     methods: dict[FixMethod, MethodCalibration] = {}
-    familiarity, away_familiarity = here.centred.max(axis=1)[localized.known], away.centred[lost].max(axis=1)
+    familiarity, away_familiarity = here.scores.max(axis=1)[localized.known], away.scores[lost].max(axis=1)
     right_share = 0.0
     for method in FIX_METHODS:
         made = FixSettings(method=method)
@@ -397,6 +397,7 @@ def calibration_of(index: ReferenceIndex, localized: Localized, settings: Calibr
         groups=int(np.unique(localized.occasion).size),
         within_m=WITHIN_M,
         right_share=right_share,
+        familiarity="score",
         min_familiarity=least,
         rejected_share=float((familiarity < least).mean()),
         away_m=settings.away_m,
@@ -435,4 +436,4 @@ def make_trials(
         found, of_query = fix_maker.weigh(ranking, matches.centred[place])
         evidence[place] = of_query.values
         errors[place] = haversine_m(lat[place], lon[place], found.position.lat, found.position.lon)
-    return Trials(evidence, errors, matches.centred.max(axis=1, initial=-1.0))
+    return Trials(evidence, errors, np.maximum(matches.scores.max(axis=1, initial=-1.0), -1.0))

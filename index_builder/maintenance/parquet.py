@@ -70,7 +70,7 @@ def export_index(index: PlaceIndex, path: Path) -> int:
         raise ParameterError(
             "the stored descriptors are whitened; elsewhere they could not be searched",
             where=str(index.folder),
-            remedy="Index the photos without --whiten, then export; or copy the index's folder",
+            remedy="Index the photos again, then export; or copy the index's folder",
         )
     manifest = index.manifest
     exported = ExportedIndex(

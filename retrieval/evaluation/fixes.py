@@ -43,7 +43,7 @@ class Fixes:
         radius_m: (Nq,) float64 metres, the stated radius that holds the truth 68 % of the time, or None.
         located: (Nq,) bool, whether the status is LOCATED (not AMBIGUOUS, not NO_MATCH), or None.
         calibrated: whether confidence and radius were fitted to measured errors.
-        familiarity: (Nq,) float64, the best centred cosine of each, or None.
+        familiarity: (Nq,) float64, of each photo, see `FixMaker.familiarity`; or None.
 
     Raises:
         ParameterError: shapes that do not fit, or a confidence outside [0, 1] where there is a fix.

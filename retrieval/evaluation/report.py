@@ -156,7 +156,7 @@ class NoMatchPoint(_Frozen):
     """What a threshold of familiarity would reject.
 
     Attributes:
-        familiarity: photos whose best centred cosine is below are NO_MATCH.
+        familiarity: less familiar photos are NO_MATCH, see `FixMaker.familiarity`.
         solvable_share: share of the solvable queries below it.
         elsewhere_share: share of the photos from elsewhere below it.
     """

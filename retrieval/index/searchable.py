@@ -15,6 +15,7 @@ from retrieval.geo import Float64Array, GeoPrior
 from retrieval.index.folder import choose_index, choose_version
 from retrieval.index.manifest import PlaceIndexManifest
 from retrieval.index.whitening import Whitening
+from retrieval.localize.evidence import USUAL_SPREAD
 from retrieval.references.reference import Reference
 from retrieval.reranking.reranker import FeatureSource
 
@@ -73,7 +74,12 @@ class SearchablePlaceIndex(ABC):
 
     @property
     def score_stretch(self) -> float:
-        """See `WhiteningRecord.score_stretch`; 1 where the index does not whiten."""
+        """By how much its scores lie further apart than the usual ones, see `USUAL_SPREAD`.
+
+        Of versions in which that was not measured it is 1, or what their whitening does.
+        """
+        if self.manifest.score_spread is not None:
+            return self.manifest.score_spread / USUAL_SPREAD
         return self.manifest.whitening.score_stretch if self.manifest.whitening else 1.0
 
     @property

@@ -99,20 +99,6 @@ def fit_whitening(descriptors: NDArray[np.float32], dim: int, power: float = HAL
     )
 
 
-def score_spread(descriptors: NDArray[np.float32], matches: int = 10) -> float:
-    """How far apart the scores of a descriptor's best matches lie: the best less the tenth best, a mean over all.
-
-    Args:
-        descriptors: (N, D) float32 unit rows, at most some thousands; each is matched with the others.
-        matches: how many count.
-    """
-    scores = descriptors @ descriptors.T
-    np.fill_diagonal(scores, -np.inf)
-    last = min(matches, len(descriptors) - 1)
-    best = -np.partition(-scores, last - 1, axis=1)[:, :last]
-    return max(float((best.max(axis=1) - best.min(axis=1)).mean()), 1e-6)
-
-
 def _scatter(descriptors: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:
     """(D, D) sum of outer products of centred rows, in float64, a block of rows at a time."""
     total = np.zeros((len(mean), len(mean)))

@@ -66,6 +66,9 @@ class MethodCalibration(_Frozen):
         return np.asarray(np.exp(np.interp(confidences, at, [np.log(knot.radius_m) for knot in self.radius])))
 
 
+Familiarity = Literal["centred", "score"]
+
+
 class Calibration(_Frozen):
     """What was measured on references that were held out.
 
@@ -78,7 +81,8 @@ class Calibration(_Frozen):
         groups: how many sessions or blocks of time they come from.
         within_m: the distance that confidence refers to, metres.
         right_share: of these queries, how many fixes of the default method lay within it.
-        min_familiarity: photos whose best centred cosine is below are NO_MATCH.
+        familiarity: what says how familiar a photo is: the score of its best match, or the best centred cosine.
+        min_familiarity: photos below are NO_MATCH.
         rejected_share: of the held-out queries whose place remained in the index, how many are below.
         away_m: everything within this distance of a query was held out too, to stand for photos of another place.
         away_queries: how many queries that was done with.
@@ -93,6 +97,7 @@ class Calibration(_Frozen):
     groups: int = Field(ge=1)
     within_m: float = Field(gt=0.0)
     right_share: float = Field(ge=0.0, le=1.0)
+    familiarity: Familiarity = "centred"
     min_familiarity: float = Field(ge=-1.0, le=1.0)
     rejected_share: float = Field(ge=0.0, le=1.0)
     away_m: float = Field(gt=0.0)

@@ -71,7 +71,7 @@ class MatchedIndex(StoredRows, Protocol):
 
     @property
     def score_stretch(self) -> float:
-        """By how much its scores are further apart than the bundle's own; see `WhiteningRecord.score_stretch`."""
+        """By how much its scores lie further apart than the usual ones; see `USUAL_SPREAD`."""
 
     def positions(self, rows: NDArray[np.int64]) -> tuple[Float64Array, Float64Array]:
         """Latitudes and longitudes of some rows: (len(rows),) degrees each."""
@@ -84,7 +84,7 @@ class Ranking:
     Attributes:
         rows: (K,) int64, of the place index.
         scores: (K,) float64, cosines of the descriptors as the index stores them, in [-1, 1]; what answers report.
-        cosines: (K,) float64, the same in the scale of the bundle's descriptors; what `score_scale` refers to.
+        cosines: (K,) float64, the same in units of the usual spread; what `score_scale` refers to.
         inliers: (M,) int64 of the first M, where these were compared with the photo point by point; else None.
         order: (K,) int64, places in the other columns, best first: another order where matches were re-ranked.
     """
@@ -115,7 +115,6 @@ class FixMaker:
         index: that is searched.
         settings: how.
         calibration: how far to trust fixes; not used where it was measured with other settings.
-        always_centred: measure how familiar a photo is without a calibration, too.
     """
 
     def __init__(
@@ -123,13 +122,11 @@ class FixMaker:
         index: MatchedIndex,
         settings: FixSettings,
         calibration: Calibration | None = None,
-        *,
-        always_centred: bool = False,
     ) -> None:
         self.settings = settings
         self.calibration = calibration if calibration is not None and calibration.holds_for(settings) else None
         self._index = index
-        self._centre = centre_of(index) if always_centred or self.calibration is not None else None
+        self._centre = centre_of(index) if self.calibration is not None else None
 
     def ranking(
         self,
@@ -164,6 +161,21 @@ class FixMaker:
         best = np.maximum(rows[:, : self.settings.matches_needed], 0)
         matched = self._index.descriptors(best.ravel()).reshape(*best.shape, -1)
         return list(centred_cosines(descriptors, matched, self._centre))
+
+    def familiarity(self, ranking: Ranking, centred: Float64Array | None) -> float:
+        """How much a photo looks like what it is compared with: its best score, -1 where there are no matches.
+
+        Calibrations written before say so of the best centred cosine. Centring takes away what all of the index share,
+        and with it most of what tells a photo of something else.
+
+        Args:
+            ranking: of the photo.
+            centred: (k,) centred cosines of its first k matches; needed with a calibration.
+        """
+        if self.calibration is None or self.calibration.familiarity == "score":
+            return float(ranking.scores.max(initial=-1.0))
+        assert centred is not None, "this calibration needs centred cosines"
+        return float(centred[: min(len(ranking), self.settings.matches_needed)].max(initial=-1.0))
 
     def weigh(self, ranking: Ranking, centred: Float64Array) -> tuple[Agreement, Evidence]:
         """The place that matches agree on, and the evidence for it.
@@ -212,7 +224,7 @@ class FixMaker:
     ) -> tuple[FixStatus, Fix | None]:
         settings = self.settings
         least = calibration.min_familiarity if settings.min_familiarity is None else settings.min_familiarity
-        if familiarity_of(centred[: len(ranking)], settings) < least:
+        if self.familiarity(ranking, centred) < least:
             return FixStatus.NO_MATCH, None
         found, evidence = self.weigh(ranking, centred)
         measured = calibration.of_method(settings)
@@ -222,11 +234,6 @@ class FixMaker:
         covariance *= 2.0 * (radius_m / _HOLDS_68) ** 2 / np.trace(covariance)
         fix = _fix(found, settings, radius_m, confidence, covariance, calibrated=True)
         return (FixStatus.LOCATED if confidence >= settings.min_confidence else FixStatus.AMBIGUOUS), fix
-
-
-def familiarity_of(centred: Float64Array, settings: FixSettings) -> float:
-    """How much a photo looks like its matches: the best centred cosine of those that count, -1 where there are none."""
-    return float(centred[: settings.matches_needed].max(initial=-1.0))
 
 
 def _fix(

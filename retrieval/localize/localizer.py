@@ -14,7 +14,7 @@ from retrieval.images import DEFAULT_LIMITS, ImageLimits, RgbImage, decode_image
 from retrieval.index.searchable import SearchablePlaceIndex, SearchResult
 from retrieval.localize.calibration import Calibration
 from retrieval.localize.evidence import FixSettings
-from retrieval.localize.fix import Fix, FixMaker, FixStatus, Ranking, familiarity_of
+from retrieval.localize.fix import Fix, FixMaker, FixStatus, Ranking
 from retrieval.machine import read_ahead
 from retrieval.references.reference import Reference
 from retrieval.reranking.reranker import QueryFeatures, Reranker, RerankSettings, require_features
@@ -118,7 +118,7 @@ class Located:
         fix: the position estimate; None with NO_MATCH.
         matches: the reported ones, best first.
         ranking: all that were found and not below `min_score`; at least as many as are reported.
-        familiarity: the best centred cosine of the matches that count; None where that is not measured.
+        familiarity: how much the photo looks like what it was compared with; see `FixMaker.familiarity`.
         timings: of the parts of the work.
         describer: that described the photo.
         place_index: that the rows are of.
@@ -129,7 +129,7 @@ class Located:
     fix: Fix | None
     matches: tuple[Match, ...]
     ranking: Ranking
-    familiarity: float | None
+    familiarity: float
     timings: Timings
     describer: Describer
     place_index: SearchablePlaceIndex
@@ -149,7 +149,6 @@ class Localizer:
         limits: of encoded images.
         calibration: how far to trust fixes; the index's own by default.
         rerank: how photos' matches are re-ranked; not at all if left out, nor where only a descriptor is given.
-        always_centred: measure how familiar photos are without a calibration, too.
         rerank_threads: that compare the matches of a batch of photos; a server shares its cores with other work.
 
     Raises:
@@ -167,7 +166,6 @@ class Localizer:
         calibration: Calibration | Literal["own"] | None = "own",
         rerank: RerankSettings | None = None,
         *,
-        always_centred: bool = False,
         rerank_threads: int = 1,
     ) -> None:
         place_index.check_bundle(describer.bundle)
@@ -182,7 +180,6 @@ class Localizer:
             place_index,
             fix_settings or FixSettings(),
             place_index.manifest.calibration if calibration == "own" else calibration,
-            always_centred=always_centred,
         )
 
     def decode(
@@ -276,9 +273,9 @@ class Localizer:
     ) -> Located:
         started = time.perf_counter()
         ranking, rerank_ms = ranked
-        settings, min_score = self.fix_maker.settings, query.options.min_score
+        min_score = query.options.min_score
         status, fix = self.fix_maker.fix(ranking, centred, min_score)
-        familiarity = None if centred is None else familiarity_of(centred[: len(ranking)], settings)
+        familiarity = self.fix_maker.familiarity(ranking, centred)
         kept = ranking.at_least(min_score)
         matches = self._matches(kept, query.options.top_k)
         fix_ms = _ms_since(started)

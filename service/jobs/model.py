@@ -60,7 +60,7 @@ class FullJobRequest(_Describing):
     recall: float = Field(
         default=0.95, gt=0, le=1, description="Of an approximate type: share of the ten best of exact search"
     )
-    whiten: int = Field(default=0, ge=0, description="Numbers that descriptors are whitened to; 0: not at all")
+    whiten: int = Field(default=0, ge=0, description="Numbers of a descriptor, of an adapted bundle; 0: as usual")
 
 
 class AppendJobRequest(_Describing):

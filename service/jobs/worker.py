@@ -303,11 +303,14 @@ class JobRunner:
     def _update(self, job: TakenJob) -> JobResult:
         request, jobs = job.request, self._settings
         observer = JobObserver(self._queue, job, self._stop)
+        dim = request.whiten or None if isinstance(request, FullJobRequest) else None
         first = current_version_or_none(jobs.indexes / request.index) is None
+        adaptable = jobs.bundle is None and jobs.precision == "fp32"
         settings = UpdateSettings(
             design=_design(request),
             # What the server was given to describe with is not changed under it.
-            adapt="auto" if first and jobs.bundle is None and jobs.precision == "fp32" else "never",
+            adapt="auto" if dim is not None or (first and adaptable) else "never",
+            dim=dim,
             describe=DescribeSettings(
                 batch_size=jobs.batch_size,
                 decode_threads=jobs.decode_threads,
@@ -389,7 +392,7 @@ def _design(request: JobRequest) -> IndexDesign:
     """The index that a request asks for; one that is appended to or removed from keeps its design."""
     if not isinstance(request, FullJobRequest):
         return IndexDesign()
-    return IndexDesign(storage=request.storage, type=request.index_type, recall=request.recall, whiten=request.whiten)
+    return IndexDesign(storage=request.storage, type=request.index_type, recall=request.recall)
 
 
 if __name__ == "__main__":

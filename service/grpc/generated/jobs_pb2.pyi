@@ -158,7 +158,7 @@ class FullWork(_message.Message):
     recall: _builtins.float
     """Of the ten best references by exact search, the share that an approximate index must return; 0.95 if not set."""
     whiten: _builtins.int
-    """How many numbers descriptors are whitened to; 0: not at all."""
+    """How many numbers a descriptor of an adapted bundle has; 0: as usual."""
     def __init__(
         self,
         *,
