@@ -30,6 +30,7 @@ from sightfix.evaluation_search import EvaluationRequest, Found, search_index
 from tests.places import Places
 from tests.retrieval.test_calibration import calibration
 from tests.textured import VIEW, seen_from_elsewhere, textured
+from tests.whitened_index import whiten
 
 # A few numbers a photo, described in no time.
 BUNDLE = Path(__file__).parent / "data" / "written_by_c0fdd7f" / "bundle"
@@ -48,6 +49,7 @@ class Kind:
     design: IndexDesign = field(default_factory=IndexDesign)
     calibrated: bool = False
     settings: dict[str, object] = field(default_factory=dict)
+    whitened: bool = False
     milvus: bool = False
     over_http: bool = False
 
@@ -58,14 +60,17 @@ KINDS = {
     "int8": Kind(IndexDesign(storage="int8")),
     "ivf": Kind(IndexDesign(type="ivf", recall=0.5)),
     "hnsw": Kind(IndexDesign(type="hnsw", recall=0.5)),
-    "whitened": Kind(IndexDesign(whiten=8), over_http=True),
-    "whitened and calibrated": Kind(IndexDesign(whiten=8), calibrated=True),
-    "whitened hnsw": Kind(IndexDesign(type="hnsw", whiten=8, recall=0.5)),
+    "whitened": Kind(whitened=True, over_http=True),
+    "whitened and calibrated": Kind(whitened=True, calibrated=True),
     "re-ranked": Kind(IndexDesign(local_features=True), settings={"rerank": RERANKED}),
     "re-ranked, whitened and calibrated": Kind(
-        IndexDesign(local_features=True, whiten=8), calibrated=True, settings={"rerank": RERANKED}, over_http=True
+        IndexDesign(local_features=True),
+        calibrated=True,
+        settings={"rerank": RERANKED},
+        whitened=True,
+        over_http=True,
     ),
-    "memory-mapped": Kind(IndexDesign(type="ivf", whiten=8, recall=0.5), settings={"memory_map": True}),
+    "memory-mapped": Kind(IndexDesign(type="ivf", recall=0.5), settings={"memory_map": True}),
     "milvus": Kind(IndexDesign(storage="fp32"), milvus=True),
     "milvus and calibrated": Kind(calibrated=True, milvus=True),
 }
@@ -92,9 +97,10 @@ class Town:
         if indexes.exists():
             return settings
         built = build_index(self.places, self.describer, indexes, "town", UpdateSettings(design=kind.design))
+        manifest = whiten(built.folder, 8).manifest if kind.whitened else built.manifest
         if kind.calibrated:
             measured = calibration(min_familiarity=0.78)
-            built.manifest.model_copy(update={"calibration": measured}).write(built.folder)
+            manifest.model_copy(update={"calibration": measured}).write(built.folder)
         if not kind.milvus:
             return settings
         settings = settings.model_copy(update={"store": f"milvus://{indexes}/milvus.db"})

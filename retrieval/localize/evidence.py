@@ -101,12 +101,13 @@ def score_spread(descriptors: Float32Array, matches: int = 10) -> float:
 
     Args:
         descriptors: (N, D) float32 unit rows, at most some thousands; each is matched with the others.
-        matches: how many count; of fewer photos all others.
+        matches: how many count, but no more than a tenth of the photos: of a few photos the tenth best match is one of
+            the worst.
 
     Returns:
-        at least 0.0001; `USUAL_SPREAD` where there are not two others to compare.
+        at least 0.0001; `USUAL_SPREAD` where fewer than two matches count.
     """
-    last = min(matches, len(descriptors) - 1)
+    last = min(matches, len(descriptors) // 10)
     if last < 2:
         return USUAL_SPREAD
     scores = descriptors @ descriptors.T

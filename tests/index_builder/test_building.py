@@ -289,7 +289,7 @@ def test_too_little_room_is_refused_before_describing(
     )
     with refused(StorageError, text, "storage"):
         build_index(make_places(tmp_path, 3), describer, tmp_path / "indexes", "town", observer=observer)
-    assert observer.steps == ["draft opened"]
+    assert observer.steps == ["draft opened", "adapted"]
     assert nothing_published(tmp_path / "indexes")
 
 

@@ -8,7 +8,7 @@ import pytest
 from index_builder.index_design import IndexDesign
 from index_builder.update import UpdateSettings, append_references, build_index
 from retrieval.describer import Describer
-from retrieval.errors import ParameterError, PlaceIndexError
+from retrieval.errors import PlaceIndexError
 from retrieval.geo import GeoPrior, haversine_m
 from retrieval.images import read_image
 from retrieval.index.place_index import PlaceIndex
@@ -16,6 +16,7 @@ from retrieval.index.vectors.candidates import INDEX_TYPES
 from retrieval.localize.localizer import Localizer
 from tests.conftest import Places
 from tests.index_builder.test_updating import scattered
+from tests.whitened_index import whiten
 
 TYPES = list(INDEX_TYPES)
 # Codes of 256 values need as many rows.
@@ -66,9 +67,9 @@ def test_priors_are_exact_for_every_type(built: tuple[str, Places, PlaceIndex]) 
     assert set(found.rows[0][found.rows[0] >= 0]) <= set(inside.tolist())
 
 
-@pytest.mark.parametrize("type_", ["exact", "ivf", "hnsw"])
-def test_whitened_descriptors_find_the_same_photos(tmp_path: Path, describer: Describer, type_: str) -> None:
-    places, index = build(tmp_path, describer, IndexDesign(type=type_, whiten=8, recall=0.9))  # type: ignore[arg-type]
+def test_whitened_descriptors_find_the_same_photos(tmp_path: Path, describer: Describer) -> None:
+    places, built = build(tmp_path, describer, IndexDesign())
+    index = whiten(built.folder, 8)
     manifest = index.manifest
     assert manifest.whitening is not None
     assert (manifest.descriptor_dim, manifest.query_dim) == (8, describer.bundle.descriptor_dim)
@@ -84,10 +85,10 @@ def test_whitened_descriptors_find_the_same_photos(tmp_path: Path, describer: De
     [
         IndexDesign(storage="int8"),
         IndexDesign(type="ivf", recall=0.9),
-        IndexDesign(type="hnsw", whiten=8),
+        IndexDesign(type="hnsw"),
         IndexDesign(type="ivf-int8", storage="fp32", recall=0.8),
     ],
-    ids=["int8", "ivf", "hnsw whitened", "ivf-int8"],
+    ids=["int8", "ivf", "hnsw", "ivf-int8"],
 )
 def test_appending_keeps_the_design_and_every_stored_bit(
     tmp_path: Path, describer: Describer, design: IndexDesign
@@ -103,8 +104,20 @@ def test_appending_keeps_the_design_and_every_stored_bit(
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_appending_to_a_whitened_index_keeps_its_map_and_every_stored_bit(tmp_path: Path, describer: Describer) -> None:
+    places, built = build(tmp_path, describer, IndexDesign(), 50)
+    old = whiten(built.folder, 8)
+    append_references(scattered(tmp_path / "photos", 60), describer, tmp_path / "indexes", "town")
+    new = PlaceIndex.open(tmp_path / "indexes" / "town")
+    assert (new.count, new.manifest.whitening) == (60, old.manifest.whitening)
+    assert new.score_stretch != old.score_stretch  # measured now
+    for row in places.rows:
+        ours, theirs = (index.descriptors(np.array([index.row_of(row.id)])) for index in (old, new))
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_memory_mapped_index_answers_the_same(tmp_path: Path, describer: Describer) -> None:
-    _, index = build(tmp_path, describer, IndexDesign(type="ivf", whiten=8, recall=0.9))
+    _, index = build(tmp_path, describer, IndexDesign(type="ivf", recall=0.9))
     mapped = PlaceIndex.open(index.folder, memory_map=True)
     queries = np.random.default_rng(0).normal(size=(9, describer.bundle.descriptor_dim)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
@@ -125,8 +138,3 @@ def test_a_recall_that_cannot_be_reached_publishes_nothing(
     with pytest.raises(PlaceIndexError, match=r"100.0% are wanted; nothing was published") as caught:
         build_index(places, describer, tmp_path / "indexes", "town", settings)
     assert caught.value.code == "gate_failed"
-
-
-def test_more_numbers_than_whitening_can_give_are_refused(tmp_path: Path, describer: Describer) -> None:
-    with pytest.raises(ParameterError, match="whiten"):
-        build(tmp_path, describer, IndexDesign(whiten=4096))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder import recalibrating
+from index_builder.calibration import recalibrating
 from index_builder.calibration.calibrating import (
     WITHIN_M,
     CalibrationSettings,

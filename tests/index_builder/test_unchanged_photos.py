@@ -97,18 +97,15 @@ def test_describe_again_describes_everything(tmp_path: Path, counting: CountingD
     [
         ({}, {"design": IndexDesign(storage="fp16", type="exact")}, 5),
         ({"design": IndexDesign(storage="fp32")}, {"design": IndexDesign(storage="int8")}, 5),
-        ({"design": IndexDesign(storage="fp32")}, {"design": IndexDesign(whiten=2)}, 5),
         ({}, {"design": IndexDesign(storage="fp32")}, 0),
         ({}, {"design": IndexDesign(storage="int8")}, 0),
-        ({}, {"design": IndexDesign(whiten=2)}, 0),
         ({"design": IndexDesign(storage="int8")}, {"design": IndexDesign(storage="int8")}, 0),
-        ({"design": IndexDesign(whiten=2)}, {"design": IndexDesign(whiten=2)}, 0),
         ({}, {"describe": DescribeSettings(limits=ImageLimits(max_pixels=10_000))}, 0),
     ],
     ids=str,
 )
 def test_what_may_be_taken_over(tmp_path: Path, describer: Describer, first, then, taken_over: int) -> None:
-    """Only what comes out as if it had been described anew: other roundings, whitenings and limits do not."""
+    """Only what comes out as if it had been described anew: other roundings and limits do not."""
     places = make_places(tmp_path, 5)
     build(tmp_path, places, describer, **first)
     assert build(tmp_path, places, describer, **then).taken_over == taken_over

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from retrieval.geo import Position, from_local_metres
-from retrieval.localize.evidence import FixSettings, agree, centre_of, centre_rows, centred_cosines, evidence_of
+from retrieval.localize.evidence import (
+    USUAL_SPREAD,
+    FixSettings,
+    agree,
+    centre_of,
+    centre_rows,
+    centred_cosines,
+    evidence_of,
+    score_spread,
+)
 
 MUNICH = Position(48.0, 11.0)
 
@@ -84,3 +93,31 @@ def test_the_centre_is_the_mean_of_rows_from_end_to_end(count: int) -> None:
     assert len(rows) == min(count, 4096)
     assert len(set(rows.tolist())) == len(rows)
     assert (rows[0], rows[-1]) == (0, count - 1)
+
+
+def test_the_spread_of_scores_on_paper() -> None:
+    """Ten photos at each end and one between, at 0, 60 and 90 degrees: the best match of each and its second best."""
+    angles = np.radians([0.0] * 10 + [60.0] + [90.0] * 10)
+    descriptors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    # Of 21 photos two matches count. Only the one between has two that differ in nothing; the others match their like.
+    assert score_spread(descriptors) == pytest.approx(1e-4)
+    line = np.radians(np.arange(20.0) ** 2 / 10.0)
+    spaced = np.stack([np.cos(line), np.sin(line)], axis=1).astype(np.float32)
+    cosines = np.cos(line[:, None] - line[None])
+    np.fill_diagonal(cosines, -1.0)
+    best = np.sort(cosines, axis=1)[:, ::-1]
+    assert score_spread(spaced) == pytest.approx((best[:, 0] - best[:, 1]).mean(), abs=1e-5)
+
+
+def test_of_few_photos_the_spread_says_nothing() -> None:
+    descriptors = np.eye(19, dtype=np.float32)
+    assert score_spread(descriptors) == score_spread(descriptors[:1]) == score_spread(descriptors[:0]) == USUAL_SPREAD
+
+
+def test_only_the_ten_best_matches_count() -> None:
+    rng = np.random.default_rng(0)
+    near = np.repeat(np.eye(10, 40, dtype=np.float32), 11, axis=0)
+    near[:, 10:] = 0.01 * rng.normal(size=(110, 30))
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    assert score_spread(near) < 0.01
+    assert score_spread(near, matches=11) > 0.9

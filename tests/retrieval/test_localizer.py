@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from index_builder.index_design import IndexDesign
-from index_builder.update import UpdateSettings, build_index
+from index_builder.update import build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
 from retrieval.errors import ImageError, ModelIndexMismatchError, ParameterError
@@ -25,6 +24,7 @@ from tests.retrieval.encoded import encode, smooth
 from tests.retrieval.other_bundle import write_other_bundle
 from tests.retrieval.refusal import refused
 from tests.retrieval.test_calibration import calibration
+from tests.whitened_index import whiten
 
 
 @pytest.fixture(scope="module")
@@ -286,9 +286,7 @@ def test_a_whitened_index_is_centred_in_its_own_space(
     describer: Describer, published: PublishedPlaces, photos: list[bytes], tmp_path: Path
 ) -> None:
     """A photo of the index is as familiar there as can be, though stored descriptors are shorter than the bundle's."""
-    settings = UpdateSettings(design=IndexDesign(whiten=6))
-    build_index(published.places, describer, tmp_path / "indexes", "white", settings)
-    index = PlaceIndex.open(tmp_path / "indexes" / "white")
+    index = whiten(build_index(published.places, describer, tmp_path / "indexes", "white").folder, 6)
     assert index.manifest.descriptor_dim == 6
     sure = Localizer(describer, index, calibration=calibration(min_familiarity=0.99))
     for data in photos[:3]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retrieval.errors import ParameterError, PlaceIndexError
-from retrieval.index.whitening import fit_whitening, read_whitening, score_spread, write_whitening
+from retrieval.index.whitening import fit_whitening, read_whitening, write_whitening
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -81,15 +81,6 @@ def test_photos_that_are_all_alike(descriptors) -> None:
         fit_whitening(np.repeat(descriptors[:3], 10, axis=0), 5)
     with pytest.raises(ParameterError, match="span only 0 directions"):
         fit_whitening(np.repeat(descriptors[:1], 10, axis=0), 5)
-
-
-def test_the_spread_of_scores_is_that_of_the_best_matches() -> None:
-    """Three rows in a plane: each one's best match less its second best, by hand."""
-    angles = np.radians([0.0, 60.0, 90.0])
-    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    wanted = np.mean([0.5 - 0.0, np.cos(np.radians(30)) - 0.5, np.cos(np.radians(30)) - 0.0])
-    assert score_spread(rows) == pytest.approx(wanted, abs=1e-6)
-    assert score_spread(rows, matches=1) == pytest.approx(1e-6)
 
 
 def test_a_written_whitening_is_read_again(tmp_path: Path) -> None:

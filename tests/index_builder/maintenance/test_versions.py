@@ -20,6 +20,7 @@ from retrieval.index.stores import FolderStore
 from tests.conftest import Places, make_places
 from tests.retrieval.other_bundle import flip_byte, write_other_bundle
 from tests.retrieval.refusal import refused
+from tests.whitened_index import whiten
 
 
 @pytest.fixture
@@ -225,7 +226,7 @@ def test_files_of_others_are_refused(tmp_path: Path, describer: Describer, bundl
 
 
 def test_whitened_descriptors_are_not_exported(tmp_path: Path, describer: Describer) -> None:
-    settings = UpdateSettings(design=IndexDesign(whiten=4))
-    folder = build_index(make_places(tmp_path / "photos", 12), describer, tmp_path / "indexes", "town", settings).folder
+    folder = build_index(make_places(tmp_path / "photos", 12), describer, tmp_path / "indexes", "town").folder
+    whiten(folder, 4)
     with pytest.raises(ParameterError, match="the stored descriptors are whitened"):
         export_index(PlaceIndex.open(folder), tmp_path / "town.parquet")

@@ -15,6 +15,7 @@ from retrieval.index.manifest import Source
 from retrieval.index.place_index import PlaceIndex
 from retrieval.index.reference_table import REFERENCE_SCHEMA
 from tests.retrieval.scattered import cluster, everywhere
+from tests.whitened_index import whiten
 
 # On both sides of the antimeridian, around a pole, in the middle of a continent, and everywhere.
 PLACES = [(0.0, 180.0), (0.0, -179.999), (90.0, 0.0), (48.0, 11.0)]
@@ -47,7 +48,7 @@ class MadeIndex:
         return sorted((self.descriptors[inside] @ query).tolist(), reverse=True)[:k]
 
 
-def make_index(indexes: Path, bundle: Bundle, *, seed: int, count: int = 120, whiten: int = 0) -> MadeIndex:
+def make_index(indexes: Path, bundle: Bundle, *, seed: int, count: int = 120, whitened: int = 0) -> MadeIndex:
     """Publish a version of the index ``town`` in a folder: `count` rows in each of five places."""
     positions = np.concatenate(
         [*(cluster(place, count, 600.0, seed) for place in PLACES), everywhere(count, seed)], axis=0
@@ -76,9 +77,9 @@ def make_index(indexes: Path, bundle: Bundle, *, seed: int, count: int = 120, wh
             table=pa.table(columns, REFERENCE_SCHEMA),
             described=lambda rows: descriptors[rows],
         )
-        write_version(draft.folder, content, IndexDesign(storage="fp32", whiten=whiten, calibrate=False))
+        write_version(draft.folder, content, IndexDesign(storage="fp32", calibrate=False))
         draft.name_version()
         folder = draft.published_folder
         draft.make_current()
-    index = PlaceIndex.open(folder)
+    index = whiten(folder, whitened) if whitened else PlaceIndex.open(folder)
     return MadeIndex(index, index.descriptors(np.arange(index.count)), index.lat, index.lon)

@@ -44,7 +44,7 @@ def stored(
 ) -> Iterator[Stored]:
     folder = tmp_path_factory.mktemp("stores")
     first = make_index(folder / "indexes", bundle, seed=1)
-    second = make_index(folder / "indexes", bundle, seed=2, count=40, whiten=32)
+    second = make_index(folder / "indexes", bundle, seed=2, count=40, whitened=32)
     kind: str = request.param
     if kind == "folder":
         yield Stored(open_store(None, folder / "indexes"), lambda _: None, first, second)
