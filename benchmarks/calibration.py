@@ -43,7 +43,7 @@ from retrieval.geo import Position
 from retrieval.index.manifest import BundleIdentity
 from retrieval.localize.calibration import Calibration
 from retrieval.localize.evidence import FIX_METHODS, FixSettings
-from retrieval.localize.fix import FixMaker, familiarity_of
+from retrieval.localize.fix import FixMaker
 from retrieval.references import open_references
 from retrieval.references.reference import Reference
 from sightfix.figures.evaluation import answered_figure, confidence_figure, no_match_figure
@@ -208,13 +208,12 @@ def answer(case: Case, calibration: Calibration | None, settings: FixSettings | 
 def _fixes(database: Photos, descriptors: Descriptors, calibration: Calibration | None, settings: FixSettings) -> Fixes:
     index = DescribedIndex(database.references, database.descriptors, BUNDLE)
     found = index.search(descriptors, settings.matches_needed)
-    maker = FixMaker(index, settings, calibration, always_centred=True)
+    maker = FixMaker(index, settings, calibration)
     centred = maker.centred(descriptors, found.rows)
-    outcomes = [
-        maker.fix(maker.ranking(rows, scores), near)
-        for rows, scores, near in zip(found.rows, found.scores, centred, strict=True)
-    ]
-    return Fixes.of(outcomes, np.array([familiarity_of(near, settings) for near in centred if near is not None]))
+    rankings = [maker.ranking(rows, scores) for rows, scores in zip(found.rows, found.scores, strict=True)]
+    outcomes = [maker.fix(ranking, near) for ranking, near in zip(rankings, centred, strict=True)]
+    familiarity = [maker.familiarity(ranking, near) for ranking, near in zip(rankings, centred, strict=True)]
+    return Fixes.of(outcomes, np.array(familiarity))
 
 
 def print_row(name: str, outcomes: Sequence[Outcome]) -> None:

@@ -1,6 +1,7 @@
 """From a model to a bundle: whitening, precisions, camera; each step is checked, then all is written or nothing."""
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,11 +18,13 @@ from export.photos import describe_photos, evenly, read_photos, recall_changes
 from export.precision import MIN_PHOTOS, check_precision, lower_precision, require_photos
 from retrieval.artefact import FileRecord
 from retrieval.bundle import Bundle, Precision, PrecisionReport, RecallChange, WhiteningReport, bundle_fingerprint
+from retrieval.bundle.adaptation import adapt_bundle
 from retrieval.bundle.exportable import (
     MIN_COSINE,
     MIN_COSINE_OF_ROUNDED_WEIGHTS,
     Describe,
     ExportableModel,
+    bundle_model,
     compare_with_original,
     run_on_cpu,
 )
@@ -33,6 +36,7 @@ from retrieval.references.reference import Reference
 
 # More photos than this do not change the directions, and take memory and minutes.
 _MOST_TO_FIT: Final = 20_000
+_MOST_TO_ADAPT: Final = 4000
 _MOST_TO_JUDGE: Final = 256
 _MOST_BYTES_TO_JUDGE: Final = 400_000_000
 
@@ -139,6 +143,33 @@ def write_export(
         camera_model_input=None if settings.camera is None else model.preprocessing,
     )
     return write_bundle(folder, content, replace=replace_folder)
+
+
+def adapted_model(
+    model: ExportableModel, photos: Sequence[Reference], fitted_on: str, on_step: OnStep = _no_progress
+) -> ExportableModel:
+    """A model fitted to the photos of a place; see `retrieval.bundle.adaptation`.
+
+    Args:
+        model: an adaptable one.
+        photos: of the place; at most 4,000 are taken.
+        fitted_on: what these photos are, for people.
+        on_step: opens a progress bar.
+
+    Raises:
+        ParameterError: the model is not adaptable, or there are fewer than two photos.
+        BundleError: the graph fails to run, or differs from what it should compute (``parity_failed``).
+        ImageError: a photo cannot be read.
+    """
+    chosen = evenly(photos, _MOST_TO_ADAPT)
+    order = np.random.default_rng(0).permutation(len(chosen))
+    spread = [chosen[place] for place in order]
+    with tempfile.TemporaryDirectory() as folder, on_step("Fitting to the place", len(spread)) as advance:
+        plain = write_export(model, Path(folder) / "plain", ExportSettings(weight_storage="fp16"))
+        adapted = adapt_bundle(
+            plain, read_photos(spread, plain.preprocessing), Path(folder) / "adapted", fitted_on, on_progress=advance
+        )
+        return bundle_model(adapted.folder)
 
 
 def _whiten(

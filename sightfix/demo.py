@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from index_builder.update import build_index
+from index_builder.update import UpdateSettings, build_index
 from index_builder.update_observer import UpdateObserver
 from retrieval.bundle import open_bundle
 from retrieval.describer import Describer
@@ -60,7 +60,8 @@ def prepare_town(folder: Path, *, references: int, queries: int) -> DemoTown:
     source = open_references(f"csv:{survey.references_csv}")
     if not _is_indexed(indexes, len(source)):
         with progress_bar("Describing its photos", len(source)) as advance:
-            build_index(source, Describer(open_bundle()), indexes, INDEX_NAME, observer=_Bar(advance))
+            settings = UpdateSettings(adapt="auto")
+            build_index(source, Describer(open_bundle()), indexes, INDEX_NAME, settings, observer=_Bar(advance))
     return DemoTown(folder, indexes, list(open_references(f"csv:{survey.queries_csv}")))
 
 
@@ -114,9 +115,12 @@ def true_distance_m(answer: LocalizeAnswer, truth: Position) -> float:
 def _is_indexed(indexes: Path, count: int) -> bool:
     try:
         index = PlaceIndex.open(find_index(indexes, INDEX_NAME))
+        held = index.held_bundle()
     except (IndexNotFoundError, ArtefactError):
         return False
-    return index.manifest.bundle.fingerprint == open_bundle().fingerprint and index.count == count
+    adaptation = held.manifest.adaptation if held is not None else None
+    made_from = adaptation.base_fingerprint if adaptation is not None else index.manifest.bundle.fingerprint
+    return made_from == open_bundle().fingerprint and index.count == count
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -57,7 +57,7 @@ class TrackSettings:
     """
 
     place_m: float = 5.0
-    score_scale: float = 0.02
+    score_scale: float = 0.032
     match_std_m: float = 10.0
     miss_share: float = 0.2
     contrast: float = 5.0

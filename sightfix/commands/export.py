@@ -70,6 +70,10 @@ def export(
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Write precisions that fail their check; the manifest says so")
     ] = False,
+    adapt: Annotated[
+        str | None,
+        typer.Option(help="Fit it to the photos of a place, for several indexes of it: a folder, a CSV, or a spec"),
+    ] = None,
     camera: Annotated[
         str | None, typer.Option(help="Take a camera's whole frames, such as 1920x1080; the graph resizes them")
     ] = None,
@@ -85,21 +89,25 @@ def export(
     from retrieval.bundle.writer import check_free
 
     check_free(out, replace=replace)
+    if adapt is not None and whiten is not None:
+        raise ParameterError("--adapt projects already", remedy="Leave out --whiten")
     whitening = _whitening(whiten, fit, whiten_power)
     settings = ExportSettings(
         name=name,
         camera=_camera(camera),
         whitening=whitening,
         precisions=_precisions(precision or []),
-        photos=_photos(photos, whitening) if precision else (),
+        photos=_photos(photos or adapt, whitening) if precision else (),
         eval_sets=open_eval_sets(eval_ or [], eval_database or [], eval_queries or []),
         accept_loss=accept_loss,
-        weight_storage="fp16" if store_fp16 else "fp32",
+        weight_storage="fp16" if store_fp16 or adapt else "fp32",
     )
     with console.status(f"Opening {escape(source)}"):
         model, notes = _open_model(source, None if layers is None else layers.split(","), size, weights)
     for note in notes:
         console.print(f"[yellow]note[/] {escape(note)}")
+    if adapt is not None:
+        model = _adapted(model, adapt)
     bundle = write_export(model, out, settings, replace_folder=replace, on_step=progress_bar)
     _print_made(bundle)
     if triton is not None:
@@ -108,6 +116,15 @@ def export(
         write_triton_repository(bundle, triton)
         console.print(f"[green]wrote[/] {escape(str(triton))}, a Triton model repository")
     print_next("index", "PHOTOS", "--bundle", str(out))
+
+
+def _adapted(model: "ExportableModel", spec: str) -> "ExportableModel":
+    """A model fitted to the photos of a place."""
+    from export.exporting import adapted_model
+    from retrieval.references import open_references
+
+    photos = list(open_references(spec))
+    return adapted_model(model, photos, spec, progress_bar)
 
 
 def _open_model(

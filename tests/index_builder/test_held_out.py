@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from index_builder import calibration_queries as held_out
+from index_builder.calibration import queries as held_out
 from index_builder.calibration.queries import DescribedIndex, Occasions, coverage_of, occasions_of, search_held_out
 from retrieval.geo import haversine_m
 from tests.index_builder.made_up_street import MADE_UP_BUNDLE, made_up_street

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder import calibration_queries as held_out
+from index_builder.calibration import queries as held_out
 from index_builder.calibration.queries import PAUSE_S, DescribedIndex, OutsidePhotos, OutsideSearch
 from retrieval.errors import ParameterError
 from retrieval.geo import haversine_m

@@ -98,7 +98,7 @@ def test_photos_of_other_places_and_too_few_to_calibrate(
     assert (told["solvable queries"].photos, told["photos from elsewhere"].photos) == (12, 7)
     assert told["photos from elsewhere"].no_match_share == 0.0
     assert report.no_match_curve[0].solvable_share == 0.0
-    assert report.no_match_curve[-1].solvable_share == pytest.approx(0.5)
+    assert report.no_match_curve[-1].solvable_share == pytest.approx(5 / 12)
     assert report.confidence is not None
     assert report.confidence.calibrated is False
 

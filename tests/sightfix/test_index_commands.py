@@ -70,6 +70,8 @@ def test_an_index_travels_as_one_file(indexed: Path) -> None:
     done = sightfix("index", "export", "places.parquet", folder=indexed)
     assert "wrote 10 references to places.parquet" in done.stdout, done.stderr
     done = sightfix("index", "import", "places.parquet", "--name", "copy", folder=indexed)
+    assert "a place index that holds it (--bundle)" in done.stderr  # ten photos are enough to adapt to
+    done = sightfix("index", "import", "places.parquet", "--name", "copy", "--bundle", "indexes/places", folder=indexed)
     assert "published 10 references as copy" in done.stdout, done.stderr
 
 
@@ -152,6 +154,9 @@ def test_an_index_is_pushed_to_milvus_and_served_from_there(indexed: Path, publi
     assert "current is" in sightfix("index", "rollback", *store, folder=indexed).stdout
     assert sightfix("index", "verify", "--all", *store, folder=indexed).stdout.count("whole") == 2
     photo = str(published.places.rows[3].path)
+    asked = sightfix("localize", photo, *store, "--json", folder=indexed)
+    assert "Milvus holds no bundles" in asked.stderr
+    store = (*store, "--bundle", str(indexed / "indexes" / "places"))
     asked = sightfix("localize", photo, *store, "--json", folder=indexed)
     assert asked.returncode == 0, asked.stderr
     answer = json.loads(asked.stdout)
