@@ -14,7 +14,7 @@ MODULES = (
     "observing_overhead",
     "describer_overhead",
     "precisions",
-    "whitening",
+    "adaptation",
     "serving.throughput",
     "serving.overload",
     "serving.hostile",

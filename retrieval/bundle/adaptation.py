@@ -736,9 +736,9 @@ def _principal_directions(
 
 
 def _leading_directions(values: Float32Array, dim: int) -> Float32Array:
-    """(C, d) float32: the d directions with the most of values (n, C), d at most `dim`, C and n."""
+    """(C, d) float32: the d directions with the most of values (n, C), d at most `dim` and C."""
     _, directions = np.linalg.eigh(_gram(values.T))
-    kept = min(dim, *values.shape)
+    kept = min(dim, values.shape[1])
     return _rounded(_signed(np.ascontiguousarray(directions[:, ::-1][:, :kept], np.float32)))
 
 

@@ -1,0 +1,164 @@
+"""An index adapts the bundle to its photos; what it is adapted to stays until it is adapted anew."""
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from index_builder.adapting import (
+    LEAST_PHOTOS,
+    AdaptMode,
+    adaptation_text,
+    photos_to_fit,
+    spread_rows,
+    without_adaptation,
+)
+from index_builder.describing import DescribeSettings
+from index_builder.update import UpdateSettings, append_references, build_index, bundle_for_build, remove_references
+from index_builder.update_observer import Update, UpdateObserver
+from retrieval.bundle import Bundle, open_bundle
+from retrieval.describer import Describer
+from retrieval.errors import ParameterError
+from retrieval.images import read_image
+from retrieval.index.folder import published_versions
+from retrieval.index.place_index import PlaceIndex
+from tests.forked import run_forked
+from tests.index_builder.killed_build import die
+from tests.places import Places, make_places
+from tests.retrieval.engines.colour_bundle import write_colour_bundle
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return make_places(tmp_path, 14)
+
+
+def build(places: Places, indexes: Path, adapt: AdaptMode = "auto", bundle: Bundle | None = None) -> Update:
+    chosen = bundle or bundle_for_build(indexes, "town")
+    return build_index(places, Describer(chosen, threads=1), indexes, "town", UpdateSettings(adapt=adapt))
+
+
+def opened(indexes: Path) -> tuple[PlaceIndex, Bundle]:
+    index = PlaceIndex.open(indexes / "town")
+    held = index.held_bundle()
+    assert held is not None
+    return index, held
+
+
+def test_an_index_is_adapted_and_keeps_that(places: Places, tmp_path: Path) -> None:
+    indexes = tmp_path / "indexes"
+    built = build(places, indexes)
+    index, held = opened(indexes)
+    assert held.manifest.adaptation is not None
+    assert (held.manifest.adaptation.photos, index.manifest.descriptor_dim, built.taken_over) == (14, 512, 0)
+    assert adaptation_text(held).startswith("adapted to 14 photos: ")
+    # What was described while fitting is what the graph describes.
+    rows = np.array([index.row_of(row.id) for row in places.rows])
+    images = np.stack([read_image(row.path, held.preprocessing) for row in places.rows])
+    cosines = (index.descriptors(rows) * Describer(held).describe(images)).sum(axis=1)
+    assert cosines.min() >= 0.999  # stored as fp16
+    fingerprint = held.fingerprint
+    more = make_places(tmp_path, 17)
+    assert build(more, indexes).taken_over == 14
+    assert opened(indexes)[1].fingerprint == fingerprint
+    again = append_references(make_places(tmp_path, 18), Describer(opened(indexes)[1]), indexes, "town")
+    assert (again.kept, again.added) == (17, 1)
+    remove_references(["photos/0000.jpg"], Describer(opened(indexes)[1]), indexes, "town")
+    assert opened(indexes)[1].fingerprint == fingerprint
+
+
+def test_the_shipped_bundle_named_again_keeps_what_was_made_of_it(places: Places, tmp_path: Path) -> None:
+    indexes = tmp_path / "indexes"
+    build(places, indexes)
+    fingerprint = opened(indexes)[1].fingerprint
+    build(make_places(tmp_path, 15), indexes, bundle=open_bundle())
+    assert opened(indexes)[1].fingerprint == fingerprint
+    build(make_places(tmp_path, 15), indexes, "again")
+    refitted = opened(indexes)[1]
+    assert refitted.fingerprint != fingerprint
+    assert refitted.manifest.adaptation is not None
+    assert refitted.manifest.adaptation.photos == 15
+    assert without_adaptation(open_bundle(), open_bundle()) == open_bundle()
+
+
+def test_an_index_that_was_not_adapted_is_so_when_it_is_made_again(places: Places, tmp_path: Path) -> None:
+    indexes = tmp_path / "indexes"
+    build(places, indexes, "never")
+    assert opened(indexes)[1].fingerprint == open_bundle().fingerprint
+    build(places, indexes)
+    adapted = opened(indexes)[1]
+    assert adapted.manifest.adaptation is not None
+    assert without_adaptation(adapted, open_bundle()).fingerprint == open_bundle().fingerprint
+
+
+def test_a_few_photos_are_described_as_they_are(tmp_path: Path) -> None:
+    build(make_places(tmp_path, LEAST_PHOTOS - 1), tmp_path / "indexes")
+    assert opened(tmp_path / "indexes")[1].manifest.adaptation is None
+
+
+def test_photos_that_cannot_be_read_take_no_part(places: Places, tmp_path: Path) -> None:
+    places.rows[5].path.write_bytes(b"no photo")
+    describer = Describer(open_bundle(), threads=1)
+    settings = UpdateSettings(adapt="auto", describe=DescribeSettings(max_unreadable=1))
+    built = build_index(places, describer, tmp_path / "indexes", "town", settings)
+    adaptation = opened(tmp_path / "indexes")[1].manifest.adaptation
+    assert adaptation is not None
+    assert (adaptation.photos, built.count) == (13, 13)
+    assert [one.path for one in built.unreadable] == ["photos/0005.jpg"]
+
+
+def test_a_bundle_without_dense_outputs_is_used_as_it_is(places: Places, tmp_path: Path) -> None:
+    colours = write_colour_bundle(tmp_path / "colours")
+    build(places, tmp_path / "indexes", bundle=colours)
+    assert opened(tmp_path / "indexes")[1].fingerprint == colours.fingerprint
+    with pytest.raises(ParameterError, match="cannot be adapted: its graph has no dense outputs"):
+        build(places, tmp_path / "indexes", "again", colours)
+
+
+def fit_and_die(folder: Path, indexes: Path, at: str) -> None:
+    class Killer(UpdateObserver):
+        def adapting(self, done: int, total: int) -> None:
+            if at == "fitting" and done:
+                die()
+
+        def reached(self, step: str) -> None:  # type: ignore[override]
+            if at == step:
+                die()
+
+    settings = UpdateSettings(adapt="auto")
+    build_index(
+        make_places(folder, 14), Describer(open_bundle(), threads=1), indexes, "town", settings, observer=Killer()
+    )
+
+
+@pytest.mark.parametrize("at", ["fitting", "adapted", "described"])
+def test_killed_while_adapting_nothing_is_published_and_the_next_run_goes_on(
+    places: Places, tmp_path: Path, at: str
+) -> None:
+    indexes = tmp_path / "indexes"
+    assert run_forked(fit_and_die, tmp_path, indexes, at, log=tmp_path / "log") == -signal.SIGKILL
+    assert published_versions(indexes / "town") == []
+    fitted: list[int] = []
+
+    class Seen(UpdateObserver):
+        def adapting(self, done: int, total: int) -> None:
+            fitted.append(done)
+
+    settings = UpdateSettings(adapt="auto")
+    build_index(places, Describer(open_bundle(), threads=1), indexes, "town", settings, observer=Seen())
+    assert bool(fitted) == (at == "fitting")
+    assert opened(indexes)[1].manifest.adaptation is not None
+
+
+def test_how_many_photos_and_which() -> None:
+    assert [photos_to_fit(count) for count in (3, 1500, 10_000, 40_000, 10**6)] == [3, 1500, 1500, 2000, 4000]
+    east = np.linspace(11.0, 11.1, 100)
+    listing = pa.table({"lat": np.full(100, 48.0), "lon": east})
+    rows = spread_rows(listing, 20)
+    assert len(set(rows.tolist())) == 20
+    np.testing.assert_array_equal(rows, spread_rows(listing, 20))
+    # Its beginning is spread over the place, too.
+    assert np.ptp(east[rows]) > 0.09
+    assert np.ptp(east[rows[:8]]) > 0.05
