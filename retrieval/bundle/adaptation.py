@@ -60,7 +60,8 @@ Float32Array = NDArray[np.float32]
 MIN_OPSET_TO_ADAPT: Final = 18
 
 _SEED: Final = 14
-_KMEANS_STEPS: Final = 50
+_KMEANS_STEPS: Final = 30
+_KMEANS_TRIES: Final = 4
 # A centroid of fewer local descriptors than this says nothing of the place.
 _LEAST_PER_CENTROID: Final = 16
 _SMALLEST_LENGTH: Final = 1e-12
@@ -691,6 +692,7 @@ def _fit_vocabulary(output: DenseOutput, batches: Sequence[Float32Array], settin
         local.shape[1],
         min(settings.centroids, max(1, len(local) // _LEAST_PER_CENTROID)),
         niter=_KMEANS_STEPS,
+        nredo=_KMEANS_TRIES,
         seed=_SEED,
         min_points_per_centroid=1,
         max_points_per_centroid=len(local),
