@@ -22,8 +22,10 @@ from benchmarks.indexing_throughput import PHOTOS
 from benchmarks.machine import describe_machine
 from index_builder.adapting import photos_to_fit
 from retrieval.bundle import Bundle, open_bundle
-from retrieval.bundle.adaptation import Adaptation, adapt_bundle, dense_describer, fit_adaptation
+from retrieval.bundle.adaptation import adapt_bundle, fit_adaptation
+from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.onnx_graph import restore_fp32_weights
+from retrieval.bundle.vlad import Adaptation
 from retrieval.describer import Describer, Descriptors
 from retrieval.engines.engine import Provider
 from retrieval.evaluation import Positions, Protocol, Ranked, evaluate, exact_ranking

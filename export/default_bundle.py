@@ -17,7 +17,7 @@ from torch import Tensor
 from export.exporting import ExportSettings, write_export
 from export.from_pytorch import PYTORCH, DescriptionGraph, export_graph, in_pytorch
 from retrieval.bundle import Bundle, DenseOutput, Provenance, default_bundle_folder
-from retrieval.bundle.adaptation import dense_describer
+from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.exportable import ExportableModel, noise
 from retrieval.errors import BundleError
 from retrieval.images import Preprocessing

@@ -16,7 +16,8 @@ from index_builder.describing import DIGEST, ReusableDescriptors, file_state
 from index_builder.update_observer import UpdateObserver
 from retrieval.artefact import new_file
 from retrieval.bundle import Bundle, open_bundle
-from retrieval.bundle.adaptation import AdaptationSettings, fit_adaptation, is_adaptable, write_adapted
+from retrieval.bundle.adaptation import fit_adaptation, is_adaptable, write_adapted
+from retrieval.bundle.vlad import AdaptationSettings
 from retrieval.describer import Descriptors
 from retrieval.errors import ArtefactError, ImageError, ParameterError, counted
 from retrieval.geo import hilbert_key

@@ -32,7 +32,7 @@ from export.foreign.graph import (
 )
 from export.foreign.settings import ForeignModelError, ForeignSettings, read_settings
 from retrieval.bundle import DenseOutput
-from retrieval.bundle.adaptation import MIN_OPSET_TO_ADAPT, dense_describer
+from retrieval.bundle.adapted_graph import MIN_OPSET_TO_ADAPT, dense_describer
 from retrieval.bundle.exportable import BATCHES, MIN_COSINE, Describe, ExportableModel, noise, run_on_cpu
 from retrieval.bundle.onnx_graph import producers
 

@@ -9,7 +9,7 @@ from export import default_bundle
 from export.default_bundle import DEFAULT_PREPROCESSING, NAME, make_default_bundle, outputs_of_layers
 from export.from_pytorch import DescriptionGraph
 from retrieval.bundle import Bundle
-from retrieval.bundle.adaptation import dense_describer
+from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.describer import Describer
 from retrieval.errors import BundleError
 from retrieval.images import read_image

@@ -10,7 +10,8 @@ import torch
 from export.exporting import ExportSettings, WhiteningSettings, write_export
 from export.from_pytorch import timm_model
 from retrieval.bundle import Bundle
-from retrieval.bundle.adaptation import adapt_bundle, dense_describer
+from retrieval.bundle.adaptation import adapt_bundle
+from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.exportable import bundle_model, noise
 from retrieval.bundle.onnx_graph import restore_fp32_weights
 from tests.places import make_places

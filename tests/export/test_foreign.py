@@ -14,7 +14,7 @@ from PIL import Image
 from export.exporting import write_export
 from export.foreign import read_foreign_model
 from export.foreign.settings import ForeignModelError, read_settings, valid_keys
-from retrieval.bundle.adaptation import dense_describer
+from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.exportable import ExportableModel, noise, run_on_cpu
 from retrieval.describer import Describer
 from retrieval.images import Preprocessing, fit_image

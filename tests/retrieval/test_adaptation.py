@@ -8,19 +8,11 @@ import onnx
 import pytest
 
 from retrieval.bundle import Bundle, DenseOutput, open_bundle
-from retrieval.bundle.adaptation import (
-    AdaptationSettings,
-    Vocabulary,
-    adapt_bundle,
-    adapted_graph,
-    dense_describer,
-    fit_adaptation,
-    in_numpy,
-    is_adaptable,
-    quantisation_errors,
-)
+from retrieval.bundle.adaptation import adapt_bundle, fit_adaptation, in_numpy, is_adaptable, quantisation_errors
+from retrieval.bundle.adapted_graph import adapted_graph, dense_describer
 from retrieval.bundle.exportable import run_on_cpu
 from retrieval.bundle.onnx_graph import restore_fp32_weights
+from retrieval.bundle.vlad import AdaptationSettings, Vocabulary
 from retrieval.describer import Describer
 from retrieval.errors import BundleError, ParameterError
 from tests.places import pattern

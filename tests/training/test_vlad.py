@@ -10,7 +10,8 @@ from torch import nn
 
 from export.exporting import write_export
 from export.from_pytorch import checkpoint_model
-from retrieval.bundle.adaptation import adapt_bundle, dense_describer, is_adaptable
+from retrieval.bundle.adaptation import adapt_bundle, is_adaptable
+from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.exportable import noise
 from retrieval.bundle.onnx_graph import restore_fp32_weights
 from retrieval.describer import Describer
