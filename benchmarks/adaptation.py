@@ -7,7 +7,6 @@ time a photo takes; and what adapting adds to describing N photos (10,000 by def
 """
 
 import argparse
-import csv
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ import onnx
 from numpy.typing import NDArray
 
 from benchmarks.campus import PROTOCOLS, campus_references
-from benchmarks.indexing_throughput import PHOTOS
 from benchmarks.machine import describe_machine
 from index_builder.adapting import photos_to_fit
 from retrieval.bundle import Bundle, open_bundle
@@ -30,7 +28,6 @@ from retrieval.describer import Describer, Descriptors
 from retrieval.engines.engine import Provider
 from retrieval.evaluation import Positions, Protocol, Ranked, evaluate, exact_ranking
 from retrieval.evaluation.report import RadiusReport
-from retrieval.geo import Position
 from retrieval.images import read_image
 from retrieval.references.reference import Reference
 
@@ -47,7 +44,7 @@ def main() -> None:
     photos = parser.parse_args().photos
     bundle = open_bundle()
     print(f"adapting the shipped bundle; {describe_machine()}\n")
-    campus, seasons = campus_references(), _seasons()
+    campus, seasons = campus_references(), campus_references(name="seasons")
     images = {id(rows): _decoded(rows, bundle) for rows in (campus, seasons)}
     print("| protocol | queries | chance R@1 | as it is, R@1 | R@5 | adapted, R@1 | R@5 |")
     print("|---|---|---|---|---|---|---|")
@@ -189,20 +186,6 @@ def _adapted(bundle: Bundle, images: Images, folder: Path) -> Bundle:
 
 def _decoded(rows: Sequence[Reference], bundle: Bundle) -> Images:
     return np.stack([read_image(row.path, bundle.preprocessing) for row in rows])
-
-
-def _seasons() -> list[Reference]:
-    folder = PHOTOS / "seasons"
-    with (folder / "images.csv").open(encoding="utf-8-sig") as file:
-        return [
-            Reference(
-                id=row["path"],
-                path=folder / row["path"],
-                position=Position(float(row["lat"]), float(row["lon"])),
-                session=row["session"],
-            )
-            for row in csv.DictReader(file)
-        ]
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ class Campus:
         return evaluate(ranked, Protocol(radii_m=radii_m, convention=convention, grouping="place")).report
 
 
-def campus_references(root: Path = PHOTOS) -> list[Reference]:
-    """The rows of images.csv."""
-    folder = root / "bgu_campus"
+def campus_references(root: Path = PHOTOS, name: str = "bgu_campus") -> list[Reference]:
+    """The rows of a set's images.csv."""
+    folder = root / name
     with (folder / "images.csv").open(encoding="utf-8-sig") as file:
         return [
             Reference(

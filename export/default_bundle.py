@@ -5,14 +5,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from torch import Tensor
 
 from export.exporting import ExportSettings, write_export
 from export.from_pytorch import PYTORCH, DescriptionGraph, export_graph, in_pytorch
@@ -28,6 +27,7 @@ from training.backbones import (
     load_efficientnet_lite0_weights,
     timm_backbone,
 )
+from training.dense_layers import dense_layers, reading
 from training.descriptor_net import DescriptorNet, GeM
 
 NAME: Final = "efficientnet-lite0-gem-1280"
@@ -93,17 +93,11 @@ def outputs_of_layers(
     graph: DescriptionGraph, layers: Sequence[str], images: NDArray[np.uint8]
 ) -> dict[str, NDArray[np.float32]]:
     """What layers of the backbone give in PyTorch: (N, H, W, 3) uint8 → (N, C, h, w) float32 by layer."""
-    found: dict[str, NDArray[np.float32]] = {}
-
-    def remember(layer: str) -> Callable[[object, object, Tensor], None]:
-        return lambda _module, _inputs, output: found.update({layer: output.numpy()})
-
     backbone: Any = graph.net.backbone
-    hooks = [backbone.get_submodule(layer).register_forward_hook(remember(layer)) for layer in layers]
-    in_pytorch(graph)(images)
-    for hook in hooks:
-        hook.remove()
-    return found
+    height, width = images.shape[1:3]
+    with reading(backbone, dense_layers(backbone, height, width, layers)) as found:
+        in_pytorch(graph)(images)
+    return {layer: values.numpy() for layer, values in found.items()}
 
 
 def check_dense_outputs(

@@ -18,7 +18,7 @@ from export.photos import describe_photos, evenly, read_photos, recall_changes
 from export.precision import MIN_PHOTOS, check_precision, lower_precision, require_photos
 from retrieval.artefact import FileRecord
 from retrieval.bundle import Bundle, Precision, PrecisionReport, RecallChange, WhiteningReport, bundle_fingerprint
-from retrieval.bundle.adaptation import adapt_bundle
+from retrieval.bundle.adaptation import MOST_PHOTOS, adapt_bundle
 from retrieval.bundle.exportable import (
     MIN_COSINE,
     MIN_COSINE_OF_ROUNDED_WEIGHTS,
@@ -36,7 +36,6 @@ from retrieval.references.reference import Reference
 
 # More photos than this do not change the directions, and take memory and minutes.
 _MOST_TO_FIT: Final = 20_000
-_MOST_TO_ADAPT: Final = 4000
 _MOST_TO_JUDGE: Final = 256
 _MOST_BYTES_TO_JUDGE: Final = 400_000_000
 
@@ -161,7 +160,7 @@ def adapted_model(
         BundleError: the graph fails to run, or differs from what it should compute (``parity_failed``).
         ImageError: a photo cannot be read.
     """
-    chosen = evenly(photos, _MOST_TO_ADAPT)
+    chosen = evenly(photos, MOST_PHOTOS)
     order = np.random.default_rng(0).permutation(len(chosen))
     spread = [chosen[place] for place in order]
     with tempfile.TemporaryDirectory() as folder, on_step("Fitting to the place", len(spread)) as advance:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final, Literal
 
@@ -16,7 +16,7 @@ from index_builder.describing import DIGEST, ReusableDescriptors, file_state
 from index_builder.update_observer import UpdateObserver
 from retrieval.artefact import new_file
 from retrieval.bundle import Bundle, open_bundle
-from retrieval.bundle.adaptation import fit_adaptation, is_adaptable, write_adapted
+from retrieval.bundle.adaptation import MOST_PHOTOS, fit_adaptation, is_adaptable, write_adapted
 from retrieval.bundle.vlad import AdaptationSettings
 from retrieval.describer import Descriptors
 from retrieval.errors import ArtefactError, ImageError, ParameterError, counted
@@ -34,9 +34,9 @@ LEAST_PHOTOS: Final = 10
 
 # So many photos are fitted to, all of a small index; of a large one a share that costs little beside describing it.
 _USUAL_PHOTOS: Final = 1500
-_MOST_PHOTOS: Final = 4000
 _ONE_IN: Final = 20
 _SEED: Final = 14
+# No fewer than `LEAST_PHOTOS`: the first batch tells whether there are enough.
 _BATCH: Final = 16
 _BUNDLE_NAME: Final = "bundle"
 _SAMPLE_NAME: Final = "sample.npz"
@@ -143,8 +143,7 @@ def adapt_to_photos(
     paths = listing["path"].take(pa.array(spread_rows(listing, photos_to_fit(listing.num_rows)))).to_pylist()
     if len(paths) < LEAST_PHOTOS:
         return None
-    key = _key(bundle, settings, limits, paths)
-    place = folder / f"adapted-{key}"
+    place = folder / f"adapted-{_key(bundle, settings, limits, paths)}"
     found = _read(place)
     if found is not None:
         return found
@@ -166,9 +165,9 @@ def adapt_to_photos(
 
     ahead = batches()
     beginning = list(islice(ahead, 1))
-    if not beginning or len(beginning[0]) < min(LEAST_PHOTOS, _BATCH):
+    if not beginning or len(beginning[0]) < LEAST_PHOTOS:
         return None
-    fitted = fit_adaptation(bundle, (batch for part in (beginning, ahead) for batch in part), settings, progress)
+    fitted = fit_adaptation(bundle, chain(beginning, ahead), settings, progress)
     place.mkdir(parents=True, exist_ok=True)
     written = write_adapted(bundle, fitted.adaptation, place / _BUNDLE_NAME, fitted_on, replace_folder=True)
     adapted = AdaptedBundle(written, place.name, np.array(digests, DIGEST), fitted.descriptors)
@@ -179,7 +178,7 @@ def adapt_to_photos(
 
 def photos_to_fit(count: int) -> int:
     """How many of so many photos a bundle is adapted to."""
-    return min(count, _MOST_PHOTOS, max(_USUAL_PHOTOS, count // _ONE_IN))
+    return min(count, MOST_PHOTOS, max(_USUAL_PHOTOS, count // _ONE_IN))
 
 
 def spread_rows(listing: pa.Table, count: int) -> NDArray[np.int64]:

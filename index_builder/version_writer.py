@@ -148,9 +148,9 @@ def write_version(
     rows = _Rows(content, order)
     exact = _write_exact(folder, rows, content.base, design)
     candidates, recall, choices = _write_candidates(folder, exact, content.base, design)
-    whitened_alike = content.base.manifest.whitening if content.base is not None else None
-    if content.base is not None and content.base.whitening is not None:
-        write_whitening(content.base.whitening, folder / WHITENING_NAME)
+    base = content.base
+    if base is not None and base.whitening is not None:
+        write_whitening(base.whitening, folder / WHITENING_NAME)
     reached("vectors written")
     write_reference_table(content.table, order, folder / REFERENCES_NAME)
     reached("references written")
@@ -173,7 +173,7 @@ def write_version(
         candidates=candidates,
         recall=recall,
         score_spread=score_spread(exact.descriptors(drawn(len(order), _SPREAD_ROWS))),
-        whitening=whitened_alike,
+        whitening=None if base is None else base.manifest.whitening,
         describing=content.describing,
         local_features=features,
         calibration_photos=0 if content.calibration_photos is None else content.calibration_photos.count,

@@ -1,7 +1,7 @@
 """The bundle: an exported model with its own preprocessing, opened, written, and its graph.
 
-Writing, changing and adapting graphs (`writer`, `onnx_graph`, `exportable`, `adapted_graph`, `adaptation`) need the package
-onnx; opening a bundle does not.
+Writing, changing and adapting graphs (`writer`, `onnx_graph`, `exportable`, `adapted_graph`, `adaptation`) need the
+package onnx; opening a bundle does not.
 """
 
 from retrieval.bundle.bundle import (

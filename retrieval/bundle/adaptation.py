@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import onnx
@@ -42,6 +43,9 @@ from retrieval.bundle.vlad import (
 )
 from retrieval.bundle.writer import BundleContent, check_free, write_bundle
 from retrieval.errors import BundleError, ParameterError
+
+# More photos of a place than this do not change what is fitted, and take minutes.
+MOST_PHOTOS: Final = 4000
 
 # Batches of decoded photos, (n, H, W, 3) uint8 RGB each.
 Photos = Iterable[NDArray[np.uint8]]
@@ -160,17 +164,17 @@ def write_adapted(
         BundleError: the graph fails to run, or differs from numpy (``parity_failed``); nothing is written.
         StorageError: the disk refuses.
     """
-    manifest = bundle.manifest
+    manifest, graph = bundle.manifest, _graph_of(bundle)
     layers = [vocabulary.dense.layer for vocabulary in adaptation.vocabularies]
     aggregation = f"VLAD of {', '.join(layers)} with a vocabulary of the place, projected"
     model = ExportableModel(
         name=f"{_plain_name(bundle)}-adapted-{_digest(adaptation)}",
-        graph=adapted_graph(_graph_of(bundle), adaptation),
+        graph=adapted_graph(graph, adaptation),
         preprocessing=bundle.preprocessing,
         descriptor_dim=adaptation.dim,
         provenance=manifest.provenance.model_copy(update={"aggregation": aggregation, "recalls": {}}),
         licence=manifest.licence,
-        original=in_numpy(bundle, adaptation),
+        original=in_numpy(graph, adaptation),
         original_name="the same in numpy",
     )
     store_weights_as_fp16(model.graph)
@@ -189,9 +193,14 @@ def write_adapted(
     return write_bundle(folder, content, replace=replace_folder)
 
 
-def in_numpy(bundle: Bundle, adaptation: Adaptation) -> Describe:
-    """What an adapted graph computes, its dense outputs by ONNX Runtime on the CPU and the rest in numpy."""
-    describe = dense_describer(_graph_of(bundle), bundle.manifest.dense_outputs)
+def in_numpy(graph: onnx.ModelProto, adaptation: Adaptation) -> Describe:
+    """What an adapted graph computes, its dense outputs by ONNX Runtime on the CPU and the rest in numpy.
+
+    Args:
+        graph: that was adapted, fp32 weights.
+        adaptation: fitted to its dense outputs.
+    """
+    describe = dense_describer(graph, [vocabulary.dense for vocabulary in adaptation.vocabularies])
     return lambda images: adaptation.describe(describe(images))
 
 

@@ -303,7 +303,7 @@ class JobRunner:
     def _update(self, job: TakenJob) -> JobResult:
         request, jobs = job.request, self._settings
         observer = JobObserver(self._queue, job, self._stop)
-        dim = request.whiten or None if isinstance(request, FullJobRequest) else None
+        dim = (request.whiten or None) if isinstance(request, FullJobRequest) else None
         first = current_version_or_none(jobs.indexes / request.index) is None
         adaptable = jobs.bundle is None and jobs.precision == "fp32"
         settings = UpdateSettings(

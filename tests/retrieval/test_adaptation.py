@@ -16,7 +16,7 @@ from retrieval.bundle.vlad import AdaptationSettings, Vocabulary
 from retrieval.describer import Describer
 from retrieval.errors import BundleError, ParameterError
 from tests.places import pattern
-from tests.retrieval.other_bundle import write_other_bundle
+from tests.retrieval.engines.colour_bundle import write_colour_bundle
 
 DENSE = DenseOutput(tensor="x", layer="x", channels=2)
 
@@ -97,10 +97,10 @@ def test_the_graph_computes_what_numpy_does(images: np.ndarray, count: int) -> N
     settings = AdaptationSettings(most_channels=100, reduced_channels=16, centroids=8)
     fitted = fit_adaptation(bundle, batches(images), settings)
     assert [one.reduction is None for one in fitted.adaptation.vocabularies] == [True, False, False]
-    graph = adapted_graph(restore_fp32_weights(onnx.load(bundle.graph_path("fp32"))), fitted.adaptation)
-    ours = run_on_cpu(graph)(images[:count])
+    graph = restore_fp32_weights(onnx.load(bundle.graph_path("fp32")))
+    ours = run_on_cpu(adapted_graph(graph, fitted.adaptation))(images[:count])
     assert ours.shape == (count, 512)
-    np.testing.assert_allclose(ours, in_numpy(bundle, fitted.adaptation)(images[:count]), atol=2e-5)
+    np.testing.assert_allclose(ours, in_numpy(graph, fitted.adaptation)(images[:count]), atol=2e-5)
     np.testing.assert_allclose(ours, fitted.descriptors[:count], atol=2e-5)
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1.0, atol=1e-5)
 
@@ -183,10 +183,11 @@ def test_what_cannot_be_adapted(bundle: Bundle, tmp_path: Path, images: np.ndarr
     (tmp_path / "taken").mkdir()
     with pytest.raises(ParameterError, match="exists already"):
         adapt_bundle(bundle, batches(images), tmp_path / "taken", "taken")
-    plain = write_other_bundle(bundle, tmp_path / "plain")
-    if not is_adaptable(plain):
-        with pytest.raises(ParameterError, match="not adaptable"):
-            adapt_bundle(plain, batches(images), tmp_path / "out", "plain")
+    plain = write_colour_bundle(tmp_path / "plain")
+    assert is_adaptable(bundle)
+    assert not is_adaptable(plain)
+    with pytest.raises(ParameterError, match="not adaptable"):
+        adapt_bundle(plain, batches(images), tmp_path / "out", "plain")
     graph = onnx.load(bundle.graph_path("fp32"))
     with pytest.raises(BundleError, match="no tensor nowhere"):
         dense_describer(graph, [DenseOutput(tensor="nowhere", layer="x", channels=1)])

@@ -11,7 +11,7 @@ from training.recipe_settings import Recipe
 
 METHODS = tuple(OBJECTIVES)
 BACKBONES = ("resnet50", "deit-small", "efficientnet-lite0")
-# Not of the paper: the layers that bundles adapt with.
+# Not of the paper: VLAD of middle layers.
 OF_OTHER_LAYERS = "simclr-vlad-efficientnet-lite0"
 
 
@@ -163,7 +163,7 @@ def test_all_methods_of_a_backbone_have_the_same_network(backbone: str) -> None:
     assert all((recipe.network, recipe.image) == (first.network, first.image) for recipe in others)
 
 
-def test_one_recipe_trains_the_layers_that_bundles_adapt_with() -> None:
+def test_one_recipe_trains_vlad_of_blocks_4_and_5() -> None:
     recipe, pooled = load_recipe(OF_OTHER_LAYERS), recipe_of("simclr", "efficientnet-lite0")
     assert recipe.name == OF_OTHER_LAYERS
     unlike = {"name", "description", "network"}
