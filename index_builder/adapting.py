@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from index_builder.describing import DIGEST, ReusableDescriptors, file_state
 from index_builder.update_observer import UpdateObserver
 from retrieval.artefact import new_file
-from retrieval.bundle import Bundle, open_bundle
+from retrieval.bundle import Bundle, Precision, open_bundle
 from retrieval.bundle.adaptation import MOST_PHOTOS, fit_adaptation, is_adaptable, write_adapted
 from retrieval.bundle.vlad import AdaptationSettings
 from retrieval.describer import Descriptors
@@ -117,6 +117,8 @@ def adapt_to_photos(
     fitted_on: str,
     observer: UpdateObserver,
     limits: ImageLimits,
+    *,
+    precision: Precision = "fp32",
     dim: int | None = None,
 ) -> AdaptedBundle | None:
     """Adapt a bundle to photos that are about to be indexed.
@@ -130,12 +132,14 @@ def adapt_to_photos(
         fitted_on: the photos, for people.
         observer: called with the progress; may raise to stop.
         limits: of encoded photos.
+        precision: in which the photos shall be described.
         dim: numbers that a descriptor shall have; 512 if None.
 
     Returns:
         None where there are too few photos that can be read.
 
     Raises:
+        ParameterError: the precision is not fp32, or the layers give fewer numbers than wanted.
         BundleError: the graph does not run, or differs from what it should compute.
         StorageError, OSError: the disk refuses.
     """
@@ -167,7 +171,18 @@ def adapt_to_photos(
     beginning = list(islice(ahead, 1))
     if not beginning or len(beginning[0]) < LEAST_PHOTOS:
         return None
+    if precision != "fp32":
+        raise ParameterError(
+            f"a bundle is adapted in fp32, not in {precision}",
+            remedy="Adapt it first (sightfix export BUNDLE --adapt PHOTOS --out ADAPTED, with that precision), "
+            "or leave adapting out (--no-adapt)",
+        )
     fitted = fit_adaptation(bundle, chain(beginning, ahead), settings, progress)
+    if dim is not None and fitted.adaptation.dim < dim:
+        raise ParameterError(
+            f"the layers of {bundle.name} give descriptors of {fitted.adaptation.dim} numbers at most, not {dim}",
+            remedy="Ask for fewer (--dim)",
+        )
     place.mkdir(parents=True, exist_ok=True)
     written = write_adapted(bundle, fitted.adaptation, place / _BUNDLE_NAME, fitted_on, replace_folder=True)
     adapted = AdaptedBundle(written, place.name, np.array(digests, DIGEST), fitted.descriptors)

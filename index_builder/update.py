@@ -46,7 +46,7 @@ from index_builder.version_writer import FeaturesPlan, VersionContent, write_ver
 from retrieval.artefact import MANIFEST_NAME, storage_errors, verify_files
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer, Descriptors
-from retrieval.errors import BundleError, IndexNotFoundError, ParameterError, PlaceIndexError, ReferenceDataError
+from retrieval.errors import BundleError, IndexNotFoundError, PlaceIndexError, ReferenceDataError
 from retrieval.images import LeftOut
 from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version_or_none
 from retrieval.index.manifest import DescribingRecord
@@ -281,14 +281,17 @@ class _Updater:
         bundle, adapt = bundle_and_whether_to_adapt(given, base, settings.adapt, settings.dim)
         adapted = None
         if adapt:
-            if self.describer.precision != "fp32":
-                raise ParameterError(
-                    f"a bundle is adapted in fp32, not in {self.describer.precision}",
-                    remedy="Adapt it first (sightfix export BUNDLE --adapt PHOTOS --out ADAPTED, with that precision), "
-                    "or leave adapting out (--no-adapt)",
-                )
             limits = settings.describe.limits
-            adapted = adapt_to_photos(bundle, plan.to_describe, work, self.name, self.observer, limits, settings.dim)
+            adapted = adapt_to_photos(
+                bundle,
+                plan.to_describe,
+                work,
+                self.name,
+                self.observer,
+                limits,
+                precision=self.describer.precision,
+                dim=settings.dim,
+            )
             bundle = bundle if adapted is None else adapted.bundle
         self.observer.reached("adapted")
         if bundle.fingerprint == given.fingerprint:

@@ -35,6 +35,15 @@ CASES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def any_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("net") / "exported"
+    options = ["--weights", "none", "--size", "96", "--out", str(folder)]
+    assert CliRunner().invoke(app, ["export", "timm:test_resnet", *options]).exit_code == 0
+    return folder
+
+
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_exported_adapted_indexed_and_served(name: str, size: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -66,3 +75,17 @@ def test_exported_adapted_indexed_and_served(name: str, size: str, tmp_path: Pat
             assert answer.status_code == 200, answer.text
             assert answer.json()["model"]["name"] == adapted.name
             assert answer.json()["matches"][0]["reference_id"] == row.id
+
+
+@pytest.mark.parametrize("colour", ["noise", "black"])
+@pytest.mark.parametrize("count", [2, 8, 24])
+def test_photos_that_hardly_differ_to_a_net_are_no_reason_to_fail(
+    any_net: Path, colour: str, count: int, tmp_path: Path
+) -> None:
+    photos = np.zeros((count, 96, 96, 3), np.uint8)
+    if colour == "noise":
+        photos = np.random.default_rng(0).integers(0, 256, photos.shape, np.uint8)
+    adapted = adapt_bundle(open_bundle(any_net), [photos], tmp_path / "adapted", colour)
+    described = Describer(adapted, threads=1).describe(photos)
+    assert np.isfinite(described).all()
+    np.testing.assert_allclose(np.linalg.norm(described, axis=1), 1.0, atol=1e-5)

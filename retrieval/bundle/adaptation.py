@@ -31,7 +31,7 @@ from retrieval.bundle.exportable import (
     ExportableModel,
     compare_with_original,
 )
-from retrieval.bundle.onnx_graph import restore_fp32_weights, store_weights_as_fp16
+from retrieval.bundle.onnx_graph import ADAPTATION_PREFIX, restore_fp32_weights, store_weights_as_fp16
 from retrieval.bundle.vlad import (
     Adaptation,
     AdaptationSettings,
@@ -40,6 +40,8 @@ from retrieval.bundle.vlad import (
     fit_vocabulary,
     leading_directions,
     principal_directions,
+    residual_scales,
+    rounded,
 )
 from retrieval.bundle.writer import BundleContent, check_free, write_bundle
 from retrieval.errors import BundleError, ParameterError
@@ -107,10 +109,11 @@ def fit_adaptation(
     parts = [aggregated(vocabularies, batch, settings.sharpness) for batch in chain(first, batches)]
     residuals, means = (np.concatenate(part) for part in zip(*parts, strict=True))
     centre, projection, principal, explained = principal_directions(residuals, settings)
+    scales = residual_scales(vocabularies)
     adaptation = Adaptation(
         vocabularies=vocabularies,
         centre=centre,
-        residual_projection=projection,
+        residual_projection=rounded(scales * projection) / scales,
         mean_projection=leading_directions(means, settings.mean_dim),
         settings=settings,
         photos=len(means),
@@ -167,9 +170,12 @@ def write_adapted(
     manifest, graph = bundle.manifest, _graph_of(bundle)
     layers = [vocabulary.dense.layer for vocabulary in adaptation.vocabularies]
     aggregation = f"VLAD of {', '.join(layers)} with a vocabulary of the place, projected"
+    adapted = adapted_graph(graph, adaptation)
+    # Bundles that differ have names that differ.
+    digest = hashlib.sha256(adapted.SerializeToString(deterministic=True)).hexdigest()[:8]
     model = ExportableModel(
-        name=f"{_plain_name(bundle)}-adapted-{_digest(adaptation)}",
-        graph=adapted_graph(graph, adaptation),
+        name=f"{_plain_name(bundle)}-adapted-{digest}",
+        graph=adapted,
         preprocessing=bundle.preprocessing,
         descriptor_dim=adaptation.dim,
         provenance=manifest.provenance.model_copy(update={"aggregation": aggregation, "recalls": {}}),
@@ -177,7 +183,8 @@ def write_adapted(
         original=in_numpy(graph, adaptation),
         original_name="the same in numpy",
     )
-    store_weights_as_fp16(model.graph)
+    # The projection is most of the file, and rounded already; the backbone stays as exact as it was.
+    store_weights_as_fp16(model.graph, "" if manifest.weight_storage == "fp16" else ADAPTATION_PREFIX)
     content = BundleContent(
         name=model.name,
         graphs={"fp32": model.graph},
@@ -186,7 +193,7 @@ def write_adapted(
         provenance=model.provenance,
         parity=compare_with_original(model, MIN_COSINE_OF_ROUNDED_WEIGHTS),
         licence=model.licence,
-        weight_storage="fp16",
+        weight_storage=manifest.weight_storage,
         dense_outputs=manifest.dense_outputs,
         adaptation=adaptation.report(bundle, fitted_on),
     )
@@ -233,18 +240,6 @@ def _graph_of(bundle: Bundle) -> onnx.ModelProto:
 def _plain_name(bundle: Bundle) -> str:
     """The name of a bundle without what an earlier adaptation added to it."""
     return bundle.name.partition("-adapted-")[0] if bundle.manifest.adaptation else bundle.name
-
-
-def _digest(adaptation: Adaptation) -> str:
-    """Eight hexadecimal digits of what was fitted: bundles that differ have names that differ."""
-    digest = hashlib.sha256()
-    for values in (
-        *(vocabulary.centroids for vocabulary in adaptation.vocabularies),
-        adaptation.residual_projection,
-        adaptation.mean_projection,
-    ):
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()[:8]
 
 
 def _described(

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from retrieval.bundle.bundle import INPUT_NAME, OUTPUT_NAME, Bundle, DenseOutput
 from retrieval.bundle.exportable import open_on_cpu
-from retrieval.bundle.onnx_graph import ADAPTATION_PREFIX, constants, producers, replace_nodes
+from retrieval.bundle.onnx_graph import ADAPTATION_PREFIX, VOCABULARY_PREFIX, constants, producers, replace_nodes
 from retrieval.bundle.vlad import (
     SMALLEST_LENGTH,
     SMALLEST_RESIDUAL,
@@ -18,6 +18,7 @@ from retrieval.bundle.vlad import (
     Float32Array,
     Vocabulary,
     layer_share,
+    residual_scales,
 )
 from retrieval.errors import BundleError, ParameterError
 
@@ -59,21 +60,21 @@ def adapted_graph(graph: onnx.ModelProto, adaptation: Adaptation) -> onnx.ModelP
     """
     adapted = _cut(graph, [vocabulary.dense.tensor for vocabulary in adaptation.vocabularies])
     tail = _Tail(adapted)
-    residuals, means, scales = [], [], []
+    residuals, means = [], []
     for place, vocabulary in enumerate(adaptation.vocabularies):
         share = layer_share(adaptation.vocabularies, place)
         flat = tail.add("Reshape", vocabulary.dense.tensor, tail.constant("flat", np.array([0, 0, -1], np.int64)))
         local = _local_nodes(tail, vocabulary, flat, place)
         residuals.append(_residual_nodes(tail, vocabulary, local, adaptation.settings.sharpness, place))
-        scales.append(np.full((vocabulary.centroids.size, 1), share * vocabulary.residual_scale, np.float32))
         mean = tail.add("ReduceMean", flat, tail.constant("axis.2", np.array([2], np.int64)), keepdims=0)
         means.append(tail.scaled(mean, share / vocabulary.mean_length, f"share.{place}"))
     projection = adaptation.residual_projection
     bias = -(adaptation.centre.astype(np.float64) @ projection.astype(np.float64))
+    scales = residual_scales(adaptation.vocabularies)
     projected = tail.add(
         "Gemm",
         tail.joined(residuals),
-        tail.constant("projection.residuals", np.concatenate(scales) * projection),
+        tail.constant("projection.residuals", scales * projection),
         tail.constant("projection.bias", bias.astype(np.float32)),
     )
     weighted = (adaptation.settings.mean_weight * adaptation.mean_projection).astype(np.float32)
@@ -94,7 +95,7 @@ def vocabularies_in(bundle: Bundle, graph: onnx.ModelProto) -> list[Vocabulary]:
     values = constants(graph)
     found = []
     for place, (dense, known) in enumerate(zip(bundle.manifest.dense_outputs, report.vocabularies, strict=True)):
-        name = f"{ADAPTATION_PREFIX}vocabulary.{place}"
+        name = f"{ADAPTATION_PREFIX}{VOCABULARY_PREFIX}{place}"
         if f"{name}.centroids" not in values:
             raise BundleError(f"the graph has no {name}.centroids", where=str(bundle.folder), remedy="Adapt it again")
         reduction = values.get(f"{name}.reduction")
@@ -155,7 +156,7 @@ class _Tail:
 
 def _local_nodes(tail: _Tail, vocabulary: Vocabulary, flat: str, place: int) -> str:
     """[N, C, P] → [N, c, P]: as `Vocabulary.local`."""
-    name = f"vocabulary.{place}"
+    name = f"{VOCABULARY_PREFIX}{place}"
     centred = tail.add("Sub", flat, tail.constant(f"{name}.mean", vocabulary.mean[:, None]))
     local = tail.add("Div", centred, tail.constant(f"{name}.deviation", vocabulary.deviation[:, None]))
     if vocabulary.reduction is not None:
@@ -165,7 +166,7 @@ def _local_nodes(tail: _Tail, vocabulary: Vocabulary, flat: str, place: int) -> 
 
 def _residual_nodes(tail: _Tail, vocabulary: Vocabulary, local: str, sharpness: float, place: int) -> str:
     """[N, c, P] → [N, K·c]: as `Vocabulary.residuals`, not yet scaled."""
-    centroids, name = vocabulary.centroids, f"vocabulary.{place}"
+    centroids, name = vocabulary.centroids, f"{VOCABULARY_PREFIX}{place}"
     offset = -sharpness * (centroids**2).sum(axis=1, keepdims=True) / 2
     nearness = tail.add("MatMul", tail.constant(f"{name}.sharpened", sharpness * centroids), local)
     exponents = tail.add("Add", nearness, tail.constant(f"{name}.offset", offset.astype(np.float32)))

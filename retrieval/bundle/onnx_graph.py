@@ -21,6 +21,9 @@ SHAPE_ONLY: Final = frozenset({"Shape", "Size"})
 _SMALLEST_HALVED: Final = 1024
 # Names of the nodes and weights that adapt a bundle to a place begin so.
 ADAPTATION_PREFIX: Final = "adaptation/"
+# And so after that where they belong to a vocabulary: a small one, stored in fp32, for rounding would move local
+# descriptors to other centroids.
+VOCABULARY_PREFIX: Final = "vocabulary."
 _RAW: Final = "descriptors.before_whitening"
 
 
@@ -136,14 +139,20 @@ def tail(model: onnx.ModelProto) -> set[str]:
     return nodes
 
 
-def store_weights_as_fp16(model: onnx.ModelProto) -> None:
+def store_weights_as_fp16(model: onnx.ModelProto, prefix: str = "") -> None:
     """Store large fp32 weights as fp16, each followed by a Cast: half the file, still computed in fp32.
 
     Runtimes fold the casts when they load the graph, so speed does not change. Works in place.
+
+    Args:
+        model: any graph.
+        prefix: only weights whose names begin so.
     """
+    in_vocabulary = f"{ADAPTATION_PREFIX}{VOCABULARY_PREFIX}"
     casts = []
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or int(np.prod(tensor.dims)) < _SMALLEST_HALVED:
+        small = int(np.prod(tensor.dims)) < _SMALLEST_HALVED or tensor.name.startswith(in_vocabulary)
+        if tensor.data_type != TensorProto.FLOAT or small or not tensor.name.startswith(prefix):
             continue
         name = tensor.name
         halved = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}.fp16")

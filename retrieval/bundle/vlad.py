@@ -25,8 +25,13 @@ _KMEANS_STEPS: Final = 30
 _KMEANS_TRIES: Final = 4
 # A centroid of fewer local descriptors than this says nothing of the place.
 _LEAST_PER_CENTROID: Final = 16
-# Directions below this share of the largest singular value are rounding errors.
-_SMALLEST_SHARE: Final = 1e-5
+# Channels that vary less than this share of what the liveliest does say nothing: no more is made of them.
+_SMALLEST_DEVIATION: Final = 1e-3
+# Directions whose singular value is below this share of the largest one are not told from the rounding of weights to
+# fp16, which dividing by the value would enlarge.
+_SMALLEST_SINGULAR: Final = 0.01
+# Photos whose residuals, of about unit length, differ by less than this are the same.
+_SAME: Final = 1e-4
 # Of random directions beside the last principal one.
 _RANDOM_GAIN: Final = 0.4
 _COLUMNS_AT_ONCE: Final = 2048
@@ -183,12 +188,13 @@ class Adaptation:
         """What the manifest says.
 
         Args:
-            base: the bundle that was adapted.
+            base: the bundle that was adapted; where it was adapted before, the first base is named.
             fitted_on: the photos, for people.
         """
+        before = base.manifest.adaptation
         return AdaptationReport(
-            base_name=base.name,
-            base_fingerprint=base.fingerprint,
+            base_name=base.name if before is None else before.base_name,
+            base_fingerprint=base.fingerprint if before is None else before.base_fingerprint,
             fitted_on=fitted_on,
             photos=self.photos,
             vocabularies=tuple(vocabulary.report() for vocabulary in self.vocabularies),
@@ -219,7 +225,7 @@ def fit_vocabulary(output: DenseOutput, batches: Sequence[Float32Array], setting
         output,
         centroids=np.empty((0, values.shape[1]), np.float32),
         mean=values.mean(axis=0, dtype=np.float64).astype(np.float32),
-        deviation=np.maximum(deviation, max(_SMALLEST_SHARE * deviation.max(), 1e-30)).astype(np.float32),
+        deviation=np.maximum(deviation, max(_SMALLEST_DEVIATION * deviation.max(), 1e-30)).astype(np.float32),
         mean_length=max(float(np.mean([np.linalg.norm(b.mean(axis=(2, 3)), axis=1).mean() for b in batches])), 1e-30),
         reduction=None,
         fitted_on=len(values),
@@ -239,7 +245,7 @@ def fit_vocabulary(output: DenseOutput, batches: Sequence[Float32Array], setting
         max_points_per_centroid=len(local),
     )
     kmeans.train(local)
-    vocabulary = replace(vocabulary, centroids=_rounded(np.asarray(kmeans.centroids)))
+    vocabulary = replace(vocabulary, centroids=np.asarray(kmeans.centroids, np.float32))
     return replace(vocabulary, quantisation_error=max(0.0, vocabulary.error_of(local)))
 
 
@@ -261,6 +267,17 @@ def layer_share(vocabularies: Sequence[Vocabulary], place: int) -> float:
     return float(weights[place] / np.linalg.norm(weights))
 
 
+def residual_scales(vocabularies: Sequence[Vocabulary]) -> Float32Array:
+    """(V, 1) float32: what makes joined residuals of cells of unit length, as the graph has them, those of numpy."""
+    scales = [
+        np.full(
+            (vocabulary.centroids.size, 1), layer_share(vocabularies, place) * vocabulary.residual_scale, np.float32
+        )
+        for place, vocabulary in enumerate(vocabularies)
+    ]
+    return np.concatenate(scales)
+
+
 def principal_directions(
     residuals: Float32Array, settings: AdaptationSettings
 ) -> tuple[Float32Array, Float32Array, int, float]:
@@ -278,7 +295,7 @@ def principal_directions(
     centred = residuals - centre
     squares, rows = np.linalg.eigh(_gram(centred))
     singular = np.sqrt(np.maximum(squares[::-1], 0.0))
-    spanned = int((singular > _SMALLEST_SHARE * singular[0]).sum()) if singular[0] > 0.0 else 0
+    spanned = int((singular > max(_SMALLEST_SINGULAR * singular[0], _SAME)).sum())
     kept = min(dim, count - 1, spanned)
     directions = centred.T @ (rows[:, ::-1][:, :kept] / singular[:kept]).astype(np.float32)
     directions = _signed(directions)
@@ -300,10 +317,10 @@ def leading_directions(values: Float32Array, dim: int) -> Float32Array:
     """(C, d) float32: the d directions with the most of values (n, C), d at most `dim` and C."""
     _, directions = np.linalg.eigh(_gram(values.T))
     kept = min(dim, values.shape[1])
-    return _rounded(_signed(np.ascontiguousarray(directions[:, ::-1][:, :kept], np.float32)))
+    return rounded(_signed(np.ascontiguousarray(directions[:, ::-1][:, :kept], np.float32)))
 
 
-def _rounded(values: NDArray[np.floating[Any]]) -> Float32Array:
+def rounded(values: NDArray[np.floating[Any]]) -> Float32Array:
     """The values as the graph stores them, in fp16, so that numpy and graph compute with the same."""
     return np.asarray(values, np.float16).astype(np.float32)
 
