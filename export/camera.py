@@ -26,7 +26,7 @@ _RESIZED = "images.resized"
 
 
 def take_camera_frames(model: ExportableModel, height: int, width: int) -> ExportableModel:
-    """The same model for frames of a camera; its original's frames are resized with Pillow.
+    """The same model for frames of a camera, which its name says; its original's frames are resized with Pillow.
 
     Args:
         model: of any input size.
@@ -49,6 +49,7 @@ def take_camera_frames(model: ExportableModel, height: int, width: int) -> Expor
 
     return replace(
         model,
+        name=f"{model.name}-camera-{width}x{height}",
         graph=with_resize(model.graph, height, width, model_size),
         preprocessing=model_size.model_copy(update={"height": height, "width": width}),
         original=resized_original,

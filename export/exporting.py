@@ -31,7 +31,7 @@ from retrieval.bundle.exportable import (
 from retrieval.bundle.onnx_graph import store_weights_as_fp16, with_whitening
 from retrieval.bundle.writer import BundleContent, check_free, write_bundle
 from retrieval.evaluation.eval_set import EvalSet
-from retrieval.index.whitening import HALF_WHITENING, fit_whitening
+from retrieval.index.whitening import HALF_WHITENING, Whitening, fit_whitening
 from retrieval.references.reference import Reference
 
 # More photos than this do not change the directions, and take memory and minutes.
@@ -65,7 +65,7 @@ class ExportSettings:
     """What to make of a model.
 
     Attributes:
-        name: of the bundle; the model's if None.
+        name: of the bundle; None takes the model's, with what is done to it.
         camera: (height, width) of whole frames that the graph resizes itself, pixels.
         whitening: whether and how to whiten.
         precisions: besides fp32.
@@ -116,12 +116,12 @@ def write_export(
     check_free(folder, replace=replace_folder)
     for precision in settings.precisions:
         require_photos(len(settings.photos), precision)
-    model = replace(model, name=settings.name or model.name)
     whitening, min_cosine = None, MIN_COSINE
     if settings.whitening is not None:
         model, whitening = _whiten(model, settings.whitening, settings, on_step)
     graphs, reports = _lower_precisions(model, settings, on_step)
     final = model if settings.camera is None else take_camera_frames(model, *settings.camera)
+    final = replace(final, name=settings.name or final.name)
     final = replace(final, graph=_labelled(final.graph, final, {}))
     if settings.weight_storage == "fp16":
         store_weights_as_fp16(final.graph)
@@ -188,6 +188,7 @@ def _whiten(
 
     whitened = replace(
         model,
+        name=f"{model.name}-whitened-{_digest(whitening)}",
         graph=with_whitening(model.graph, whitening),
         descriptor_dim=wanted.dim,
         original=whitened_original,
@@ -207,6 +208,11 @@ def _whiten(
         recall=changes["whitened"],
     )
     return whitened, report
+
+
+def _digest(whitening: Whitening) -> str:
+    """Eight hexadecimal digits of what was fitted: bundles that differ have names that differ."""
+    return hashlib.sha256(whitening.mean.tobytes() + whitening.projection.tobytes()).hexdigest()[:8]
 
 
 def _lower_precisions(

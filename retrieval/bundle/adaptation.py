@@ -13,6 +13,7 @@ What comes out is an ordinary bundle, which can be adapted again: its dense outp
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -196,6 +197,7 @@ def write_adapted(
         weight_storage=manifest.weight_storage,
         dense_outputs=manifest.dense_outputs,
         adaptation=adaptation.report(bundle, fitted_on),
+        camera_model_input=manifest.camera_model_input,
     )
     return write_bundle(folder, content, replace=replace_folder)
 
@@ -239,7 +241,7 @@ def _graph_of(bundle: Bundle) -> onnx.ModelProto:
 
 def _plain_name(bundle: Bundle) -> str:
     """The name of a bundle without what an earlier adaptation added to it."""
-    return bundle.name.partition("-adapted-")[0] if bundle.manifest.adaptation else bundle.name
+    return re.sub(r"-adapted-[0-9a-f]{8}", "", bundle.name) if bundle.manifest.adaptation else bundle.name
 
 
 def _described(

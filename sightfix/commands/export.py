@@ -30,7 +30,9 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new bundle")],
-    name: Annotated[str | None, typer.Option(help="Of the bundle; the recipe's if left out")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the bundle; the model's, with what is done to it, if left out")
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there")] = False,
     layers: Annotated[
         str | None,

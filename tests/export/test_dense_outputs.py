@@ -14,7 +14,9 @@ from retrieval.bundle.adaptation import adapt_bundle
 from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.exportable import bundle_model, noise
 from retrieval.bundle.onnx_graph import restore_fp32_weights
-from tests.places import make_places
+from retrieval.describer import Describer
+from retrieval.images import fit_image
+from tests.places import make_places, pattern
 from training.backbones import set_image_size, timm_backbone
 from training.encoder import timm_encoder
 
@@ -147,3 +149,31 @@ def test_a_whitened_bundle_adapts_no_more(small: Bundle, tmp_path: Path) -> None
     settings = ExportSettings(whitening=WhiteningSettings(4, photos, "a line of places"))
     made = write_export(bundle_model(small.folder), tmp_path / "made", settings)
     assert made.manifest.dense_outputs == ()
+
+
+def test_a_bundle_for_a_camera_is_adapted_for_the_camera(small: Bundle, tmp_path: Path) -> None:
+    camera = write_export(bundle_model(small.folder), tmp_path / "camera", ExportSettings(camera=(96, 120)))
+    frames = np.stack([np.asarray(pattern(seed, (120, 96))) for seed in range(12)])
+    adapted = adapt_bundle(camera, [frames], tmp_path / "adapted", "patterns")
+    assert adapted.image_shape == (96, 120, 3)
+    assert adapted.manifest.camera_model_input == small.preprocessing
+    assert adapted.name.startswith(f"{small.name}-camera-120x96-adapted-")
+    card = (adapted.folder / "MODEL_CARD.md").read_text()
+    assert "96 × 120 RGB: whole camera frames, which the graph resizes to 32 × 48" in card
+    # It is what the bundle for photos, adapted to the same resized, says of them.
+    resized = np.stack([fit_image(frame, small.preprocessing) for frame in frames])
+    plain = adapt_bundle(small, [resized], tmp_path / "plain", "patterns")
+    ours, theirs = Describer(adapted).describe(frames), Describer(plain).describe(resized)
+    assert float((ours * theirs).sum(axis=1).min()) >= 0.999
+    again = adapt_bundle(adapted, [frames[:6]], tmp_path / "again", "fewer patterns")
+    assert again.manifest.camera_model_input == small.preprocessing
+    assert again.name.startswith(f"{small.name}-camera-120x96-adapted-")
+    assert again.name != adapted.name
+
+
+def test_an_adapted_bundle_becomes_one_for_a_camera(small: Bundle, tmp_path: Path) -> None:
+    adapted = adapt_bundle(small, [noise(32, 48)], tmp_path / "adapted", "noise")
+    camera = write_export(bundle_model(adapted.folder), tmp_path / "camera", ExportSettings(camera=(96, 120)))
+    assert camera.name == f"{adapted.name}-camera-120x96"
+    again = adapt_bundle(camera, [noise(96, 120)[2:]], tmp_path / "again", "noise")
+    assert again.name.startswith(f"{small.name}-camera-120x96-adapted-")

@@ -1,5 +1,6 @@
 """The whole way from a source to a written bundle."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,28 @@ def test_whitened(source: ExportableModel, photos: list[Reference], tmp_path: Pa
     np.testing.assert_allclose(Describer(bundle, threads=1).describe(images), whitened, atol=1e-4)
     card = (bundle.folder / "MODEL_CARD.md").read_text()
     assert "From 3 to 2 numbers, with power 1 of the singular values, fitted on 20 photos of a line of places." in card
+
+
+def test_whitened_bundles_that_differ_have_names_that_differ(
+    source: ExportableModel, photos: list[Reference], tmp_path: Path
+) -> None:
+    wanted = {
+        "first": WhiteningSettings(2, photos, "a line"),
+        "again": WhiteningSettings(2, photos, "a line"),
+        "others": WhiteningSettings(2, photos[:10], "a line"),
+        "power": WhiteningSettings(2, photos, "a line", 1.0),
+    }
+    made = {name: write_export(source, tmp_path / name, ExportSettings(whitening=w)) for name, w in wanted.items()}
+    assert (made["again"].name, made["again"].fingerprint) == (made["first"].name, made["first"].fingerprint)
+    assert len({bundle.name for bundle in made.values()}) == len({bundle.fingerprint for bundle in made.values()}) == 3
+    for bundle in made.values():
+        assert re.fullmatch(r"mean colour-whitened-[0-9a-f]{8}", bundle.name)
+        stated = {entry.key: entry.value for entry in onnx.load(bundle.graph_path("fp32")).metadata_props}
+        assert stated["sightfix.name"] == bundle.name
+    camera = ExportSettings(whitening=wanted["first"], camera=(48, 80))
+    assert write_export(source, tmp_path / "camera", camera).name == f"{made['first'].name}-camera-80x48"
+    named = ExportSettings(name="mine", whitening=wanted["first"], camera=(48, 80))
+    assert write_export(source, tmp_path / "named", named).name == "mine"
 
 
 def test_for_a_camera(source: ExportableModel, tmp_path: Path) -> None:
