@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from export.exporting import ExportSettings, write_export
-from export.from_pytorch import PYTORCH, DescriptionGraph, export_graph, in_pytorch
+from export.from_pytorch import PYTORCH, DescriptionGraph, dense_outputs, export_graph, in_pytorch
 from retrieval.bundle import Bundle, DenseOutput, Provenance, default_bundle_folder
 from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.exportable import ExportableModel, noise
@@ -34,13 +34,8 @@ NAME: Final = "efficientnet-lite0-gem-1280"
 DEFAULT_PREPROCESSING: Final = Preprocessing(height=256, width=256, fit="stretch", filter="bicubic")
 _DESCRIPTOR_DIM: Final = 1280
 
-# What the bundle is adapted with: the names that PyTorch 2.13 gives the outputs of these layers in the graph. Layers
-# and weights were chosen on parts of two sets of photos; see docs/explanation/adaptation.md.
-DENSE_OUTPUTS: Final = (
-    DenseOutput(tensor="add_586", layer="blocks.3", channels=80, weight=0.5),
-    DenseOutput(tensor="add_796", layer="blocks.4", channels=112),
-    DenseOutput(tensor="add_1011", layer="blocks.5.2", channels=192),
-)
+# The names that PyTorch 2.13 gives in the graph to the outputs of the layers that the bundle is adapted with.
+_TENSORS: Final = {"blocks.3": "add_586", "blocks.4": "add_796", "blocks.5.2": "add_1011"}
 _SAME: Final = 0.999
 
 
@@ -67,6 +62,8 @@ def make_default_bundle(
     # One mean and one standard deviation for all channels, as the committed bundle has them: its fingerprint stays.
     graph = DescriptionGraph(net, EFFICIENTNET_LITE0_MEAN, EFFICIENTNET_LITE0_STD).eval()
     exported = export_graph(graph, preprocessing.height, preprocessing.width, {})
+    layers = dense_layers(backbone, preprocessing.height, preprocessing.width)
+    outputs = dense_outputs(layers, [_TENSORS[layer.name] for layer in layers])
     model = ExportableModel(
         name=NAME,
         graph=exported,
@@ -82,10 +79,11 @@ def make_default_bundle(
         licence="Apache-2.0",
         original=in_pytorch(graph),
         original_name=PYTORCH,
-        dense_outputs=DENSE_OUTPUTS,
+        dense_outputs=outputs,
     )
     images = noise(preprocessing.height, preprocessing.width)[:2]
-    check_dense_outputs(exported, outputs_of_layers(graph, [output.layer for output in DENSE_OUTPUTS], images), images)
+    expected = outputs_of_layers(graph, [output.layer for output in outputs], images)
+    check_dense_outputs(exported, outputs, expected, images)
     return write_export(model, folder, ExportSettings(weight_storage="fp16"), replace_folder=replace)
 
 
@@ -101,15 +99,18 @@ def outputs_of_layers(
 
 
 def check_dense_outputs(
-    model: onnx.ModelProto, expected: Mapping[str, NDArray[np.float32]], images: NDArray[np.uint8]
+    model: onnx.ModelProto,
+    outputs: Sequence[DenseOutput],
+    expected: Mapping[str, NDArray[np.float32]],
+    images: NDArray[np.uint8],
 ) -> None:
     """Compare the dense outputs of a graph with what the layers give in PyTorch.
 
     Raises:
         BundleError: a tensor is missing or differs (``parity_failed``): another PyTorch names tensors differently.
     """
-    described = dense_describer(model, DENSE_OUTPUTS)(images)
-    for output, values in zip(DENSE_OUTPUTS, described, strict=True):
+    described = dense_describer(model, outputs)(images)
+    for output, values in zip(outputs, described, strict=True):
         wanted = expected[output.layer]
         same = values.shape == wanted.shape and values.shape[1] == output.channels
         product = float((values * wanted).sum() / (np.linalg.norm(values) * np.linalg.norm(wanted))) if same else 0.0

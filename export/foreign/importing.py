@@ -31,7 +31,7 @@ from export.foreign.graph import (
     with_contract,
 )
 from export.foreign.settings import ForeignModelError, ForeignSettings, read_settings
-from retrieval.bundle import DenseOutput
+from retrieval.bundle import DenseOutput, layer_and_weight
 from retrieval.bundle.adapted_graph import MIN_OPSET_TO_ADAPT, dense_describer
 from retrieval.bundle.exportable import BATCHES, MIN_COSINE, Describe, ExportableModel, noise, run_on_cpu
 from retrieval.bundle.onnx_graph import producers
@@ -63,7 +63,8 @@ def read_foreign_model(toml: Path, layers: Sequence[str] = ()) -> ForeignModel:
 
     Args:
         toml: see `ForeignSettings`.
-        layers: tensors of the file, [N, C, h, w], that the bundle can be adapted to a place with.
+        layers: tensors of the file, [N, C, h, w], that the bundle can be adapted to a place with; with a weight where
+            it is not 1: `relu_12:0.5`.
 
     Raises:
         ForeignModelError: the TOML, the file, or what the file computes is at fault; see its codes.
@@ -168,19 +169,21 @@ def _dense_outputs(
     made = producers(graph.graph.node)
     outputs = []
     for layer in layers:
-        tensor = f"{PREFIX}{layer.strip()}"
+        # TensorFlow's names end with a colon and a number, too.
+        name, weight = (layer.strip(), 1.0) if f"{PREFIX}{layer.strip()}" in made else layer_and_weight(layer)
+        tensor = f"{PREFIX}{name}"
         if tensor not in made:
-            raise _not_a_map(graph, layer, "there is no such tensor on the way to the descriptor", file)
-        output = DenseOutput(tensor=tensor, layer=layer.strip(), channels=1)
+            raise _not_a_map(graph, name, "there is no such tensor on the way to the descriptor", file)
+        output = DenseOutput(tensor=tensor, layer=name, channels=1, weight=weight)
         (values,) = dense_describer(graph, [output])(images[:2])
         if values.ndim != 4 or len(values) != 2 or values.dtype != np.float32:
             found = f"it is {values.dtype} {list(values.shape)} of two images, not float32 [2, C, h, w]"
-            raise _not_a_map(graph, layer, found, file)
+            raise _not_a_map(graph, name, found, file)
         outputs.append(output.model_copy(update={"channels": values.shape[1]}))
     return tuple(outputs)
 
 
-def _not_a_map(graph: onnx.ModelProto, layer: str, reason: str, file: Path) -> ForeignModelError:
+def _not_a_map(graph: onnx.ModelProto, name: str, reason: str, file: Path) -> ForeignModelError:
     values = onnx.shape_inference.infer_shapes(graph).graph.value_info
     maps = [
         value.name.removeprefix(PREFIX)
@@ -188,7 +191,7 @@ def _not_a_map(graph: onnx.ModelProto, layer: str, reason: str, file: Path) -> F
         if value.name.startswith(PREFIX) and len(value.type.tensor_type.shape.dim) == 4
     ]
     return ForeignModelError(
-        f"the tensor {layer.strip()!r} cannot be adapted with: {reason}",
+        f"the tensor {name!r} cannot be adapted with: {reason}",
         where=str(file),
         remedy=f"Tensors with four sides are, from the last one: {', '.join(maps[: -_MOST_LISTED - 1 : -1]) or 'none'}",
         code="foreign_contract",

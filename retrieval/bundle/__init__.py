@@ -23,6 +23,8 @@ from retrieval.bundle.bundle import (
     bundle_fingerprint,
     bundle_folder,
     default_bundle_folder,
+    layer_and_weight,
+    layer_text,
     open_bundle,
 )
 
@@ -45,5 +47,7 @@ __all__ = [
     "bundle_fingerprint",
     "bundle_folder",
     "default_bundle_folder",
+    "layer_and_weight",
+    "layer_text",
     "open_bundle",
 ]

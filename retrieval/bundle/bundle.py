@@ -9,7 +9,7 @@ from typing import Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from retrieval.artefact import FileRecord, Manifest, kind_of, verify_files
-from retrieval.errors import BundleError
+from retrieval.errors import BundleError, ParameterError
 from retrieval.images import Preprocessing
 from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, current_version
 
@@ -19,6 +19,7 @@ OUTPUT_NAME: Final = "descriptors"
 # The folder in a version of a place index that holds its bundle.
 HELD_NAME: Final = "bundle"
 Precision = Literal["fp32", "fp16", "int8"]
+_LARGEST_WEIGHT: Final = 1000.0
 
 
 class RecallChange(BaseModel):
@@ -144,6 +145,36 @@ class DenseOutput(BaseModel):
     layer: str
     channels: int = Field(ge=1)
     weight: float = Field(default=1.0, gt=0.0)
+
+
+def layer_and_weight(text: str) -> tuple[str, float]:
+    """A layer as users write it: `blocks.3:0.5` → `blocks.3` and 0.5; without a weight it is 1.
+
+    What follows the last colon is a weight unless it begins with a letter: `blocks.9:value` has none.
+
+    Raises:
+        ParameterError: the weight is not a number above 0 (``bad_weight``).
+    """
+    text = text.strip()
+    name, colon, written = text.rpartition(":")
+    if not colon or written[:1].isalpha():
+        return text, 1.0
+    try:
+        weight = float(written)
+    except ValueError:
+        weight = 0.0
+    if not 0.0 < weight <= _LARGEST_WEIGHT:
+        raise ParameterError(
+            f"the weight {written!r} of {name or 'a layer'} is not a number above 0 and up to {_LARGEST_WEIGHT:g}",
+            remedy="Write such as blocks.3:0.5; without a weight it is 1",
+            code="bad_weight",
+        )
+    return name, weight
+
+
+def layer_text(name: str, weight: float) -> str:
+    """A layer as `layer_and_weight` reads it."""
+    return name if weight == 1.0 else f"{name}:{weight:g}"
 
 
 class VocabularyReport(BaseModel):

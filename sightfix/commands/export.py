@@ -38,7 +38,8 @@ def export(
         str | None,
         typer.Option(
             help="What the bundle can be adapted to a place with: such as 3,4 or layer3 or 9:value, or tensors of an "
-            "ONNX model [default: those that suit the kind of net; none of an ONNX model]"
+            "ONNX model; with weights where they are not 1: blocks.3:0.5,blocks.4,blocks.5.2 "
+            "[default: those that suit the kind of net; none of an ONNX model]"
         ),
     ] = None,
     size: Annotated[
@@ -214,6 +215,8 @@ def _camera(text: str | None) -> tuple[int, int] | None:
 
 def _print_made(bundle: "Bundle") -> None:
     """What was written, how near it is to the original, and what whitening and precisions do to recall."""
+    from retrieval.bundle import layer_text
+
     manifest = bundle.manifest
     size_mb = sum(record.size for record in manifest.files.values()) / 1e6
     console.print(
@@ -221,7 +224,7 @@ def _print_made(bundle: "Bundle") -> None:
         f"{bundle.descriptor_dim} numbers a descriptor, {size_mb:.1f} MB"
     )
     if manifest.dense_outputs:
-        layers = ", ".join(output.layer for output in manifest.dense_outputs)
+        layers = ", ".join(layer_text(output.layer, output.weight) for output in manifest.dense_outputs)
         console.print(f"  adapts to a place with {escape(layers)}")
     if manifest.parity is not None:
         parity = manifest.parity

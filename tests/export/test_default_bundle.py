@@ -48,7 +48,7 @@ def test_a_rebuilt_bundle_describes_real_photos_as_the_committed_one(
 def test_both_state_the_same(rebuilt: Bundle, bundle: Bundle) -> None:
     ours, theirs = rebuilt.manifest.model_dump(), bundle.manifest.model_dump()
     for value in ("name", "kind", "format_version", "descriptor_dim", "preprocessing", "graphs", "weight_storage",
-                  "provenance", "licence"):  # fmt: skip
+                  "provenance", "licence", "dense_outputs"):  # fmt: skip
         assert ours[value] == theirs[value], value
     assert theirs["name"] == NAME
     assert set(ours["files"]) == set(theirs["files"])

@@ -9,7 +9,7 @@ import torch
 
 from export.exporting import ExportSettings, WhiteningSettings, write_export
 from export.from_pytorch import timm_model
-from retrieval.bundle import Bundle
+from retrieval.bundle import Bundle, open_bundle
 from retrieval.bundle.adaptation import adapt_bundle
 from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.exportable import bundle_model, noise
@@ -23,6 +23,7 @@ from training.encoder import timm_encoder
 # Name, size, layers as users write them, and the layers that come out.
 SMALL = [
     ("test_resnet", (96, 64), None, ["layer3", "layer4"]),
+    ("tf_efficientnet_lite0", (64, 64), None, ["blocks.3", "blocks.4", "blocks.5.2"]),
     ("test_efficientnet", (64, 96), "0,blocks.1.0", ["blocks.0", "blocks.1.0"]),
     ("test_vit", (64, 96), "3:token,4:value", ["blocks.3", "blocks.4:value"]),
 ]
@@ -91,6 +92,13 @@ def test_every_cell_is_as_in_pytorch_whatever_the_batch(exported) -> None:
             lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
             assert lengths.min() > 0
             assert ((ours * theirs).sum(axis=1) / lengths).min() >= 0.9999
+
+
+def test_efficientnet_lite0_of_timm_adapts_with_what_the_shipped_bundle_does(exported) -> None:
+    _, bundle, layers = exported
+    shipped = {output.layer: output.weight for output in open_bundle().manifest.dense_outputs}
+    expected = shipped if layers == list(shipped) else dict.fromkeys(layers, 1.0)
+    assert {output.layer: output.weight for output in bundle.manifest.dense_outputs} == expected
 
 
 def test_the_graph_has_one_output_and_the_tensors_inside(exported) -> None:

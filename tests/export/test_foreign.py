@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from export.foreign.settings import ForeignModelError, read_settings, valid_keys
 from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.exportable import ExportableModel, noise, run_on_cpu
 from retrieval.describer import Describer
+from retrieval.errors import ParameterError
 from retrieval.images import Preprocessing, fit_image
 from tests.export.foreign_nets import (
     DIM,
@@ -517,6 +519,10 @@ def test_tensors_to_adapt_with(tmp_path: Path) -> None:
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     assert (means * model.original(images)).sum(axis=1).min() > 0.9999
 
+    weighted = read_foreign_model(toml, [f"{relu}:0.25"]).model
+    assert weighted.dense_outputs == (dense.model_copy(update={"weight": 0.25}),)
+    with pytest.raises(ParameterError, match=rf"the weight '0' of {re.escape(relu)} is not a number above 0"):
+        read_foreign_model(toml, [f"{relu}:0"])
     with pytest.raises(ForeignModelError, match="'relu9' cannot be adapted with: there is no such tensor") as caught:
         read_foreign_model(toml, ["relu9"])
     assert relu in str(caught.value)

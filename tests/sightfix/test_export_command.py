@@ -96,15 +96,15 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_model_of_timm_by_name(tmp_path: Path) -> None:
-    result = export("timm:test_vit", "--weights", "none", "--size", "64x96", "--layers", "3,4:value",
+    result = export("timm:test_vit", "--weights", "none", "--size", "64x96", "--layers", "3:0.5,4:value",
                     "--out", tmp_path / "vit")  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "adapts to a place with blocks.3, blocks.4:value" in result.output
+    assert "adapts to a place with blocks.3:0.5, blocks.4:value" in result.output
     bundle = open_bundle(tmp_path / "vit")
     assert bundle.name == "test_vit-64x96-random"
     assert bundle.image_shape == (64, 96, 3)
     shown = CliRunner().invoke(app, ["bundle", "show", str(tmp_path / "vit")])
-    assert "blocks.3 (64 channels), blocks.4:value (64 channels)" in " ".join(shown.output.split())
+    assert "blocks.3 (64 channels, weight 0.5), blocks.4:value (64 channels)" in " ".join(shown.output.split())
 
 
 def test_what_timm_models_refuse(tmp_path: Path) -> None:
@@ -114,6 +114,7 @@ def test_what_timm_models_refuse(tmp_path: Path) -> None:
     assert "sightfix export takes --size 224x320" in refused(*vit, "--size", "222x322")
     assert "--size '0' is no size" in refused(*vit, "--size", "0")
     assert "no layer '9' that gives one map. Choose among blocks.0" in refused(*vit, "--layers", "9")
+    assert "the weight '0' of 3 is not a number above 0" in refused(*vit, "--layers", "3:0,4")
     assert "the weights cannot be read" in refused("timm:test_vit", "--weights", tmp_path / "no.safetensors", *out)
     assert "the layers of a bundle were chosen when it was made" in refused("default", "--layers", "3", *out)
     assert "--size and --weights are for models of timm" in refused("default", "--size", "322", *out)
