@@ -28,10 +28,10 @@ from retrieval.bundle.exportable import (
     compare_with_original,
     run_on_cpu,
 )
-from retrieval.bundle.onnx_graph import store_weights_as_fp16, with_whitening
+from retrieval.bundle.onnx_graph import digest_of, store_weights_as_fp16, with_whitening
 from retrieval.bundle.writer import BundleContent, check_free, write_bundle
 from retrieval.evaluation.eval_set import EvalSet
-from retrieval.index.whitening import HALF_WHITENING, Whitening, fit_whitening
+from retrieval.index.whitening import HALF_WHITENING, fit_whitening
 from retrieval.references.reference import Reference
 
 # More photos than this do not change the directions, and take memory and minutes.
@@ -186,10 +186,11 @@ def _whiten(
     def whitened_original(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return whitening.apply(original(images))
 
+    graph = with_whitening(model.graph, whitening)
     whitened = replace(
         model,
-        name=f"{model.name}-whitened-{_digest(whitening)}",
-        graph=with_whitening(model.graph, whitening),
+        name=f"{model.name}-whitened-{digest_of(graph)}",
+        graph=graph,
         descriptor_dim=wanted.dim,
         original=whitened_original,
         original_name=f"{model.original_name}, whitened in numpy",
@@ -208,11 +209,6 @@ def _whiten(
         recall=changes["whitened"],
     )
     return whitened, report
-
-
-def _digest(whitening: Whitening) -> str:
-    """Eight hexadecimal digits of what was fitted: bundles that differ have names that differ."""
-    return hashlib.sha256(whitening.mean.tobytes() + whitening.projection.tobytes()).hexdigest()[:8]
 
 
 def _lower_precisions(

@@ -1,5 +1,6 @@
 """The net that describes an image: a backbone's features, pooled, optionally projected to D, unit length."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Final
@@ -8,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retrieval.bundle.vlad import SMALLEST_LENGTH, SMALLEST_RESIDUAL, AdaptationSettings, Vocabulary
 from training.dense_layers import DenseLayer, reading
 
 # GeM's values are clamped to at least this, since p-th powers of negative numbers are not defined.
 GEM_MIN: Final = 1e-6
-# A centroid's residual shorter than this is not stretched to unit length: it is of cells that hardly belong to it.
-SMALLEST_RESIDUAL: Final = 0.1
 
 
 def in_full_precision(values: Tensor) -> Tensor:
@@ -145,29 +145,51 @@ class DistilledHeads(nn.Module):
 class Vlad(nn.Module):
     """Residuals to the centroids of a vocabulary, summed for each, of one layer's local descriptors.
 
-    Jégou et al., "Aggregating local descriptors into a compact image representation", CVPR 2010, with the soft
-    assignment of Arandjelović et al., "NetVLAD", CVPR 2016, by which centroids and backbone learn. Centroids decide
-    both assignment and residual; NetVLAD lets the assignment go its own way.
+    What `retrieval.bundle.vlad.Vocabulary` computes, with gradients: channels are standardised, local descriptors get
+    unit length, and are shared among centroids (NetVLAD, see there). Only the centroids learn: means and deviations of
+    the channels, and the reduction of layers of many channels, stay as they were fitted, as statistics of a frozen
+    batch norm do. They begin as those that change nothing; see `training.run.vocabulary`.
 
     Args:
-        channels: C.
-        centroids: K. They begin at random; see `training.run.vocabulary`.
+        channels: C; a local descriptor has c numbers of these, fewer where the layer is reduced.
+        centroids: K. They begin at random.
         sharpness: alpha of the assignment, softmax over centroids c of alpha · (c·x - |c|²/2).
+        share: length of what comes out where every centroid has local descriptors.
     """
 
-    def __init__(self, channels: int, centroids: int, sharpness: float) -> None:
+    mean: Tensor
+    deviation: Tensor
+    reduction: Tensor | None
+
+    def __init__(self, channels: int, centroids: int, sharpness: float, share: float = 1.0) -> None:
         super().__init__()
-        self.centroids = nn.Parameter(functional.normalize(torch.randn(centroids, channels), dim=1))
+        reduced = channels > AdaptationSettings.most_channels
+        width = AdaptationSettings.reduced_channels if reduced else channels
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+        self.register_buffer("reduction", torch.eye(channels, width) if reduced else None)
+        self.centroids = nn.Parameter(functional.normalize(torch.randn(centroids, width), dim=1))
         self.sharpness = sharpness
+        self.scale = share * centroids**-0.5
+
+    def begin_with(self, vocabulary: Vocabulary) -> None:
+        """Take centroids and standardisation of a vocabulary of as many centroids and channels."""
+        with torch.no_grad():
+            self.centroids.copy_(torch.from_numpy(vocabulary.centroids))
+            self.mean.copy_(torch.from_numpy(vocabulary.mean))
+            self.deviation.copy_(torch.from_numpy(vocabulary.deviation))
+            if self.reduction is not None and vocabulary.reduction is not None:
+                self.reduction.copy_(torch.from_numpy(vocabulary.reduction))
 
     def assign(self, spatial: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, h, w) float → (N, h·w, C) local descriptors of unit length, and (N, h·w, K) shares in centroids."""
-        local = _unit(spatial.flatten(2).transpose(1, 2))
+        """(N, C, h, w) float → (N, h·w, c) local descriptors of unit length, and (N, h·w, K) shares in centroids."""
+        local = (spatial.flatten(2).transpose(1, 2) - self.mean) / self.deviation
+        local = _unit(local if self.reduction is None else local @ self.reduction)
         nearness = local @ self.centroids.T - self.centroids.square().sum(dim=1) / 2
         return local, (self.sharpness * nearness).softmax(dim=2)
 
     def forward(self, spatial: Tensor) -> Tensor:
-        """Aggregate (N, C, h, w) float to (N, K·C) float, unit rows: each centroid's residual made unit length first.
+        """Aggregate (N, C, h, w) float to (N, K·c) float: each centroid's residual, made unit length, then scaled.
 
         Computed in full precision, whatever autocast says. Residuals shorter than 0.1 are not stretched to unit length.
         """
@@ -176,27 +198,40 @@ class Vlad(nn.Module):
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             local, shares = self.assign(in_full_precision(spatial))
             residuals = shares.transpose(1, 2) @ local - shares.sum(dim=1).unsqueeze(2) * self.centroids
-            return _unit(_unit(residuals, SMALLEST_RESIDUAL).flatten(1))
+            joined: Tensor = _unit(residuals, SMALLEST_RESIDUAL).flatten(1) * self.scale
+            return joined
 
 
 class VladOfLayers(nn.Module):
     """VLAD of several layers, each with its own vocabulary, one after the other.
 
+    It is the residuals of `retrieval.bundle.vlad.aggregated`, so that what is trained is what an adapted bundle reads.
+    The rest of an adapted descriptor is left out. The mean local descriptor says whether a photo shows the kind of
+    place at all, which photos of one place cannot teach. Principal components would have to be found anew as the net
+    changes; `network.descriptor_dim` adds a linear layer that learns instead.
+
     Args:
-        channels: C of each layer.
+        layers: of the backbone; their weights say how long each one's part is beside the others.
         centroids, sharpness: as `Vlad`.
     """
 
-    def __init__(self, channels: Sequence[int], centroids: int, sharpness: float) -> None:
+    def __init__(self, layers: Sequence[DenseLayer], centroids: int, sharpness: float) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(Vlad(width, centroids, sharpness) for width in channels)
+        length = math.hypot(*(layer.weight for layer in layers))
+        parts = (Vlad(layer.channels, centroids, sharpness, layer.weight / length) for layer in layers)
+        self.parts = nn.ModuleList(parts)
+
+    @property
+    def width(self) -> int:
+        """Numbers that come out: K · Σc."""
+        return sum(part.centroids.numel() for part in self.parts if isinstance(part, Vlad))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Aggregate (N, C, h, w) float of each layer to (N, K · ΣC) float; layers weigh alike."""
+        """Aggregate (N, C, h, w) float of each layer to (N, K · Σc) float."""
         return torch.cat([part(spatial) for part, spatial in zip(self.parts, maps, strict=True)], dim=1)
 
 
-def _unit(values: Tensor, smallest_length: float = 1e-12) -> Tensor:
+def _unit(values: Tensor, smallest_length: float = SMALLEST_LENGTH) -> Tensor:
     """The last dimension's vectors made unit length, shorter ones than `smallest_length` by as much as that."""
     # Not `normalize`: in a graph it would expand lengths to a shape that it reads from the input.
     length: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)

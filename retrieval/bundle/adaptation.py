@@ -12,7 +12,6 @@ descriptor does; it is a part of the descriptor, too, and is not centred.
 What comes out is an ordinary bundle, which can be adapted again: its dense outputs are kept.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from retrieval.bundle.exportable import (
     ExportableModel,
     compare_with_original,
 )
-from retrieval.bundle.onnx_graph import ADAPTATION_PREFIX, restore_fp32_weights, store_weights_as_fp16
+from retrieval.bundle.onnx_graph import ADAPTATION_PREFIX, digest_of, restore_fp32_weights, store_weights_as_fp16
 from retrieval.bundle.vlad import (
     Adaptation,
     AdaptationSettings,
@@ -172,10 +171,8 @@ def write_adapted(
     layers = [vocabulary.dense.layer for vocabulary in adaptation.vocabularies]
     aggregation = f"VLAD of {', '.join(layers)} with a vocabulary of the place, projected"
     adapted = adapted_graph(graph, adaptation)
-    # Bundles that differ have names that differ.
-    digest = hashlib.sha256(adapted.SerializeToString(deterministic=True)).hexdigest()[:8]
     model = ExportableModel(
-        name=f"{_plain_name(bundle)}-adapted-{digest}",
+        name=f"{_plain_name(bundle)}-adapted-{digest_of(adapted)}",
         graph=adapted,
         preprocessing=bundle.preprocessing,
         descriptor_dim=adaptation.dim,

@@ -1,5 +1,6 @@
 """ONNX graphs: what one is made of, how its weights are stored, and whitening as its last layer."""
 
+import hashlib
 from collections.abc import Iterable
 from typing import Final
 
@@ -25,6 +26,11 @@ ADAPTATION_PREFIX: Final = "adaptation/"
 # descriptors to other centroids.
 VOCABULARY_PREFIX: Final = "vocabulary."
 _RAW: Final = "descriptors.before_whitening"
+
+
+def digest_of(model: onnx.ModelProto) -> str:
+    """Eight hexadecimal digits of a graph, for names: bundles that differ have names that differ."""
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()[:8]
 
 
 def tidied(model: onnx.ModelProto) -> onnx.ModelProto:

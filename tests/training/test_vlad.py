@@ -10,10 +10,12 @@ from torch import nn
 
 from export.exporting import write_export
 from export.from_pytorch import checkpoint_model
+from retrieval.bundle import DenseOutput
 from retrieval.bundle.adaptation import adapt_bundle, is_adaptable
 from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.exportable import noise
 from retrieval.bundle.onnx_graph import restore_fp32_weights
+from retrieval.bundle.vlad import AdaptationSettings, aggregated, fit_vocabulary
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError
 from retrieval.images import Preprocessing
@@ -21,8 +23,8 @@ from tests.places import pattern
 from tests.retrieval.refusal import refused
 from tests.training.small_encoder import small_encoder, small_recipe
 from training.checkpoint import load_encoder, save_encoder
-from training.dense_layers import dense_layers
-from training.descriptor_net import Vlad
+from training.dense_layers import DenseLayer, dense_layers
+from training.descriptor_net import Vlad, VladOfLayers
 from training.encoder import Encoder, build_encoder
 from training.heat_maps import heat_maps
 from training.recipe import RecipeError
@@ -37,49 +39,88 @@ def small(backbone: str, **changes: object) -> NetworkSettings:
     return NetworkSettings.model_validate({**settings, **changes})
 
 
-def slow_vlad(cells: np.ndarray, centroids: np.ndarray, sharpness: float) -> np.ndarray:
+def slow_vlad(
+    cells: np.ndarray, mean: np.ndarray, deviation: np.ndarray, centroids: np.ndarray, sharpness: float
+) -> np.ndarray:
     """(P, C) local descriptors of one photo → (K·C,), one cell and one centroid after another, float64."""
     residuals = np.zeros_like(centroids)
     for cell in cells:
-        unit = cell / np.linalg.norm(cell)
+        standard = (cell - mean) / deviation
+        unit = standard / np.linalg.norm(standard)
         exponents = [sharpness * (float(c @ unit) - float(c @ c) / 2) for c in centroids]
         shares = np.exp(np.array(exponents) - max(exponents))
         for place, share in enumerate(shares / shares.sum()):
             residuals[place] += share * (unit - centroids[place])
     rows = [row / max(float(np.linalg.norm(row)), 0.1) for row in residuals]
-    whole = np.concatenate(rows)
-    return whole / np.linalg.norm(whole)
+    return np.concatenate(rows) / len(centroids) ** 0.5
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 10.0, 100.0])
 @pytest.mark.parametrize(("channels", "centroids", "grid"), [(5, 1, (1, 1)), (5, 3, (3, 4)), (16, 8, (2, 7))])
 def test_it_is_the_slow_sum(channels: int, centroids: int, grid: tuple[int, int], sharpness: float) -> None:
     torch.manual_seed(0)
-    vlad = Vlad(channels, centroids, sharpness).double()
+    vlad = Vlad(channels, centroids, sharpness, share=0.25).double()
     maps = torch.randn(3, channels, *grid, dtype=torch.float64)
+    vlad.mean.copy_(torch.randn(channels))
+    vlad.deviation.copy_(torch.rand(channels) + 0.5)
+    fitted = [vlad.mean.numpy(), vlad.deviation.numpy(), vlad.centroids.detach().numpy()]
     with torch.no_grad():
         found = vlad(maps).numpy()
     for photo, ours in zip(maps.numpy(), found, strict=True):
-        expected = slow_vlad(photo.reshape(channels, -1).T, vlad.centroids.detach().numpy(), sharpness)
+        expected = 0.25 * slow_vlad(photo.reshape(channels, -1).T, *fitted, sharpness)
         np.testing.assert_allclose(ours, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("sharpness", [10.0, AdaptationSettings.sharpness])
+def test_it_is_what_adapting_computes(sharpness: float) -> None:
+    """On fitted vocabularies of three layers, one of them of so many channels that it is reduced; with weights."""
+    rng = np.random.default_rng(0)
+    sizes = [(12, (4, 6), 0.5), (600, (3, 5), 1.0), (20, (2, 3), 2.0)]
+    settings = AdaptationSettings(centroids=5, sharpness=sharpness)
+    maps, vocabularies, layers = [], [], []
+    for number, (channels, (height, width), weight) in enumerate(sizes):
+        names = {"layer": f"blocks.{number}", "channels": channels, "weight": weight}
+        values = rng.gamma(1.0, size=(40, channels, height, width)) * rng.gamma(2.0, size=(channels, 1, 1)) - 0.2
+        maps.append(values.astype(np.float32))
+        vocabularies.append(fit_vocabulary(DenseOutput(tensor="x", **names), [maps[-1][:25], maps[-1][25:]], settings))
+        place = {"name": names["layer"], "module": names["layer"], "grid": (height, width)}
+        layers.append(DenseLayer(**place, channels=channels, layout="channels_first", weight=weight))
+    expected, _ = aggregated(vocabularies, maps, sharpness)
+
+    pool = VladOfLayers(layers, 5, sharpness)
+    for part, vocabulary in zip(pool.parts, vocabularies, strict=True):
+        part.begin_with(vocabulary)
+    with torch.no_grad():
+        found = pool([torch.from_numpy(values) for values in maps]).numpy()
+    assert found.shape == (40, pool.width) == (40, 5 * (12 + 256 + 20))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # The weights of the layers show; a part is a little shorter where a photo has too few cells for all centroids.
+    lengths = [np.linalg.norm(part, axis=1).mean() for part in np.split(found, [60, 60 + 1280], axis=1)]
+    assert lengths == pytest.approx([weight / 5.25**0.5 for _, _, weight in sizes], rel=0.2)
+
+
+def test_it_is_exactly_what_an_adapted_bundle_computes_by_default() -> None:
+    network = small("test_resnet")
+    assert network.sharpness == AdaptationSettings().sharpness
+    assert NetworkSettings.model_fields["centroids"].default == AdaptationSettings().centroids
 
 
 def test_by_hand() -> None:
     """Centroids (1, 0) and (0, 0.5). Cells (3, 4) → (0.6, 0.8) and (0, 2) → (0, 1), assigned almost hard.
 
     (0.6, 0.8): nearness 0.6 - 0.5 = 0.1 and 0.4 - 0.125 = 0.275, so the second; (0, 1): -0.5 and 0.375, the second too.
-    Residual of the second: (0.6, 0.3) + (0, 0.5) = (0.6, 0.8), of length 1; of the first nothing.
+    Residual of the second: (0.6, 0.3) + (0, 0.5) = (0.6, 0.8), of length 1; of the first nothing. All by the root of 2.
     """
     vlad = Vlad(2, 2, 1000.0)
     with torch.no_grad():
         vlad.centroids.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.5]]))
         found = vlad(torch.tensor([[[[3.0, 0.0]], [[4.0, 2.0]]]]))
-    assert found.tolist()[0] == pytest.approx([0.0, 0.0, 0.6, 0.8], abs=1e-6)
+    assert found.tolist()[0] == pytest.approx([0.0, 0.0, 0.6 / 2**0.5, 0.8 / 2**0.5], abs=1e-6)
     # Between both centroids at equal distance a cell counts half for each: (0.6, 0.8) with (1, 0) and (0.2, 1.6) / 2...
     with torch.no_grad():
         vlad.centroids.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
         halves = vlad(torch.tensor([[[[0.0]], [[7.0]]]]))
-    # Residuals ½ (-1, 1) and ½ (1, 1), each made unit length, then both together.
+    # Residuals ½ (-1, 1) and ½ (1, 1), each made unit length, then both by the root of 2.
     assert halves.tolist()[0] == pytest.approx([-0.5, 0.5, 0.5, 0.5], abs=1e-6)
 
 
@@ -88,8 +129,8 @@ def test_short_residuals_are_not_stretched() -> None:
     with torch.no_grad():
         vlad.centroids.copy_(torch.tensor([[1.0, 0.05], [0.0, 0.0]]))
         found = vlad(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]))
-    # (0, -0.05) is divided by 0.1 and (0, 1) by 1, and both by the root of 0.25 + 1.
-    assert found.tolist()[0] == pytest.approx([0.0, -0.5 / 1.25**0.5, 0.0, 1 / 1.25**0.5], abs=1e-5)
+    # (0, -0.05) is divided by 0.1 and (0, 1) by 1, and both by the root of 2.
+    assert found.tolist()[0] == pytest.approx([0.0, -0.5 / 2**0.5, 0.0, 1 / 2**0.5], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -190,10 +231,16 @@ def test_settings_that_do_not_go_together() -> None:
         small_recipe("network.aggregation=vlad", "network.l2_before_pool=true")
     with pytest.raises(RecipeError, match=r"network.layers is for network.aggregation=vlad"):
         small_recipe("network.layers=layer3")
+    with pytest.raises(RecipeError, match=r"the weight '0' of layer3 is not a number above 0 and up to 1000"):
+        small_recipe(*VLAD[:1], "network.layers=layer2,layer3:0")
+    with pytest.raises(RecipeError, match=r"network.truncate_after is one layer without a weight"):
+        small_recipe("network.truncate_after=layer3:0.5")
 
 
 def test_an_encoder_says_what_it_aggregates() -> None:
     assert small_encoder(small_recipe(*VLAD)).provenance.aggregation == "VLAD of layer2 and layer3, 4 centroids"
+    weighted = small_encoder(small_recipe(*VLAD, "network.layers=layer2:0.5,layer3"))
+    assert weighted.provenance.aggregation == "VLAD of layer2:0.5 and layer3, 4 centroids"
     cut = small_encoder(small_recipe("network.truncate_after=layer3"))
     assert cut.provenance.aggregation == "GeM from p=3, of layer3"
 
@@ -217,7 +264,7 @@ def described(encoder: Encoder, images: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     "overrides",
     [
-        VLAD,
+        [*VLAD, "network.layers=layer2:0.5,layer3"],
         [*VLAD[:1], "network.backbone=test_vit", "network.layers=2,blocks.3:value", "network.centroids=5"],
         ["network.backbone=test_vit", "network.truncate_after=blocks.2", "network.pooling=patch_gem"],
     ],
@@ -241,7 +288,8 @@ def test_from_a_checkpoint_to_an_adaptable_bundle(overrides: list[str], tmp_path
     if not encoder.net.layers:
         return
     assert is_adaptable(bundle)
-    assert [output.layer for output in bundle.manifest.dense_outputs] == [layer.name for layer in encoder.net.layers]
+    outputs = [(output.layer, output.weight) for output in bundle.manifest.dense_outputs]
+    assert outputs == [(layer.name, layer.weight) for layer in encoder.net.layers]
     graph = restore_fp32_weights(onnx.load(bundle.graph_path("fp32")))
     with torch.no_grad():
         normalised = encoder.normalisation.apply(torch.from_numpy(images).permute(0, 3, 1, 2))

@@ -49,7 +49,14 @@ def local_descriptors(photos: PhotoCache, overrides: list[str]) -> tuple[list[np
     with torch.no_grad():
         maps = encoder.net.eval().local_descriptors(encoder.normalisation.apply(images))
     cells = [spatial.flatten(2).transpose(1, 2).reshape(-1, spatial.shape[1]).numpy() for spatial in maps]
-    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in cells]
+    units = []
+    for rows, part in zip(cells, encoder.net.pool.parts, strict=True):
+        mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+        deviation = np.maximum(deviation, 1e-3 * deviation.max())  # some channels are dead
+        np.testing.assert_allclose(part.mean.numpy(), mean, atol=1e-4)
+        np.testing.assert_allclose(part.deviation.numpy(), deviation, rtol=1e-3)
+        standard = (rows - mean) / deviation
+        units.append(standard / np.linalg.norm(standard, axis=1, keepdims=True))
     return units, [part.centroids.detach().numpy() for part in encoder.net.pool.parts]
 
 
