@@ -29,9 +29,9 @@ from retrieval.bundle.exportable import (
     run_on_cpu,
 )
 from retrieval.bundle.onnx_graph import digest_of, store_weights_as_fp16, with_whitening
+from retrieval.bundle.whitening import HALF_WHITENING, fit_whitening
 from retrieval.bundle.writer import BundleContent, check_free, write_bundle
 from retrieval.evaluation.eval_set import EvalSet
-from retrieval.index.whitening import HALF_WHITENING, fit_whitening
 from retrieval.references.reference import Reference
 
 # More photos than this do not change the directions, and take memory and minutes.
@@ -51,7 +51,7 @@ class WhiteningSettings:
         dim: numbers a descriptor shall have.
         photos: the reference database to fit on.
         fitted_on: what these photos are, for people.
-        power: of the singular values; see `retrieval.index.whitening`.
+        power: of the singular values; see `retrieval.bundle.whitening`.
     """
 
     dim: int

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from retrieval.artefact import record_files
+from retrieval.bundle.whitening import fit_whitening
 from retrieval.index.manifest import WhiteningRecord
 from retrieval.index.place_index import VECTORS_NAME, WHITENING_NAME, PlaceIndex, file_names
 from retrieval.index.vectors.exact import ExactVectors
-from retrieval.index.whitening import fit_whitening, write_whitening
+from retrieval.index.whitening import write_whitening
 
 STRETCH = 3.0
 

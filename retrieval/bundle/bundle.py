@@ -56,7 +56,7 @@ class WhiteningReport(BaseModel):
     Attributes:
         from_dim: length of the descriptor before.
         dim: and after.
-        power: of the singular values by which directions are divided; see `retrieval.index.whitening`.
+        power: of the singular values by which directions are divided; see `retrieval.bundle.whitening`.
         fitted_on: the photos, for people.
         photos: how many.
         explained: share of their descriptors' variance that is kept.

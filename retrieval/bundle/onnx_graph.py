@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME
-from retrieval.index.whitening import Whitening
+from retrieval.bundle.whitening import Whitening
 
 # Operators that spend the time. Attention's products have no constant weight, and are heavy all the same.
 WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle.bundle import AdaptationReport, Bundle, DenseOutput, ProjectionReport, VocabularyReport
+from retrieval.bundle.principal_components import gram, principal_components, signed
 from retrieval.errors import ParameterError
+from retrieval.index.vectors.faiss_library import faiss_module
 
 Float32Array = NDArray[np.float32]
 SMALLEST_LENGTH: Final = 1e-12
@@ -34,7 +35,6 @@ _SMALLEST_SINGULAR: Final = 0.01
 _SAME: Final = 1e-4
 # Of random directions beside the last principal one.
 _RANDOM_GAIN: Final = 0.4
-_COLUMNS_AT_ONCE: Final = 2048
 _SMALLEST_DIM: Final = 16
 
 
@@ -235,7 +235,7 @@ def fit_vocabulary(output: DenseOutput, batches: Sequence[Float32Array], setting
         reduction = leading_directions(vocabulary.standardised(values), settings.reduced_channels)
         vocabulary = replace(vocabulary, reduction=reduction)
     local = vocabulary.standardised(values)
-    kmeans = faiss.Kmeans(
+    kmeans = faiss_module().Kmeans(
         local.shape[1],
         min(settings.centroids, max(1, len(local) // _LEAST_PER_CENTROID)),
         niter=_KMEANS_STEPS,
@@ -291,14 +291,11 @@ def principal_directions(
     """
     count, length = residuals.shape
     dim = min(settings.residual_dim, length)
-    centre = residuals.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred = residuals - centre
-    squares, rows = np.linalg.eigh(_gram(centred))
-    singular = np.sqrt(np.maximum(squares[::-1], 0.0))
+    components = principal_components(residuals)
+    singular = components.singular
     spanned = int((singular > max(_SMALLEST_SINGULAR * singular[0], _SAME)).sum())
     kept = min(dim, count - 1, spanned)
-    directions = centred.T @ (rows[:, ::-1][:, :kept] / singular[:kept]).astype(np.float32)
-    directions = _signed(directions)
+    directions = components.directions(kept)
     parts = [directions / ((singular[:kept] / singular[0]) ** settings.power)] if kept else []
     if kept < dim:
         random = np.random.default_rng(_SEED).standard_normal((length, dim - kept), np.float32)
@@ -308,36 +305,20 @@ def principal_directions(
         gain = _RANDOM_GAIN * np.sqrt((length - kept) / (dim - kept))
         divisor = (singular[kept - 1] / singular[0]) ** settings.power if kept else 1.0
         parts.append(random * gain / divisor)
-    total = float((singular**2).sum())
-    explained = float((singular[:kept] ** 2).sum()) / total if total else 0.0
-    return centre, np.ascontiguousarray(np.concatenate(parts, axis=1), np.float32), kept, explained
+    projection = np.ascontiguousarray(np.concatenate(parts, axis=1), np.float32)
+    return components.centre, projection, kept, components.explained(kept)
 
 
 def leading_directions(values: Float32Array, dim: int) -> Float32Array:
     """(C, d) float32: the d directions with the most of values (n, C), d at most `dim` and C."""
-    _, directions = np.linalg.eigh(_gram(values.T))
+    _, directions = np.linalg.eigh(gram(values.T))
     kept = min(dim, values.shape[1])
-    return rounded(_signed(np.ascontiguousarray(directions[:, ::-1][:, :kept], np.float32)))
+    return rounded(signed(np.ascontiguousarray(directions[:, ::-1][:, :kept], np.float32)))
 
 
 def rounded(values: NDArray[np.floating[Any]]) -> Float32Array:
     """The values as the graph stores them, in fp16, so that numpy and graph compute with the same."""
     return np.asarray(values, np.float16).astype(np.float32)
-
-
-def _gram(rows: Float32Array) -> NDArray[np.float64]:
-    """(n, n) float64 inner products of rows (n, V), a block of columns at a time."""
-    total = np.zeros((len(rows), len(rows)))
-    for begin in range(0, rows.shape[1], _COLUMNS_AT_ONCE):
-        block = rows[:, begin : begin + _COLUMNS_AT_ONCE].astype(np.float64)
-        total += block @ block.T
-    return total
-
-
-def _signed(directions: Float32Array) -> Float32Array:
-    """The same directions, each with its largest number positive: both signs are right, and one shall come out."""
-    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
-    return directions * np.where(largest < 0, -1.0, 1.0).astype(np.float32)
 
 
 def _unit(values: NDArray[np.floating[Any]], smallest: float = SMALLEST_LENGTH) -> Float32Array:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from retrieval.artefact import verify_files
 from retrieval.bundle import HELD_NAME, Bundle, open_bundle
+from retrieval.bundle.whitening import Whitening
 from retrieval.describer import Descriptors
 from retrieval.errors import BundleError, IndexNotFoundError, PlaceIndexError
 from retrieval.geo import EARTH_RADIUS_M, Float64Array, GeoPrior, unit_vectors
@@ -25,7 +26,7 @@ from retrieval.index.reference_table import ReferenceTable
 from retrieval.index.searchable import SearchablePlaceIndex, SearchResult
 from retrieval.index.vectors.candidates import Candidates, StoredVectors
 from retrieval.index.vectors.exact import ExactVectors
-from retrieval.index.whitening import Whitening, read_whitening
+from retrieval.index.whitening import read_whitening
 from retrieval.references.reference import Reference
 from retrieval.reranking.local_features import StoredFeatures
 

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle import Bundle, open_bundle
+from retrieval.bundle.whitening import Whitening
 from retrieval.describer import Descriptors
 from retrieval.errors import IndexNotFoundError, ModelIndexMismatchError, ParameterError
 from retrieval.geo import Float64Array, GeoPrior
 from retrieval.index.folder import choose_index, choose_version
 from retrieval.index.manifest import PlaceIndexManifest
-from retrieval.index.whitening import Whitening
 from retrieval.localize.evidence import USUAL_SPREAD
 from retrieval.references.reference import Reference
 from retrieval.reranking.reranker import FeatureSource

@@ -11,11 +11,11 @@ import pytest
 from export.exporting import ExportSettings, WhiteningSettings, write_export
 from retrieval.bundle import Provenance, open_bundle
 from retrieval.bundle.exportable import ExportableModel, bundle_model, run_on_cpu
+from retrieval.bundle.whitening import fit_whitening
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError, StorageError
 from retrieval.evaluation.eval_set import EvalSet
 from retrieval.images import Preprocessing, read_image
-from retrieval.index.whitening import fit_whitening
 from retrieval.references.reference import Reference
 from tests.places import make_places
 from tests.retrieval.mean_colour import mean_colour_graph

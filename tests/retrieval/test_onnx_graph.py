@@ -6,7 +6,7 @@ import pytest
 
 from retrieval.bundle.exportable import run_on_cpu
 from retrieval.bundle.onnx_graph import with_whitening
-from retrieval.index.whitening import fit_whitening
+from retrieval.bundle.whitening import fit_whitening
 from tests.retrieval.mean_colour import mean_colour_graph
 
 

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrieval.bundle.whitening import fit_whitening
 from retrieval.errors import ParameterError, PlaceIndexError
-from retrieval.index.whitening import fit_whitening, read_whitening, write_whitening
+from retrieval.index.whitening import read_whitening, write_whitening
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.bundle.whitening import Whitening
 from retrieval.describer import Descriptors
 from retrieval.errors import IndexNotFoundError, ParameterError, PlaceIndexError
 from retrieval.geo import EARTH_RADIUS_M, Float64Array, GeoPrior, haversine_m
@@ -24,7 +25,6 @@ from retrieval.index.manifest import PlaceIndexManifest
 from retrieval.index.milvus.collection import FACTS, MOST_ROWS, MilvusCollection, MilvusRow, most_effort, text
 from retrieval.index.reference_table import reference_of
 from retrieval.index.searchable import SearchablePlaceIndex, SearchResult
-from retrieval.index.whitening import Whitening
 from retrieval.references.reference import Reference
 
 # 1 cm on the ground, and some more towards the poles: what lies on the border is decided here, not there.
