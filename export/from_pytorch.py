@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from retrieval.bundle import INPUT_NAME, OUTPUT_NAME, DenseOutput
 from retrieval.bundle.exportable import Describe, ExportableModel, describe_in_batches
-from retrieval.bundle.onnx_graph import replace_nodes
+from retrieval.bundle.onnx_graph import AGGREGATION_PREFIX, replace_nodes
 from retrieval.errors import BundleError
 from training.checkpoint import ENCODER_NAME, load_encoder, open_checkpoint
 from training.dense_layers import DenseLayer, dense_layers, reading
@@ -28,6 +28,9 @@ OPSET: Final = 20
 
 # What computes the original, for people.
 PYTORCH: Final = f"PyTorch {torch.__version__.split('+')[0]}"
+
+# Under what PyTorch's exporter notes the modules that a node was made of.
+_SCOPES: Final = "pkg.torch.onnx.name_scopes"
 
 # Images that PyTorch describes at once.
 _BATCH: Final = 8
@@ -203,6 +206,8 @@ def export_graph(
     # Outputs keep their names through the exporter's optimiser. From here on they are tensors like others.
     model.graph.value_info.extend(list(model.graph.output)[1:])
     del model.graph.output[1:]
+    if getattr(graph.net, "layers", ()):
+        _name_aggregation(model)
     # Exporters note the source lines of every node: machine paths, which do not belong in a published file.
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -216,6 +221,14 @@ def export_graph(
     if len(length) != 2 or length[1].dim_value < 1:
         raise _not_exportable("its descriptor has no fixed length")
     return model
+
+
+def _name_aggregation(model: onnx.ModelProto) -> None:
+    """Let names say which nodes are VLAD's: its products are no layers, and lose more in lower precisions."""
+    for node in model.graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
+        if "net.pool'" in scopes:
+            node.name = f"{AGGREGATION_PREFIX}{node.name}"
 
 
 def _dense_names(layers: Sequence[DenseLayer]) -> list[str]:

@@ -22,6 +22,8 @@ SHAPE_ONLY: Final = frozenset({"Shape", "Size"})
 _SMALLEST_HALVED: Final = 1024
 # Names of the nodes and weights that adapt a bundle to a place begin so.
 ADAPTATION_PREFIX: Final = "adaptation/"
+# And so the nodes of a net that aggregates local descriptors itself.
+AGGREGATION_PREFIX: Final = "aggregation/"
 # And so after that where they belong to a vocabulary: a small one, stored in fp32, for rounding would move local
 # descriptors to other centroids.
 VOCABULARY_PREFIX: Final = "vocabulary."
@@ -115,8 +117,8 @@ def head(model: onnx.ModelProto) -> set[str]:
 def tail(model: onnx.ModelProto) -> set[str]:
     """Nodes that only the descriptor depends on, from the last layer that still sees places of the image.
 
-    Pooling (GeM), a projection of the pooled vector, whitening, an adaptation, the L2 norm. They cost next to nothing,
-    and every error in them reaches the descriptor undamped.
+    Pooling (GeM, VLAD), a projection of the pooled vector, whitening, an adaptation, the L2 norm. They cost next to
+    nothing, and every error in them reaches the descriptor undamped.
 
     Args:
         model: from `tidied`.
@@ -136,8 +138,8 @@ def tail(model: onnx.ModelProto) -> set[str]:
 
     nodes: set[str] = set()
     for node in reversed(model.graph.node):
-        adapting = node.name.startswith(ADAPTATION_PREFIX)
-        if node.op_type in WEIGHTED and not adapting and not is_one_vector(node.output[0]):
+        aggregating = node.name.startswith((ADAPTATION_PREFIX, AGGREGATION_PREFIX))
+        if node.op_type in WEIGHTED and not aggregating and not is_one_vector(node.output[0]):
             continue
         after = [reader.name for name in node.output for reader in readers.get(name, [])]
         if all(name in nodes for name in after) and (after or OUTPUT_NAME in node.output):

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from export.exporting import write_export
-from export.from_pytorch import checkpoint_model
+from export.from_pytorch import checkpoint_model, encoder_model
+from export.int8 import quantisable_layers
+from export.precision import nodes_kept_in_fp32
 from retrieval.bundle import DenseOutput
 from retrieval.bundle.adaptation import adapt_bundle, is_adaptable
 from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.exportable import noise
-from retrieval.bundle.onnx_graph import restore_fp32_weights
+from retrieval.bundle.onnx_graph import restore_fp32_weights, tidied
 from retrieval.bundle.vlad import AdaptationSettings, aggregated, fit_vocabulary
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError
@@ -299,6 +301,21 @@ def test_from_a_checkpoint_to_an_adaptable_bundle(overrides: list[str], tmp_path
     photos = np.stack([np.asarray(pattern(seed, (96, 64))) for seed in range(24)])
     adapted = adapt_bundle(bundle, [photos], tmp_path / "adapted", "patterns")
     assert np.isfinite(Describer(adapted).describe(images)).all()
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_in_lower_precisions_aggregation_stays_fp32(backbone: str) -> None:
+    torch.manual_seed(0)
+    layers = {"test_resnet": "layer2:0.5,layer3", "test_vit": "2,3:value"}[backbone]
+    model = encoder_model(build_encoder(small(backbone, layers=layers, descriptor_dim=8), SMALL), "vlad")
+    graph = tidied(model.graph)
+    aggregating = {node.name: node.op_type for node in graph.graph.node if node.name.startswith("aggregation/")}
+    # Of each layer one product for the assignment and one for the sums.
+    assert list(aggregating.values()).count("MatMul") == 4
+    assert list(aggregating.values()).count("Softmax") == 2
+    assert aggregating.keys() <= nodes_kept_in_fp32(graph)
+    assert not set(quantisable_layers(graph)) & aggregating.keys()
+    assert quantisable_layers(graph)
 
 
 def test_a_heat_map_adds_up_to_the_score() -> None:
