@@ -18,7 +18,13 @@ from export.photos import describe_photos, evenly, read_photos, recall_changes
 from export.precision import MIN_PHOTOS, check_precision, lower_precision, require_photos
 from retrieval.artefact import FileRecord
 from retrieval.bundle import Bundle, Precision, PrecisionReport, RecallChange, WhiteningReport, bundle_fingerprint
-from retrieval.bundle.adaptation import MOST_PHOTOS, adapt_bundle
+from retrieval.bundle.adaptation import (
+    IN_NUMPY,
+    fit_adaptation,
+    in_numpy,
+    photos_to_fit,
+    write_adapted,
+)
 from retrieval.bundle.exportable import (
     MIN_COSINE,
     MIN_COSINE_OF_ROUNDED_WEIGHTS,
@@ -28,7 +34,8 @@ from retrieval.bundle.exportable import (
     compare_with_original,
     run_on_cpu,
 )
-from retrieval.bundle.onnx_graph import digest_of, store_weights_as_fp16, with_whitening
+from retrieval.bundle.onnx_graph import digest_of, restore_fp32_weights, store_weights_as_fp16, with_whitening
+from retrieval.bundle.vlad import LEAST_PHOTOS, too_few_photos
 from retrieval.bundle.whitening import HALF_WHITENING, fit_whitening
 from retrieval.bundle.writer import BundleContent, check_free, write_bundle
 from retrieval.evaluation.eval_set import EvalSet
@@ -151,24 +158,25 @@ def adapted_model(
 
     Args:
         model: an adaptable one.
-        photos: of the place; at most 4,000 are taken.
+        photos: of the place, ten or more; of many some are taken, see `photos_to_fit`.
         fitted_on: what these photos are, for people.
         on_step: opens a progress bar.
 
     Raises:
-        ParameterError: the model is not adaptable, or there are fewer than two photos.
+        ParameterError: the model is not adaptable, or there are fewer than ten photos.
         BundleError: the graph fails to run, or differs from what it should compute (``parity_failed``).
         ImageError: a photo cannot be read.
     """
-    chosen = evenly(photos, MOST_PHOTOS)
-    order = np.random.default_rng(0).permutation(len(chosen))
-    spread = [chosen[place] for place in order]
-    with tempfile.TemporaryDirectory() as folder, on_step("Fitting to the place", len(spread)) as advance:
+    if len(photos) < LEAST_PHOTOS:
+        raise too_few_photos(len(photos))
+    lat, lon = (np.array([getattr(photo.position, name) for photo in photos]) for name in ("lat", "lon"))
+    chosen = [photos[row] for row in photos_to_fit(lat, lon)]
+    with tempfile.TemporaryDirectory() as folder, on_step("Fitting to the place", len(chosen)) as advance:
         plain = write_export(model, Path(folder) / "plain", ExportSettings(weight_storage="fp16"))
-        adapted = adapt_bundle(
-            plain, read_photos(spread, plain.preprocessing), Path(folder) / "adapted", fitted_on, on_progress=advance
-        )
-        return bundle_model(adapted.folder)
+        adaptation = fit_adaptation(plain, read_photos(chosen, plain.preprocessing), on_progress=advance).adaptation
+        adapted = write_adapted(plain, adaptation, Path(folder) / "adapted", fitted_on)
+        graph = restore_fp32_weights(onnx.load(plain.graph_path("fp32")))
+        return replace(bundle_model(adapted.folder), original=in_numpy(graph, adaptation), original_name=IN_NUMPY)
 
 
 def _whiten(

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -16,30 +18,23 @@ from index_builder.describing import DIGEST, ReusableDescriptors, file_state
 from index_builder.update_observer import UpdateObserver
 from retrieval.artefact import new_file
 from retrieval.bundle import Bundle, Precision, open_bundle
-from retrieval.bundle.adaptation import MOST_PHOTOS, fit_adaptation, is_adaptable, write_adapted
-from retrieval.bundle.vlad import AdaptationSettings
+from retrieval.bundle.vlad import LEAST_PHOTOS, AdaptationSettings, too_few_photos
 from retrieval.describer import Descriptors
 from retrieval.errors import ArtefactError, ImageError, ParameterError, counted
-from retrieval.geo import hilbert_key
 from retrieval.images import ImageLimits, RgbImage, decode_image, read_image_bytes
 from retrieval.index.place_index import PlaceIndex
-from retrieval.index.sampling import evenly_spaced
 from retrieval.machine import read_ahead
 
 # auto: adapt where the index is not adapted yet, else keep that; never: describe with the bundle as it is; again: anew.
 AdaptMode = Literal["auto", "never", "again"]
 
-# Of fewer photos nothing is learnt of a place: they are described as the bundle is.
-LEAST_PHOTOS: Final = 10
-
-# So many photos are fitted to, all of a small index; of a large one a share that costs little beside describing it.
-_USUAL_PHOTOS: Final = 1500
-_ONE_IN: Final = 20
-_SEED: Final = 14
 # No fewer than `LEAST_PHOTOS`: the first batch tells whether there are enough.
 _BATCH: Final = 16
 _BUNDLE_NAME: Final = "bundle"
+# In the work folder of an update; the sample is written last.
+_PREFIX: Final = "adapted-"
 _SAMPLE_NAME: Final = "sample.npz"
+SAMPLES: Final = f"{_PREFIX}*/{_SAMPLE_NAME}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ def bundle_and_whether_to_adapt(
     """
     if mode == "never":
         return bundle, False
-    if not is_adaptable(bundle):
+    if not bundle.is_adaptable:
         if mode == "again" or dim is not None:
             raise ParameterError(
                 f"the bundle {bundle.name} cannot be adapted: its graph has no dense outputs",
@@ -118,6 +113,7 @@ def adapt_to_photos(
     observer: UpdateObserver,
     limits: ImageLimits,
     *,
+    asked_for: bool = False,
     precision: Precision = "fp32",
     dim: int | None = None,
 ) -> AdaptedBundle | None:
@@ -132,6 +128,7 @@ def adapt_to_photos(
         fitted_on: the photos, for people.
         observer: called with the progress; may raise to stop.
         limits: of encoded photos.
+        asked_for: whether too few photos are an error.
         precision: in which the photos shall be described.
         dim: numbers that a descriptor shall have; 512 if None.
 
@@ -139,15 +136,18 @@ def adapt_to_photos(
         None where there are too few photos that can be read.
 
     Raises:
-        ParameterError: the precision is not fp32, or the layers give fewer numbers than wanted.
+        ParameterError: too few photos where it was asked for, the precision is not fp32, or the layers give fewer
+            numbers than wanted.
         BundleError: the graph does not run, or differs from what it should compute.
         StorageError, OSError: the disk refuses.
     """
+    # They need onnx, which is not loaded where nothing is adapted.
+    from retrieval.bundle.adaptation import fit_adaptation, photos_to_fit, write_adapted
+
     settings = AdaptationSettings() if dim is None else AdaptationSettings.of_dim(dim)
-    paths = listing["path"].take(pa.array(spread_rows(listing, photos_to_fit(listing.num_rows)))).to_pylist()
-    if len(paths) < LEAST_PHOTOS:
-        return None
-    place = folder / f"adapted-{_key(bundle, settings, limits, paths)}"
+    rows = photos_to_fit(listing["lat"].to_numpy(), listing["lon"].to_numpy())
+    paths = listing["path"].take(pa.array(rows)).to_pylist()
+    place = folder / f"{_PREFIX}{_key(bundle, settings, limits, paths)}"
     found = _read(place)
     if found is not None:
         return found
@@ -169,7 +169,10 @@ def adapt_to_photos(
 
     ahead = batches()
     beginning = list(islice(ahead, 1))
-    if not beginning or len(beginning[0]) < LEAST_PHOTOS:
+    readable = len(beginning[0]) if beginning else 0
+    if readable < LEAST_PHOTOS:
+        if asked_for:
+            raise too_few_photos(readable)
         return None
     if precision != "fp32":
         raise ParameterError(
@@ -177,35 +180,15 @@ def adapt_to_photos(
             remedy="Adapt it first (sightfix export BUNDLE --adapt PHOTOS --out ADAPTED, with that precision), "
             "or leave adapting out (--no-adapt)",
         )
+    for other in folder.glob(f"{_PREFIX}*"):  # of other photos, or of these as they were
+        shutil.rmtree(other, ignore_errors=True)
     fitted = fit_adaptation(bundle, chain(beginning, ahead), settings, progress)
-    if dim is not None and fitted.adaptation.dim < dim:
-        raise ParameterError(
-            f"the layers of {bundle.name} give descriptors of {fitted.adaptation.dim} numbers at most, not {dim}",
-            remedy="Ask for fewer (--dim)",
-        )
     place.mkdir(parents=True, exist_ok=True)
     written = write_adapted(bundle, fitted.adaptation, place / _BUNDLE_NAME, fitted_on, replace_folder=True)
     adapted = AdaptedBundle(written, place.name, np.array(digests, DIGEST), fitted.descriptors)
     with new_file(place / _SAMPLE_NAME) as temporary, temporary.open("wb") as file:
         np.savez(file, digests=adapted.digests, sample=adapted.sample)
     return adapted
-
-
-def photos_to_fit(count: int) -> int:
-    """How many of so many photos a bundle is adapted to."""
-    return min(count, MOST_PHOTOS, max(_USUAL_PHOTOS, count // _ONE_IN))
-
-
-def spread_rows(listing: pa.Table, count: int) -> NDArray[np.int64]:
-    """Rows of a reference table that are spread over the place, in an order whose beginning is so, too.
-
-    Args:
-        listing: rows of `REFERENCE_SCHEMA`.
-        count: how many, at most all.
-    """
-    along = np.argsort(hilbert_key(listing["lat"].to_numpy(), listing["lon"].to_numpy()), kind="stable")
-    chosen = along[evenly_spaced(len(along), count)]
-    return np.random.default_rng(_SEED).permutation(chosen)
 
 
 def without_adaptation(bundle: Bundle, shipped: Bundle) -> Bundle:
@@ -267,5 +250,5 @@ def _read(place: Path) -> AdaptedBundle | None:
         with np.load(place / _SAMPLE_NAME, allow_pickle=False) as stored:
             digests, sample = stored["digests"], stored["sample"]
         return AdaptedBundle(open_bundle(place / _BUNDLE_NAME), place.name, digests, sample)
-    except (OSError, EOFError, ValueError, KeyError, ArtefactError):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, ArtefactError):
         return None

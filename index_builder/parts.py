@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from index_builder.adapting import SAMPLES
 from index_builder.describing import (
     DescribedBatch,
     DescribeSettings,
@@ -159,12 +160,13 @@ def drop_other_parts(folder: Path, parts: Sequence[Part]) -> None:
 def resumable_work_folder(folder: Path) -> Iterator[Path]:
     """A work folder that is found again after a failure, and removed when the work is done.
 
-    It is removed also where the work failed before anything was described, for there is nothing to go on from.
+    It is removed also where the work failed before a part, or what a bundle is adapted to, was described: there is
+    nothing to go on from.
     """
     try:
         yield folder
     except BaseException:
-        if next(folder.glob(_VECTORS), None) is None:
+        if not any(next(folder.glob(pattern), None) for pattern in (_VECTORS, SAMPLES)):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)

@@ -289,6 +289,7 @@ class _Updater:
                 self.name,
                 self.observer,
                 limits,
+                asked_for=settings.adapt == "again" or settings.dim is not None,
                 precision=self.describer.precision,
                 dim=settings.dim,
             )

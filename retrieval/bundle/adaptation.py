@@ -45,9 +45,22 @@ from retrieval.bundle.vlad import (
 )
 from retrieval.bundle.writer import BundleContent, check_free, write_bundle
 from retrieval.errors import BundleError, ParameterError
+from retrieval.geo import hilbert_key
+from retrieval.index.sampling import evenly_spaced
 
 # More photos of a place than this do not change what is fitted, and take minutes.
 MOST_PHOTOS: Final = 4000
+
+# Of so many all are fitted to; of more a share that costs little beside describing them.
+_USUAL_PHOTOS: Final = 1500
+_ONE_IN: Final = 20
+_SEED: Final = 14
+
+# Of dense outputs held at once. Local descriptors of a hundred photos stand for a place's (benchmarks/RESULTS.md).
+_MOST_DENSE_BYTES: Final = 1_000_000_000
+
+# What an adapted graph is compared with.
+IN_NUMPY: Final = "the same in numpy"
 
 # Batches of decoded photos, (n, H, W, 3) uint8 RGB each.
 Photos = Iterable[NDArray[np.uint8]]
@@ -66,9 +79,18 @@ class FittedAdaptation:
     descriptors: Float32Array
 
 
-def is_adaptable(bundle: Bundle) -> bool:
-    """Whether a bundle can be adapted to a place: its graph has dense outputs."""
-    return bool(bundle.manifest.dense_outputs)
+def photos_to_fit(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Which photos of a place a bundle is adapted to, in an order whose beginning is spread over the place, too.
+
+    Args:
+        lat, lon: (n,) degrees, where the photos were taken.
+
+    Returns:
+        rows: all of up to 1,500 photos, else 1,500 or one in 20, at most 4,000.
+    """
+    count = min(len(lat), MOST_PHOTOS, max(_USUAL_PHOTOS, len(lat) // _ONE_IN))
+    along = np.argsort(hilbert_key(lat, lon), kind="stable")
+    return np.random.default_rng(_SEED).permutation(along[evenly_spaced(len(along), count)])
 
 
 def fit_adaptation(
@@ -86,12 +108,13 @@ def fit_adaptation(
         on_progress: called with how many photos were described since the last call.
 
     Raises:
-        ParameterError: the bundle is not adaptable, or there are fewer than two photos.
+        ParameterError: the bundle is not adaptable, there are fewer than two photos, or the layers give fewer numbers
+            than the settings ask for.
         BundleError: the graph fails to run, or gives something that is not a number.
     """
     settings = settings or AdaptationSettings()
     dense_outputs = bundle.manifest.dense_outputs
-    if not dense_outputs:
+    if not bundle.is_adaptable:
         raise ParameterError(
             f"the bundle {bundle.name} is not adaptable: its graph has no dense outputs",
             where=str(bundle.folder),
@@ -99,13 +122,21 @@ def fit_adaptation(
         )
     describe = dense_describer(_graph_of(bundle), dense_outputs)
     batches = _described(photos, describe, on_progress)
-    first = list(_until(batches, settings.vocabulary_photos))
+    first = list(_until(batches, settings.vocabulary_photos, _MOST_DENSE_BYTES))
     if sum(len(batch[0]) for batch in first) < 2:
         raise ParameterError("a bundle cannot be adapted to fewer than two photos", where=str(bundle.folder))
     vocabularies = [
         fit_vocabulary(output, [batch[place] for batch in first], settings)
         for place, output in enumerate(dense_outputs)
     ]
+    given = min(settings.residual_dim, sum(vocabulary.centroids.size for vocabulary in vocabularies))
+    given += min(settings.mean_dim, sum(len(vocabulary.mean) for vocabulary in vocabularies))
+    wanted = settings.residual_dim + settings.mean_dim
+    if settings.exactly and given < wanted:
+        raise ParameterError(
+            f"the layers of {bundle.name} give descriptors of {given} numbers at most, not {wanted}",
+            remedy="Ask for fewer (--dim)",
+        )
     parts = [aggregated(vocabularies, batch, settings.sharpness) for batch in chain(first, batches)]
     residuals, means = (np.concatenate(part) for part in zip(*parts, strict=True))
     centre, projection, principal, explained = principal_directions(residuals, settings)
@@ -179,7 +210,7 @@ def write_adapted(
         provenance=manifest.provenance.model_copy(update={"aggregation": aggregation, "recalls": {}}),
         licence=manifest.licence,
         original=in_numpy(graph, adaptation),
-        original_name="the same in numpy",
+        original_name=IN_NUMPY,
     )
     # The projection is most of the file, and rounded already; the backbone stays as exact as it was.
     store_weights_as_fp16(model.graph, "" if manifest.weight_storage == "fp16" else ADAPTATION_PREFIX)
@@ -253,11 +284,12 @@ def _described(
         on_progress(len(images))
 
 
-def _until(batches: Iterator[list[Float32Array]], photos: int) -> Iterator[list[Float32Array]]:
-    """The first batches, until there are so many photos."""
-    count = 0
+def _until(batches: Iterator[list[Float32Array]], photos: int, most_bytes: int) -> Iterator[list[Float32Array]]:
+    """The first batches, until there are so many photos or bytes."""
+    count = held = 0
     for batch in batches:
         yield batch
         count += len(batch[0])
-        if count >= photos:
+        held += sum(values.nbytes for values in batch)
+        if count >= photos or held >= most_bytes:
             return

@@ -10,7 +10,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from retrieval.bundle.bundle import INPUT_NAME, OUTPUT_NAME, Bundle, DenseOutput
 from retrieval.bundle.exportable import open_on_cpu
-from retrieval.bundle.onnx_graph import ADAPTATION_PREFIX, VOCABULARY_PREFIX, constants, producers, replace_nodes
+from retrieval.bundle.onnx_graph import (
+    ADAPTATION_PREFIX,
+    VOCABULARY_PREFIX,
+    constants,
+    inputs_of,
+    producers,
+    replace_nodes,
+)
 from retrieval.bundle.vlad import (
     SMALLEST_LENGTH,
     SMALLEST_RESIDUAL,
@@ -193,7 +200,7 @@ def _cut(graph: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
         name = open_names.pop()
         if name and name not in needed:
             needed.add(name)
-            open_names.extend(makers[name].input if name in makers else ())
+            open_names.extend(inputs_of(makers[name]) if name in makers else ())
     cut = onnx.ModelProto()
     cut.CopyFrom(graph)
     replace_nodes(cut, [node for node in graph.graph.node if needed & set(node.output)])

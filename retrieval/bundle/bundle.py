@@ -222,7 +222,7 @@ class AdaptationReport(BaseModel):
         fitted_on: the photos, for people.
         photos: how many.
         vocabularies: one for each dense output.
-        projection: of the joined descriptors; None where there is none.
+        projection: of the joined descriptors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -231,8 +231,8 @@ class AdaptationReport(BaseModel):
     base_fingerprint: str
     fitted_on: str
     photos: int = Field(ge=1)
-    vocabularies: tuple[VocabularyReport, ...] = ()
-    projection: ProjectionReport | None = None
+    vocabularies: tuple[VocabularyReport, ...] = Field(min_length=1)
+    projection: ProjectionReport
 
 
 class BundleManifest(Manifest):
@@ -243,7 +243,8 @@ class BundleManifest(Manifest):
         descriptor_dim: D.
         preprocessing: from a photo to the graph's input.
         graphs: the ONNX file of each precision.
-        weight_storage: how the fp32 graph's file stores weights; it computes in fp32 either way.
+        weight_storage: how the fp32 graph's file stores weights, but for an adaptation's projection, which is stored as
+            fp16; it computes in fp32 either way.
         provenance: where the weights come from.
         parity: how near the fp32 graph is to what it was made from.
         dense_outputs: what the bundle can be adapted to a place with; none where it cannot.
@@ -311,6 +312,11 @@ class Bundle:
     def descriptor_dim(self) -> int:
         """D, the length of a descriptor."""
         return self.manifest.descriptor_dim
+
+    @property
+    def is_adaptable(self) -> bool:
+        """Whether it can be adapted to a place: its graph has dense outputs."""
+        return bool(self.manifest.dense_outputs)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

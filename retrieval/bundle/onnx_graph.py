@@ -93,6 +93,12 @@ def producers(nodes: Iterable[onnx.NodeProto]) -> dict[str, onnx.NodeProto]:
     return {name: node for node in nodes for name in node.output}
 
 
+def inputs_of(node: onnx.NodeProto) -> set[str]:
+    """The tensors that a node reads, those that the bodies of its If, Loop or Scan may read included."""
+    inside = (inner for attribute in node.attribute for inner in attribute.g.node)
+    return {*node.input}.union(*(inputs_of(inner) for inner in inside))
+
+
 def head(model: onnx.ModelProto) -> set[str]:
     """Nodes between the image and the first weights: resizing and normalisation.
 

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from retrieval.bundle.bundle import AdaptationReport, Bundle, DenseOutput, ProjectionReport, VocabularyReport
 from retrieval.bundle.principal_components import gram, principal_components, signed
-from retrieval.errors import ParameterError
-from retrieval.index.vectors.faiss_library import faiss_module
+from retrieval.errors import ParameterError, counted
+from retrieval.index.vectors.faiss_library import faiss_module, set_up_training
 
 Float32Array = NDArray[np.float32]
 SMALLEST_LENGTH: Final = 1e-12
 # Residuals of a centroid shorter than this, of cells that hardly belong to it, are not stretched to unit length.
 SMALLEST_RESIDUAL: Final = 0.1
+# Of fewer photos nothing is learnt of a place.
+LEAST_PHOTOS: Final = 10
 _SEED: Final = 14
 _KMEANS_STEPS: Final = 30
 _KMEANS_TRIES: Final = 4
@@ -49,10 +51,12 @@ class AdaptationSettings:
         mean_dim: numbers that the mean local descriptors are projected to, at most.
         mean_weight: of these beside the residuals.
         power: of the singular values by which the residuals' principal directions are divided.
-        vocabulary_photos: the first photos, whose local descriptors the vocabulary comes from.
+        vocabulary_photos: the first photos, whose local descriptors the vocabulary comes from; fewer where the dense
+            outputs of so many take more than a gigabyte.
         local_descriptors: at most so many of each dense output.
         most_channels: local descriptors of more numbers are projected to `reduced_channels` first.
         reduced_channels: see there.
+        exactly: whether layers that give fewer numbers than these are an error.
     """
 
     centroids: int = 32
@@ -65,10 +69,11 @@ class AdaptationSettings:
     local_descriptors: int = 60_000
     most_channels: int = 512
     reduced_channels: int = 256
+    exactly: bool = False
 
     @classmethod
     def of_dim(cls, dim: int) -> Self:
-        """Settings for descriptors of D numbers.
+        """Settings for descriptors of just D numbers.
 
         Raises:
             ParameterError: D is below 16.
@@ -76,7 +81,7 @@ class AdaptationSettings:
         if dim < _SMALLEST_DIM:
             raise ParameterError(f"{dim} numbers are too few for an adapted descriptor", remedy="Give 16 or more")
         means = min(cls.mean_dim, dim // 8)
-        return cls(residual_dim=dim - means, mean_dim=means)
+        return cls(residual_dim=dim - means, mean_dim=means, exactly=True)
 
 
 @dataclass(frozen=True)
@@ -208,6 +213,14 @@ class Adaptation:
         )
 
 
+def too_few_photos(photos: int) -> ParameterError:
+    """Why a bundle is not adapted to so few photos."""
+    return ParameterError(
+        f"a bundle is adapted to {LEAST_PHOTOS} photos or more; {counted(photos, 'photo')} can be read",
+        remedy="Give more photos of the place, or leave adapting out",
+    )
+
+
 def fit_vocabulary(output: DenseOutput, batches: Sequence[Float32Array], settings: AdaptationSettings) -> Vocabulary:
     """Centroids of local descriptors, as many of each photo, drawn at random."""
     rng = np.random.default_rng(_SEED)
@@ -220,13 +233,14 @@ def fit_vocabulary(output: DenseOutput, batches: Sequence[Float32Array], setting
         for photo in batch
     ]
     values = np.concatenate(drawn)[: settings.local_descriptors]
+    lengths = [np.linalg.norm(batch.mean(axis=(2, 3)), axis=1) for batch in batches]
     deviation = values.std(axis=0, dtype=np.float64)
     vocabulary = Vocabulary(
         output,
         centroids=np.empty((0, values.shape[1]), np.float32),
         mean=values.mean(axis=0, dtype=np.float64).astype(np.float32),
         deviation=np.maximum(deviation, max(_SMALLEST_DEVIATION * deviation.max(), 1e-30)).astype(np.float32),
-        mean_length=max(float(np.mean([np.linalg.norm(b.mean(axis=(2, 3)), axis=1).mean() for b in batches])), 1e-30),
+        mean_length=max(float(np.concatenate(lengths).mean()), 1e-30),
         reduction=None,
         fitted_on=len(values),
         quantisation_error=0.0,
@@ -235,7 +249,9 @@ def fit_vocabulary(output: DenseOutput, batches: Sequence[Float32Array], setting
         reduction = leading_directions(vocabulary.standardised(values), settings.reduced_channels)
         vocabulary = replace(vocabulary, reduction=reduction)
     local = vocabulary.standardised(values)
-    kmeans = faiss_module().Kmeans(
+    faiss = faiss_module()
+    set_up_training(faiss)  # a search before leaves other threads and thresholds, and those other bits
+    kmeans = faiss.Kmeans(
         local.shape[1],
         min(settings.centroids, max(1, len(local) // _LEAST_PER_CENTROID)),
         niter=_KMEANS_STEPS,

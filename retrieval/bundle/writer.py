@@ -175,8 +175,7 @@ def _adaptation(adaptation: AdaptationReport | None) -> list[str]:
         for vocabulary in adaptation.vocabularies
     ]
     projection = adaptation.projection
-    if projection is not None:
-        rows.append(("projection", f"from {projection.from_dim:,} to {projection.dim} numbers"))
+    rows.append(("projection", f"from {projection.from_dim:,} to {projection.dim} numbers"))
     text = (
         f"## Adaptation\n\nFitted to {counted(adaptation.photos, 'photo')} of {adaptation.fitted_on}, from the bundle "
         f"{adaptation.base_name} ({adaptation.base_fingerprint[:12]}). It is meant for that place; elsewhere it is "

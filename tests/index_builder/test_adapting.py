@@ -4,21 +4,20 @@ import signal
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
+from export.exporting import ExportSettings, write_export
 from index_builder.adapting import (
-    LEAST_PHOTOS,
     AdaptMode,
     adaptation_text,
-    photos_to_fit,
-    spread_rows,
     without_adaptation,
 )
 from index_builder.describing import DescribeSettings
 from index_builder.update import UpdateSettings, append_references, build_index, bundle_for_build, remove_references
 from index_builder.update_observer import Update, UpdateObserver
 from retrieval.bundle import Bundle, open_bundle
+from retrieval.bundle.exportable import bundle_model
+from retrieval.bundle.vlad import LEAST_PHOTOS
 from retrieval.describer import Describer
 from retrieval.errors import ParameterError
 from retrieval.images import read_image
@@ -152,13 +151,64 @@ def test_killed_while_adapting_nothing_is_published_and_the_next_run_goes_on(
     assert opened(indexes)[1].manifest.adaptation is not None
 
 
-def test_how_many_photos_and_which() -> None:
-    assert [photos_to_fit(count) for count in (3, 1500, 10_000, 40_000, 10**6)] == [3, 1500, 1500, 2000, 4000]
-    east = np.linspace(11.0, 11.1, 100)
-    listing = pa.table({"lat": np.full(100, 48.0), "lon": east})
-    rows = spread_rows(listing, 20)
-    assert len(set(rows.tolist())) == 20
-    np.testing.assert_array_equal(rows, spread_rows(listing, 20))
-    # Its beginning is spread over the place, too.
-    assert np.ptp(east[rows]) > 0.09
-    assert np.ptp(east[rows[:8]]) > 0.05
+def test_too_few_photos_are_an_error_where_adapting_was_asked_for(tmp_path: Path) -> None:
+    few, describer = make_places(tmp_path, LEAST_PHOTOS - 1), Describer(open_bundle(), threads=1)
+    for settings in (UpdateSettings(adapt="again"), UpdateSettings(adapt="auto", dim=64)):
+        with pytest.raises(ParameterError, match="10 photos or more; 9 photos can be read"):
+            build_index(few, describer, tmp_path / "indexes", "town", settings)
+    assert published_versions(tmp_path / "indexes" / "town") == []
+
+
+def test_numbers_that_the_layers_cannot_give(places: Places, tmp_path: Path) -> None:
+    describer = Describer(open_bundle(), threads=1)
+    with pytest.raises(ParameterError, match="numbers at most, not 100000"):
+        build_index(places, describer, tmp_path / "indexes", "town", UpdateSettings(adapt="auto", dim=100_000))
+
+
+def test_the_numbers_asked_for_stay_until_others_are(places: Places, tmp_path: Path) -> None:
+    indexes, settings = tmp_path / "indexes", UpdateSettings(adapt="auto", dim=64)
+    build_index(places, Describer(open_bundle(), threads=1), indexes, "town", settings)
+    small = opened(indexes)[1]
+    assert small.descriptor_dim == 64
+    assert build(places, indexes).taken_over == 14
+    assert opened(indexes)[1].fingerprint == small.fingerprint
+
+
+def test_a_lower_precision_is_refused_only_where_there_is_something_to_adapt(places: Places, tmp_path: Path) -> None:
+    fp16 = write_export(
+        bundle_model(None), tmp_path / "fp16", ExportSettings(precisions=("fp16",), photos=[*places] * 5)
+    )
+    describer = Describer(fp16, precision="fp16", threads=1)
+    settings = UpdateSettings(adapt="auto")
+    with pytest.raises(ParameterError, match="adapted in fp32, not in fp16"):
+        build_index(places, describer, tmp_path / "indexes", "town", settings)
+    built = build_index(make_places(tmp_path / "few", 5), describer, tmp_path / "indexes", "few", settings)
+    assert built.count == 5
+
+
+@pytest.mark.parametrize("at", ["described", "vectors written"])
+def test_stopped_by_hand_the_next_run_does_not_adapt_again(places: Places, tmp_path: Path, at: str) -> None:
+    class Stopped(UpdateObserver):
+        def reached(self, step: str) -> None:  # type: ignore[override]
+            if step == at:
+                raise KeyboardInterrupt
+
+    describer, settings = Describer(open_bundle(), threads=1), UpdateSettings(adapt="auto")
+    with pytest.raises(KeyboardInterrupt):
+        build_index(places, describer, tmp_path / "indexes", "town", settings, observer=Stopped())
+
+    class Fails(UpdateObserver):
+        def adapting(self, done: int, total: int) -> None:
+            raise AssertionError("adapts again")
+
+    build_index(places, describer, tmp_path / "indexes", "town", settings, observer=Fails())
+    assert opened(tmp_path / "indexes")[1].manifest.adaptation is not None
+
+
+def test_a_damaged_sample_is_fitted_again(places: Places, tmp_path: Path) -> None:
+    indexes, settings = tmp_path / "indexes", UpdateSettings(adapt="auto")
+    assert run_forked(fit_and_die, tmp_path, indexes, "adapted", log=tmp_path / "log") == -signal.SIGKILL
+    (sample,) = indexes.rglob("sample.npz")
+    sample.write_bytes(sample.read_bytes()[: sample.stat().st_size // 2])
+    build_index(places, Describer(open_bundle(), threads=1), indexes, "town", settings)
+    assert opened(indexes)[1].manifest.adaptation is not None

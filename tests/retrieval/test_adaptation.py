@@ -1,6 +1,7 @@
 """Fitting a vocabulary and a projection: against slow versions, and the graph against numpy."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,21 @@ import onnx
 import pytest
 
 from retrieval.bundle import Bundle, DenseOutput, open_bundle
-from retrieval.bundle.adaptation import adapt_bundle, fit_adaptation, in_numpy, is_adaptable, quantisation_errors
+from retrieval.bundle.adaptation import (
+    adapt_bundle,
+    fit_adaptation,
+    in_numpy,
+    photos_to_fit,
+    quantisation_errors,
+    write_adapted,
+)
 from retrieval.bundle.adapted_graph import adapted_graph, dense_describer
 from retrieval.bundle.exportable import run_on_cpu
 from retrieval.bundle.onnx_graph import restore_fp32_weights
-from retrieval.bundle.vlad import AdaptationSettings, Vocabulary
+from retrieval.bundle.vlad import AdaptationSettings, Vocabulary, fit_vocabulary
 from retrieval.describer import Describer
 from retrieval.errors import BundleError, ParameterError
+from retrieval.index.vectors.faiss_library import faiss_module, set_up_search
 from tests.places import pattern
 from tests.retrieval.engines.colour_bundle import write_colour_bundle
 
@@ -50,6 +59,20 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def adapted(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return adapt_bundle(open_bundle(), batches(images), tmp_path_factory.mktemp("adapted") / "bundle", "patterns")
+
+
+def test_which_photos_are_fitted_to() -> None:
+    counts = [
+        len(photos_to_fit(np.full(n, 48.0), np.linspace(11.0, 11.1, n))) for n in (3, 1500, 10_000, 40_000, 10**5)
+    ]
+    assert counts == [3, 1500, 1500, 2000, 4000]
+    east = np.linspace(11.0, 11.1, 8000)
+    rows = photos_to_fit(np.full(8000, 48.0), east)
+    assert len(set(rows.tolist())) == 1500
+    np.testing.assert_array_equal(rows, photos_to_fit(np.full(8000, 48.0), east))
+    # Its beginning is spread over the place, too.
+    assert np.ptp(east[rows]) > 0.09
+    assert np.ptp(east[rows[:8]]) > 0.05
 
 
 def test_residuals_on_paper() -> None:
@@ -117,10 +140,66 @@ def test_the_same_photos_make_the_same_bytes_and_others_another_name(
     assert other.name.startswith("efficientnet-lite0-gem-1280-adapted-")
 
 
+def test_a_search_before_changes_no_bit_of_a_vocabulary() -> None:
+    rng = np.random.default_rng(0)
+    dense = [rng.normal(size=(8, 64, 16, 16)).astype(np.float32) for _ in range(20)]
+    first = fit_vocabulary(DENSE, dense, AdaptationSettings())
+    set_up_search(faiss_module(), 512)
+    np.testing.assert_array_equal(fit_vocabulary(DENSE, dense, AdaptationSettings()).centroids, first.centroids)
+
+
+def test_photos_weigh_the_same_in_whatever_batches() -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(17, 8, 4, 4)).astype(np.float32)
+    dense[16] *= 10.0
+    one, two = (fit_vocabulary(DENSE, parts, AdaptationSettings()) for parts in ([dense], [dense[:16], dense[16:]]))
+    assert two.mean_length == pytest.approx(one.mean_length, rel=1e-6)
+
+
+def test_bundles_that_differ_in_one_number_have_names_that_differ(images: np.ndarray, tmp_path: Path) -> None:
+    fitted = fit_adaptation(open_bundle(), batches(images)).adaptation
+    sharper = replace(fitted, settings=replace(fitted.settings, sharpness=71.0))
+    names = {
+        write_adapted(open_bundle(), one, tmp_path / str(number), "patterns").name
+        for number, one in enumerate((fitted, sharper))
+    }
+    assert len(names) == 2
+
+
+def test_what_the_body_of_a_branch_reads_is_kept() -> None:
+    """Graphs of other makers may have branches, which read tensors of the graph around them."""
+    floats = onnx.TensorProto.FLOAT
+    declared = [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["N", 2, 2, 3])]
+    body = [
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Identity", ["scaled"], [f"out{branch}"])],
+            f"branch{branch}",
+            [],
+            [onnx.helper.make_tensor_value_info(f"out{branch}", floats, None)],
+        )
+        for branch in (0, 1)
+    ]
+    nodes = [
+        onnx.helper.make_node("Cast", ["images"], ["scaled"], to=floats),
+        onnx.helper.make_node("If", ["yes"], ["dense"], then_branch=body[0], else_branch=body[1]),
+        onnx.helper.make_node("Relu", ["dense"], ["descriptors"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "branches",
+        declared,
+        [onnx.helper.make_tensor_value_info("descriptors", floats, None)],
+        [onnx.numpy_helper.from_array(np.array(True), "yes")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    describe = dense_describer(model, [DenseOutput(tensor="dense", layer="dense", channels=2)])
+    pixels = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    np.testing.assert_array_equal(describe(pixels)[0], pixels)
+
+
 def test_it_says_what_it_was_fitted_to(adapted: Bundle) -> None:
     report, shipped = adapted.manifest.adaptation, open_bundle()
     assert report is not None
-    assert report.projection is not None
     assert (report.base_name, report.base_fingerprint, report.photos) == (shipped.name, shipped.fingerprint, 24)
     assert [one.layer for one in report.vocabularies] == [one.layer for one in shipped.manifest.dense_outputs]
     # Photos span one direction fewer than there are of them; the rest is random.
@@ -172,7 +251,7 @@ def test_runtimes_agree(images: np.ndarray, adapted: Bundle) -> None:
 
 
 def test_numbers_of_a_descriptor() -> None:
-    assert AdaptationSettings.of_dim(512) == AdaptationSettings()
+    assert AdaptationSettings.of_dim(512) == replace(AdaptationSettings(), exactly=True)
     small = AdaptationSettings.of_dim(64)
     assert (small.residual_dim, small.mean_dim) == (56, 8)
     with pytest.raises(ParameterError, match="15 numbers are too few"):
@@ -186,8 +265,8 @@ def test_what_cannot_be_adapted(bundle: Bundle, tmp_path: Path, images: np.ndarr
     with pytest.raises(ParameterError, match="exists already"):
         adapt_bundle(bundle, batches(images), tmp_path / "taken", "taken")
     plain = write_colour_bundle(tmp_path / "plain")
-    assert is_adaptable(bundle)
-    assert not is_adaptable(plain)
+    assert bundle.is_adaptable
+    assert not plain.is_adaptable
     with pytest.raises(ParameterError, match="not adaptable"):
         adapt_bundle(plain, batches(images), tmp_path / "out", "plain")
     graph = onnx.load(bundle.graph_path("fp32"))

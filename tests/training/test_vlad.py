@@ -13,7 +13,7 @@ from export.from_pytorch import checkpoint_model, encoder_model
 from export.int8 import quantisable_layers
 from export.precision import nodes_kept_in_fp32
 from retrieval.bundle import DenseOutput
-from retrieval.bundle.adaptation import adapt_bundle, is_adaptable
+from retrieval.bundle.adaptation import adapt_bundle
 from retrieval.bundle.adapted_graph import dense_describer
 from retrieval.bundle.exportable import noise
 from retrieval.bundle.onnx_graph import restore_fp32_weights, tidied
@@ -289,7 +289,7 @@ def test_from_a_checkpoint_to_an_adaptable_bundle(overrides: list[str], tmp_path
         assert float((ours * expected[:count]).sum(axis=1).min()) >= 0.99999
     if not encoder.net.layers:
         return
-    assert is_adaptable(bundle)
+    assert bundle.is_adaptable
     outputs = [(output.layer, output.weight) for output in bundle.manifest.dense_outputs]
     assert outputs == [(layer.name, layer.weight) for layer in encoder.net.layers]
     graph = restore_fp32_weights(onnx.load(bundle.graph_path("fp32")))
