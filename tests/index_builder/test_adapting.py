@@ -1,9 +1,12 @@
 """An index adapts the bundle to its photos; what it is adapted to stays until it is adapted anew."""
 
 import signal
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from export.exporting import ExportSettings, write_export
@@ -13,7 +16,15 @@ from index_builder.adapting import (
     without_adaptation,
 )
 from index_builder.describing import DescribeSettings
-from index_builder.update import UpdateSettings, append_references, build_index, bundle_for_build, remove_references
+from index_builder.update import (
+    ENGINES,
+    EngineName,
+    UpdateSettings,
+    append_references,
+    build_index,
+    bundle_for_build,
+    remove_references,
+)
 from index_builder.update_observer import Update, UpdateObserver
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.bundle.exportable import bundle_model
@@ -24,6 +35,7 @@ from retrieval.images import read_image
 from retrieval.index.folder import published_versions
 from retrieval.index.place_index import PlaceIndex
 from tests.forked import run_forked
+from tests.index_builder import ray_in_one_process
 from tests.index_builder.killed_build import die
 from tests.places import Places, make_places
 from tests.retrieval.engines.colour_bundle import write_colour_bundle
@@ -79,7 +91,6 @@ def test_the_shipped_bundle_named_again_keeps_what_was_made_of_it(places: Places
     assert refitted.fingerprint != fingerprint
     assert refitted.manifest.adaptation is not None
     assert refitted.manifest.adaptation.photos == 15
-    assert without_adaptation(open_bundle(), open_bundle()) == open_bundle()
 
 
 def test_an_index_that_was_not_adapted_is_so_when_it_is_made_again(places: Places, tmp_path: Path) -> None:
@@ -90,6 +101,56 @@ def test_an_index_that_was_not_adapted_is_so_when_it_is_made_again(places: Place
     adapted = opened(indexes)[1]
     assert adapted.manifest.adaptation is not None
     assert without_adaptation(adapted, open_bundle()).fingerprint == open_bundle().fingerprint
+
+
+def test_what_is_not_adapted_is_left_as_it_is(tmp_path: Path) -> None:
+    """A bundle of somebody else's is not replaced by the shipped one."""
+    colours = write_colour_bundle(tmp_path / "colours")
+    assert without_adaptation(colours, open_bundle()) is colours
+
+
+def test_what_an_adapted_bundle_was_made_from_must_be_here(places: Places, tmp_path: Path) -> None:
+    build(places, tmp_path / "indexes")
+    with pytest.raises(ParameterError, match="the index is adapted, from bundle efficientnet-lite0-gem-1280"):
+        without_adaptation(opened(tmp_path / "indexes")[1], write_colour_bundle(tmp_path / "colours"))
+
+
+def test_no_photo_is_described_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitting describes those that it is fitted to; four are looked for afterwards, to check the index."""
+    places, runs = make_places(tmp_path, 60), Counter[bytes]()
+    run = onnxruntime.InferenceSession.run
+
+    def counted(session: onnxruntime.InferenceSession, names: object, feeds: dict[str, np.ndarray], *more: object):
+        runs.update(image.tobytes() for image in feeds.get("images", ()))
+        return run(session, names, feeds, *more)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", counted)
+    build(places, tmp_path / "indexes")
+    photos = [read_image(row.path, open_bundle().preprocessing).tobytes() for row in places.rows]
+    assert Counter(runs[photo] for photo in photos) == {1: 56, 2: 4}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_describes_with_the_adapted_bundle(
+    engine: EngineName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos that the bundle was not fitted to, too."""
+    for name, module in ray_in_one_process.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("retrieval.bundle.adaptation.photos_to_fit", lambda lat, lon: np.arange(LEAST_PHOTOS))
+    places = make_places(tmp_path, 17)
+    settings = UpdateSettings(adapt="auto", engine=engine, part_photos=4)
+    build_index(places, Describer(open_bundle(), threads=1), tmp_path / "indexes", "town", settings)
+    index, held = opened(tmp_path / "indexes")
+    assert held.manifest.adaptation is not None
+    assert held.manifest.adaptation.photos == LEAST_PHOTOS
+    images = np.stack([read_image(row.path, held.preprocessing) for row in places.rows])
+    stored = index.descriptors(np.array([index.row_of(row.id) for row in places.rows]))
+    assert (stored * Describer(held).describe(images)).sum(axis=1).min() >= 0.999
+    # The next version goes on with it, whoever describes.
+    more = make_places(tmp_path, 19)
+    build_index(more, Describer(open_bundle(), threads=1), tmp_path / "indexes", "town", settings)
+    assert opened(tmp_path / "indexes")[1].fingerprint == held.fingerprint
 
 
 def test_a_few_photos_are_described_as_they_are(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from typer.testing import CliRunner, Result
 
 from retrieval.bundle import open_bundle
 from retrieval.errors import SightfixError
+from retrieval.index.place_index import PlaceIndex
 from sightfix.cli import app
 from tests.export.foreign_nets import SmallNet, write_toml
 from tests.export.foreign_nets import export as export_net
 from tests.places import make_places
+from tests.retrieval.engines.colour_bundle import write_colour_bundle
 from training.torchvision_ops import define_missing_operators
 
 
@@ -58,6 +60,39 @@ def test_a_precision_and_a_triton_repository(photos: str, tmp_path: Path) -> Non
     assert bundle.manifest.precisions["fp16"].images == 70
     assert "fp16: worst cosine to fp32 0.99" in result.output
     assert list((tmp_path / "triton").glob("*fp16/config.pbtxt"))
+
+
+def test_adapted_to_photos_and_an_index_made_with_the_result(photos: str, tmp_path: Path) -> None:
+    """Lower precisions of an adapted bundle pass their check without being excused from it."""
+    out, indexes = tmp_path / "adapted", tmp_path / "indexes"
+    result = export("default", "--adapt", photos, "--precision", "fp16", "--precision", "int8", "--out", out)
+    assert result.exit_code == 0, result.output
+    bundle = open_bundle(out)
+    assert bundle.manifest.adaptation is not None
+    assert (bundle.manifest.adaptation.photos, bundle.descriptor_dim) == (70, 512)
+    assert bundle.manifest.dense_outputs == open_bundle().manifest.dense_outputs
+    precisions = bundle.manifest.precisions
+    assert (precisions["fp16"].images, precisions["int8"].images) == (70, 70)
+    assert precisions["fp16"].min_cosine >= 0.999
+    assert precisions["int8"].min_cosine >= 0.99
+    for name in ("one", "other"):
+        result = CliRunner().invoke(
+            app, ["index", photos, "--bundle", str(out), "--indexes", str(indexes), "--name", name]
+        )
+        assert result.exit_code == 0, result.output
+        assert "adapted to 70 photos" in result.output
+        held = PlaceIndex.open(indexes / name).held_bundle()
+        assert held is not None
+        assert held.fingerprint == bundle.fingerprint
+
+
+def test_what_cannot_be_adapted(photos: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    both = ("--adapt", photos, "--whiten", 16, "--fit", photos)
+    assert "--adapt projects already" in refused("default", "--out", out, *both)
+    plain = write_colour_bundle(tmp_path / "plain").folder
+    assert "not adaptable" in refused(plain, "--out", out, "--adapt", photos)
+    assert not out.exists()
 
 
 def test_somebody_elses_model(tmp_path: Path) -> None:

@@ -3,13 +3,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from index_builder.calibration.recalibrating import Judgement, PhotoCheck, Recalibrated
-from retrieval.errors import ParameterError
+from retrieval.bundle import Bundle, open_bundle
+from retrieval.errors import ParameterError, SightfixError
+from retrieval.index.place_index import PlaceIndex
+from sightfix.cli import app
 from sightfix.commands.index_group import print_recalibrated
 from sightfix.console import parse_bytes, parse_count
 from tests.conftest import PublishedPlaces
 from tests.forked import sightfix
+from tests.places import make_places
+from tests.retrieval.engines.colour_bundle import write_colour_bundle
 from tests.retrieval.other_bundle import flip_byte
 
 
@@ -38,6 +44,87 @@ def test_photos_come_first_or_options_do(indexed: Path) -> None:
     help_ = sightfix("index", "--help", folder=indexed)
     assert "sightfix index PHOTOS is short for" in help_.stdout
     assert "doctor" in help_.stdout
+
+
+class Town:
+    """Photos that are indexed by the command line in this process, as `town`."""
+
+    def __init__(self, folder: Path, photos: int) -> None:
+        self.folder = folder
+        self.write(photos)
+
+    def write(self, photos: int) -> None:
+        """So many photos and their table."""
+        rows = make_places(self.folder, photos).rows
+        lines = [f"{row.path},{row.position.lat},{row.position.lon}" for row in rows if row.position]
+        (self.folder / "refs.csv").write_text("\n".join(["path,lat,lon", *lines]) + "\n")
+
+    def index(self, *options: object) -> Result:
+        arguments = ("index", f"csv:{self.folder / 'refs.csv'}", "--name", "town", "--indexes", self.indexes, *options)
+        return CliRunner().invoke(app, [str(one) for one in arguments])
+
+    def said(self, *options: object) -> str:
+        """What indexing prints."""
+        result = self.index(*options)
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    def refused(self, *options: object) -> str:
+        """The error, or what the parser prints."""
+        result = self.index(*options)
+        assert result.exit_code != 0
+        output = " ".join(result.output.replace("│", " ").split())
+        return str(result.exception) if isinstance(result.exception, SightfixError) else output
+
+    @property
+    def indexes(self) -> Path:
+        return self.folder / "indexes"
+
+    @property
+    def bundle(self) -> Bundle:
+        """That the index holds."""
+        held = PlaceIndex.open(self.indexes / "town").held_bundle()
+        assert held is not None
+        return held
+
+
+def test_indexing_adapts_keeps_that_and_adapts_anew(tmp_path: Path) -> None:
+    town = Town(tmp_path, 12)
+    assert "adapted to 12 photos: 96 centroids in 3 layers, 512 numbers a descriptor" in town.said()
+    fingerprint = town.bundle.fingerprint
+    town.write(13)
+    said = town.said()
+    assert "adapted to 12 photos" in said
+    assert "12 unchanged photos not described again" in said
+    assert town.bundle.fingerprint == fingerprint
+    said = town.said("--refit")
+    assert "adapted to 13 photos" in said
+    assert "not described again" not in said
+    refitted = town.bundle
+    assert refitted.fingerprint != fingerprint
+    assert "adapted to 13 photos" in town.said("--dim", 64)
+    assert (town.bundle.descriptor_dim, PlaceIndex.open(town.indexes / "town").manifest.descriptor_dim) == (64, 64)
+    assert "64 numbers a descriptor" in town.said()
+
+
+def test_indexing_does_not_adapt_where_that_is_not_wanted(tmp_path: Path) -> None:
+    town = Town(tmp_path, 12)
+    assert "adapted" not in town.said("--no-adapt")
+    assert town.bundle.fingerprint == open_bundle().fingerprint
+    assert "adapted to 12 photos" in town.said()
+    assert "adapted" not in town.said("--no-adapt")
+    assert town.bundle.fingerprint == open_bundle().fingerprint
+
+
+def test_options_of_adapting_that_exclude_each_other(tmp_path: Path) -> None:
+    town = Town(tmp_path, 12)
+    for option in (("--refit",), ("--dim", 64)):
+        assert "--no-adapt leaves nothing to fit" in town.refused("--no-adapt", *option)
+    assert "should be greater than or equal to 16" in town.refused("--dim", 15)
+    colours = write_colour_bundle(tmp_path / "colours")
+    for option in (("--refit",), ("--dim", 64)):
+        assert "cannot be adapted: its graph has no dense outputs" in town.refused("--bundle", colours.folder, *option)
+    assert not (town.indexes / "town" / "CURRENT").exists()
 
 
 def test_versions_are_listed_rolled_back_compared_and_pruned(indexed: Path) -> None:

@@ -264,15 +264,16 @@ def described(encoder: Encoder, images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "adapts"),
     [
-        [*VLAD, "network.layers=layer2:0.5,layer3"],
-        [*VLAD[:1], "network.backbone=test_vit", "network.layers=2,blocks.3:value", "network.centroids=5"],
-        ["network.backbone=test_vit", "network.truncate_after=blocks.2", "network.pooling=patch_gem"],
+        ([*VLAD, "network.layers=layer2:0.5,layer3"], True),
+        ([*VLAD[:1], "network.backbone=test_vit", "network.layers=2,blocks.3:value", "network.centroids=5"], True),
+        # The layers that a ViT adapts with by itself are no longer there.
+        (["network.backbone=test_vit", "network.truncate_after=blocks.2", "network.pooling=patch_gem"], False),
     ],
     ids=["vlad of maps", "vlad of tokens", "truncated"],
 )
-def test_from_a_checkpoint_to_an_adaptable_bundle(overrides: list[str], tmp_path: Path) -> None:
+def test_from_a_checkpoint_to_a_bundle(overrides: list[str], adapts: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     recipe = small_recipe(*overrides)
     encoder = small_encoder(recipe)
@@ -287,9 +288,9 @@ def test_from_a_checkpoint_to_an_adaptable_bundle(overrides: list[str], tmp_path
     for count in (1, 3, 8):
         ours = Describer(bundle).describe(images[:count])
         assert float((ours * expected[:count]).sum(axis=1).min()) >= 0.99999
-    if not encoder.net.layers:
+    assert bundle.is_adaptable == adapts == bool(encoder.net.layers)
+    if not adapts:
         return
-    assert bundle.is_adaptable
     outputs = [(output.layer, output.weight) for output in bundle.manifest.dense_outputs]
     assert outputs == [(layer.name, layer.weight) for layer in encoder.net.layers]
     graph = restore_fp32_weights(onnx.load(bundle.graph_path("fp32")))

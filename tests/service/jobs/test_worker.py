@@ -12,7 +12,7 @@ import pytest
 
 from index_builder.publish import draft_version
 from index_builder.update import build_index
-from retrieval.bundle import Bundle
+from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer
 from retrieval.index.folder import published_versions
 from retrieval.index.place_index import PlaceIndex
@@ -154,6 +154,36 @@ def test_a_first_version_is_made_with_the_bundle_of_the_settings(indexed: Town, 
     [job] = done(indexed, request("full").model_copy(update={"index": "village"}), bundle=other.folder)
     assert job.state == "SUCCEEDED", job.error
     assert PlaceIndex.open(indexed.indexes / "village").open_bundle().name == "other"
+
+
+def test_a_first_version_is_adapted_and_the_next_keep_that(town: Town) -> None:
+    town.write_photos(12)
+    [job] = done(town, request("full"))
+    assert job.state == "SUCCEEDED", job.error
+    first = PlaceIndex.open(town.index).open_bundle()
+    assert first.manifest.adaptation is not None
+    assert first.manifest.adaptation.photos == 12
+    town.write_photos(14)
+    everything = request("append"), request("full"), request("remove", reference_ids=["photos/0000.jpg"])
+    for one, (added, kept, count) in zip(everything, ((2, 12, 14), (0, 0, 14), (0, 13, 13)), strict=True):
+        [job] = done(town, one)
+        assert job.state == "SUCCEEDED", job.error
+        assert job.result is not None
+        assert (job.result.added, job.result.kept, job.result.count) == (added, kept, count)
+        assert PlaceIndex.open(town.index).open_bundle().fingerprint == first.fingerprint
+    [job] = done(town, request("full", whiten=64))
+    assert job.state == "SUCCEEDED", job.error
+    index = PlaceIndex.open(town.index)
+    again = index.open_bundle().manifest.adaptation
+    assert again is not None
+    assert (again.photos, index.manifest.descriptor_dim) == (14, 64)
+
+
+def test_what_the_server_was_given_to_describe_with_is_not_adapted(town: Town) -> None:
+    town.write_photos(12)
+    [job] = done(town, request("full"), bundle=open_bundle().folder)
+    assert job.state == "SUCCEEDED", job.error
+    assert PlaceIndex.open(town.index).open_bundle().fingerprint == open_bundle().fingerprint
 
 
 def test_an_index_that_holds_no_bundle_needs_that_of_the_settings(indexed: Town) -> None:
