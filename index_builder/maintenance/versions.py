@@ -1,5 +1,8 @@
 """The versions of an index: what there is, whether it is whole, which is current, and how two of them differ."""
 
+import contextlib
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -15,6 +18,7 @@ from retrieval.index.manifest import PlaceIndexManifest
 from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
 from retrieval.index.reference_table import read_references
 from retrieval.index.searchable import PlaceIndexStore, SearchablePlaceIndex
+from retrieval.index.stores import FolderStore
 
 _NAMED: Final = 5
 
@@ -34,7 +38,9 @@ class VersionSummary:
     Attributes:
         version: its name; versions sort by age.
         current: whether it is in force.
-        bytes: of the files that it was written as; 0 where its manifest cannot be read.
+        bytes: of all its files, those of the bundle that it holds too, also where other versions hold the same ones;
+            see `bytes_on_disk`. In another store than a folder, of the files that it was written as. 0 where its
+            manifest cannot be read.
         manifest: None where it cannot be read.
         problem: why, or None.
     """
@@ -89,6 +95,18 @@ def list_versions(store: PlaceIndexStore, name: str) -> list[VersionSummary]:
     except IndexNotFoundError:
         current = None
     return [_summary(store, name, version, version == current) for version in names]
+
+
+def bytes_on_disk(store: PlaceIndexStore, name: str) -> int | None:
+    """What all versions of an index take together: files that several of them hold, such as a bundle's, count once.
+
+    Returns:
+        None for another store than a folder.
+    """
+    if not isinstance(store, FolderStore):
+        return None
+    states = [state for version in store.versions(name) for state in _states(store, name, version)]
+    return sum({(state.st_dev, state.st_ino): state.st_size for state in states}.values())
 
 
 def verify_version(store: PlaceIndexStore, name: str, version: str, *, photos: bool = False) -> Verdict:
@@ -230,8 +248,20 @@ def _summary(store: PlaceIndexStore, name: str, version: str, current: bool) -> 
         raise
     except SightfixError as error:
         return VersionSummary(version, current, 0, None, str(error))
-    size = sum(record.size for record in manifest.files.values())
+    if isinstance(store, FolderStore):
+        size = sum(state.st_size for state in _states(store, name, version))
+    else:
+        size = sum(record.size for record in manifest.files.values())
     return VersionSummary(version, current, size, manifest)
+
+
+def _states(store: FolderStore, name: str, version: str) -> list[os.stat_result]:
+    """Of all files of a version."""
+    states = []
+    for path in (store.indexes / name / VERSIONS_NAME / version).rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # the version is being removed
+            states.append(path.stat())
+    return [state for state in states if stat.S_ISREG(state.st_mode)]
 
 
 def _without_photo(index: SearchablePlaceIndex) -> list[str]:

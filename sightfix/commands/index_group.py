@@ -85,14 +85,15 @@ def versions(
     json: JsonOption = False,
 ) -> None:
     """List the versions of an index."""
-    from index_builder.maintenance.versions import list_versions
+    from index_builder.maintenance.versions import bytes_on_disk, list_versions
 
     with _opened(store, indexes) as opened:
-        found = list_versions(opened, _named(opened, name))
+        which = _named(opened, name)
+        found, together = list_versions(opened, which), bytes_on_disk(opened, which)
     if json:
         sys.stdout.write(versions_json(found))
     else:
-        _print_versions(found)
+        _print_versions(found, together)
 
 
 @index.command()
@@ -318,8 +319,8 @@ def doctor(
             console.print(f"[green]wrote[/] {escape(str(path))}")
 
 
-def _print_versions(found: "Sequence[VersionSummary]") -> None:
-    """A table, the current version marked."""
+def _print_versions(found: "Sequence[VersionSummary]", together: int | None) -> None:
+    """A table, the current version marked, and what all of them take on the disk, where that is known."""
     table = plain_table("", "version", "references", "type", "bundle", "size", "", right=("references", "size"))
     for one in found:
         manifest = one.manifest
@@ -333,6 +334,8 @@ def _print_versions(found: "Sequence[VersionSummary]") -> None:
             "" if one.problem is None else "[red]damaged[/]",
         )
     console.print(table)
+    if together is not None and together < sum(one.bytes for one in found):
+        console.print(f"together {bytes_text(together)}: what versions share, such as their bundle, is there once")
     for one in found:
         if one.problem is not None:
             console.print(f"[red]damaged[/] {escape(one.problem)}")

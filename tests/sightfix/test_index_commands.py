@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -141,6 +142,13 @@ def test_versions_are_listed_rolled_back_compared_and_pruned(indexed: Path) -> N
     pruned = sightfix("index", "prune", "--keep", "1", folder=indexed)
     assert pruned.stdout == f"removed {listed[0]['version']}\n"
     assert "→" in sightfix("index", "versions", folder=indexed).stdout
+
+
+def test_what_versions_share_is_counted_once(twice_indexed: Path) -> None:
+    printed = sightfix("index", "versions", folder=twice_indexed).stdout
+    assert re.search(
+        r"^together \d+\.?\d* MB: what versions share, such as their bundle, is there once$", printed, re.M
+    )
 
 
 def test_a_damaged_version_is_found_and_exits_1(indexed: Path) -> None:

@@ -8,7 +8,14 @@ import pytest
 
 from index_builder.index_design import IndexDesign
 from index_builder.maintenance.parquet import export_index, import_index, stored_as
-from index_builder.maintenance.versions import as_table, compare_versions, find_version, list_versions, verify_version
+from index_builder.maintenance.versions import (
+    as_table,
+    bytes_on_disk,
+    compare_versions,
+    find_version,
+    list_versions,
+    verify_version,
+)
 from index_builder.update import UpdateSettings, build_index
 from retrieval.bundle import Bundle
 from retrieval.describer import Describer
@@ -41,6 +48,22 @@ def test_versions_are_listed_with_what_is_wrong(town: tuple[Path, Places]) -> No
     damaged = list_versions(FolderStore(folder.parent), folder.name)[0]
     assert damaged.manifest is None
     assert "damaged" in str(damaged.problem)
+
+
+def test_the_bundle_counts_in_the_size_of_each_version_and_once_in_that_of_the_index(
+    town: tuple[Path, Places], bundle: Bundle
+) -> None:
+    folder, _ = town
+    store = FolderStore(folder.parent)
+    first, second = list_versions(store, folder.name)
+    graph = bundle.graph_path("fp32").stat().st_size
+    assert min(first.bytes, second.bytes) > graph
+    together = bytes_on_disk(store, folder.name)
+    assert together is not None
+    # All of the bundle but its manifest, which each version writes, is shared.
+    shared = sum(record.size for record in bundle.manifest.files.values())
+    assert together == first.bytes + second.bytes - shared
+    assert graph < together < 2 * graph
 
 
 def test_a_rollback_goes_back_one_and_no_further(town: tuple[Path, Places]) -> None:
