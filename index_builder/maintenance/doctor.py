@@ -10,13 +10,19 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import BundleError
+from retrieval.bundle import Bundle
+from retrieval.errors import BundleError, ImageError, counted
 from retrieval.geo import GeoPrior, Position, from_local_metres, haversine_m, to_local_metres
+from retrieval.images import read_image
 from retrieval.index.place_index import PlaceIndex
 from retrieval.index.sampling import evenly_spaced
 
 _BLOCK: Final = 512
 _NEIGHBOURS: Final = 11
+_BATCH: Final = 16
+_LEAST_ERROR: Final = 1e-6
+# Of an index whose spread of scores was not measured.
+_USUAL_COPY_SCORE: Final = 0.995
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +30,8 @@ class DoctorSettings:
     """What counts as odd.
 
     Attributes:
-        copy_score: photos whose descriptors have at least this cosine look alike.
+        copy_spreads: photos are look-alikes whose cosine is this share of the index's spread of scores below 1 at most;
+            where that was not measured, 0.995 or more.
         copy_m: and lie at most this far apart: a copy, or a burst from one spot.
         outlier_m: neighbours that agree with each other within this, but lie further from the photo, contradict it.
         outlier_votes: how many of the nearest neighbours must agree on the other place.
@@ -34,9 +41,16 @@ class DoctorSettings:
         gap_m: consecutive photos of a session that are further apart leave a gap.
         most_gap_m: further apart than this they are two visits, not one with a gap.
         most_rows: of larger indexes a sample is examined for copies and outliers, spread evenly.
+        vocabulary_photos: so many photos are looked at for how they fit the vocabulary of an adapted bundle.
+        misfit: a photo fits badly whose local descriptors lie this many times as far from their centroids as those of
+            the photos fitted to. Of those fitted to, up to 6 in 100 do; of another part of a campus 65, of another
+            season 95.
+        most_misfits: a larger share of these calls for fitting anew.
+        few_fitted: what was fitted to fewer photos than this is better fitted to `many_times` as many.
+        many_times: see there.
     """
 
-    copy_score: float = 0.995
+    copy_spreads: float = 0.3
     copy_m: float = 10.0
     outlier_m: float = 25.0
     outlier_votes: int = 4
@@ -45,6 +59,11 @@ class DoctorSettings:
     gap_m: float = 30.0
     most_gap_m: float = 300.0
     most_rows: int = 50_000
+    vocabulary_photos: int = 128
+    misfit: float = 1.15
+    most_misfits: float = 0.15
+    few_fitted: int = 500
+    many_times: float = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +123,31 @@ class Gap:
     session: str
 
 
+@dataclass(frozen=True, slots=True)
+class VocabularyFit:
+    """How photos of an index fit the vocabulary that its bundle is adapted with.
+
+    Attributes:
+        fitted_on: photos that the vocabulary comes from.
+        photos: of the index that were looked at.
+        error: how far their local descriptors lie from their centroids, squared, in units of those fitted to.
+        misfits: how many of the photos looked at fit badly.
+        refit: whether fitting anew would help.
+    """
+
+    fitted_on: int
+    photos: int
+    error: float
+    misfits: int
+    refit: bool
+
+    def __str__(self) -> str:
+        return (
+            f"adapted to {counted(self.fitted_on, 'photo')}; {self.misfits} of {self.photos} looked at fit badly: "
+            f"local descriptors lie {self.error:.2f} times as far from their centroids"
+        )
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """What was found.
@@ -115,6 +159,7 @@ class Diagnosis:
         without_heading, without_time, without_session: how many references lack what.
         sessions: how many references each has.
         bundle_problem: what is wrong with the bundle that the version holds, with its remedy, or None.
+        vocabulary: how photos fit it; None where the bundle is not adapted, or no photo can be read.
     """
 
     count: int
@@ -128,6 +173,7 @@ class Diagnosis:
     without_session: int
     sessions: dict[str, int] = field(default_factory=dict)
     bundle_problem: str | None = None
+    vocabulary: VocabularyFit | None = None
 
 
 def diagnose(
@@ -141,6 +187,9 @@ def diagnose(
         on_progress: called with the number of references examined since the last call.
     """
     settings = settings or DoctorSettings()
+    spread = index.manifest.score_spread
+    copy_score = _USUAL_COPY_SCORE if spread is None else 1.0 - settings.copy_spreads * spread
+    bundle, bundle_problem = _held_bundle(index)
     examined = evenly_spaced(index.count, settings.most_rows)
     pairs: list[tuple[int, int, float]] = []
     misplaced: list[Misplaced] = []
@@ -151,7 +200,7 @@ def diagnose(
             others = (neighbours != row) & (neighbours >= 0)
             near, alike = neighbours[others], scores[others].astype(np.float64)
             metres = np.asarray(haversine_m(index.lat[row], index.lon[row], index.lat[near], index.lon[near]))
-            copies = (alike >= settings.copy_score) & (metres <= settings.copy_m)
+            copies = (alike >= copy_score) & (metres <= settings.copy_m)
             pairs += [
                 (int(row), int(other), float(score)) for other, score in zip(near[copies], alike[copies], strict=True)
             ]
@@ -172,16 +221,52 @@ def diagnose(
         without_time=references.without_time,
         without_session=int((references.session < 0).sum()),
         sessions=references.counts,
-        bundle_problem=_bundle_problem(index),
+        bundle_problem=bundle_problem,
+        vocabulary=None if bundle is None else _vocabulary_fit(index, bundle, settings),
     )
 
 
-def _bundle_problem(index: PlaceIndex) -> str | None:
+def _held_bundle(index: PlaceIndex) -> tuple[Bundle | None, str | None]:
+    """The bundle that the version holds, and what is wrong with it."""
     try:
-        index.held_bundle()
+        return index.held_bundle(), None
     except BundleError as error:
-        return str(error)
-    return None
+        return None, str(error)
+
+
+def _vocabulary_fit(index: PlaceIndex, bundle: Bundle, settings: DoctorSettings) -> VocabularyFit | None:
+    adaptation = bundle.manifest.adaptation
+    if adaptation is None:
+        return None
+    errors = _relative_errors(index, bundle, evenly_spaced(index.count, settings.vocabulary_photos))
+    if not len(errors):
+        return None
+    misfits = int((errors > settings.misfit).sum())
+    few = adaptation.photos < settings.few_fitted and index.count >= settings.many_times * adaptation.photos
+    return VocabularyFit(
+        fitted_on=adaptation.photos,
+        photos=len(errors),
+        error=float(errors.mean()),
+        misfits=misfits,
+        refit=few or misfits > settings.most_misfits * len(errors),
+    )
+
+
+def _relative_errors(index: PlaceIndex, bundle: Bundle, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n,) quantisation errors of those photos that can be read, in units of those of the photos fitted to."""
+    # It needs onnx, which is not loaded where nothing is adapted.
+    from retrieval.bundle.adaptation import quantisation_errors
+
+    images = []
+    for reference in index.references(rows):
+        try:
+            images.append(read_image(reference.path, bundle.preprocessing))
+        except ImageError:
+            continue
+    assert bundle.manifest.adaptation is not None
+    known = [max(one.quantisation_error, _LEAST_ERROR) for one in bundle.manifest.adaptation.vocabularies]
+    batches = (np.stack(images[begin : begin + _BATCH]) for begin in range(0, len(images), _BATCH))
+    return np.asarray((quantisation_errors(bundle, batches) / np.array(known)).mean(axis=1), np.float64)
 
 
 def _misplaced(

@@ -241,12 +241,15 @@ def in_numpy(graph: onnx.ModelProto, adaptation: Adaptation) -> Describe:
     return lambda images: adaptation.describe(describe(images))
 
 
-def quantisation_errors(bundle: Bundle, photos: Photos) -> list[float]:
+def quantisation_errors(bundle: Bundle, photos: Photos) -> NDArray[np.float64]:
     """How badly photos fit the vocabularies of an adapted bundle: as `VocabularyReport.quantisation_error`, of each.
 
     Args:
         bundle: an adapted one.
-        photos: batches of decoded photos, at least one.
+        photos: batches of decoded photos.
+
+    Returns:
+        (n, v): of each photo and each of the vocabularies.
 
     Raises:
         ParameterError: the bundle was not adapted.
@@ -255,12 +258,16 @@ def quantisation_errors(bundle: Bundle, photos: Photos) -> list[float]:
     graph = _graph_of(bundle)
     vocabularies = vocabularies_in(bundle, graph)
     describe = dense_describer(graph, bundle.manifest.dense_outputs)
-    total, count = np.zeros(len(vocabularies)), 0
-    for images in photos:
-        errors = [v.error_of(v.local(dense)) for v, dense in zip(vocabularies, describe(images), strict=True)]
-        total += np.array(errors) * len(images)
-        count += len(images)
-    return [float(error) for error in total / count]
+    errors = [
+        [
+            [v.error_of(local) for local in v.local(dense)]
+            for v, dense in zip(vocabularies, describe(images), strict=True)
+        ]
+        for images in photos
+    ]
+    if not errors:
+        return np.empty((0, len(vocabularies)))
+    return np.concatenate([np.array(batch).T for batch in errors])
 
 
 def _graph_of(bundle: Bundle) -> onnx.ModelProto:

@@ -430,6 +430,10 @@ def _print_diagnosis(index: "PlaceIndex", diagnosis: "Diagnosis") -> None:
     console.print(f"{counted(diagnosis.count, 'reference')} of {index.name}, version {index.version}")
     if diagnosis.bundle_problem is not None:
         console.print(f"[red]its bundle is damaged[/] {escape(diagnosis.bundle_problem)}")
+    if diagnosis.vocabulary is not None:
+        console.print(str(diagnosis.vocabulary))
+        if diagnosis.vocabulary.refit:
+            console.print("[yellow]adapting anew would help[/]: build the index again with --refit")
     if diagnosis.examined < diagnosis.count:
         console.print(f"{diagnosis.examined:,} of them examined for copies and positions")
     _heading(len(diagnosis.jumps), "photo that lies off its session's way", "photos that lie off their session's way")

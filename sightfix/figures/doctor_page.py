@@ -41,6 +41,7 @@ def doctor_page(index: PlaceIndex, diagnosis: Diagnosis) -> str:
         grid=drawing.grid(),
         **_marks(index, diagnosis, drawing),
         tables=_tables(index, diagnosis),
+        vocabulary=diagnosis.vocabulary,
         missing=f"{diagnosis.without_heading:,} without heading, {diagnosis.without_time:,} without time, "
         f"{diagnosis.without_session:,} without session; {counted(len(diagnosis.sessions), 'session')}.",
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from PIL import Image
 
 from export.exporting import ExportSettings, write_export
 from index_builder.adapting import (
@@ -16,6 +17,7 @@ from index_builder.adapting import (
     without_adaptation,
 )
 from index_builder.describing import DescribeSettings
+from index_builder.maintenance.doctor import diagnose
 from index_builder.update import (
     ENGINES,
     EngineName,
@@ -34,6 +36,7 @@ from retrieval.errors import ParameterError
 from retrieval.images import read_image
 from retrieval.index.folder import published_versions
 from retrieval.index.place_index import PlaceIndex
+from sightfix.figures.doctor_page import doctor_page
 from tests.forked import run_forked
 from tests.index_builder import ray_in_one_process
 from tests.index_builder.killed_build import die
@@ -273,3 +276,43 @@ def test_a_damaged_sample_is_fitted_again(places: Places, tmp_path: Path) -> Non
     sample.write_bytes(sample.read_bytes()[: sample.stat().st_size // 2])
     build_index(places, Describer(open_bundle(), threads=1), indexes, "town", settings)
     assert opened(indexes)[1].manifest.adaptation is not None
+
+
+def test_the_doctor_says_when_photos_do_not_fit_the_vocabulary(places: Places, tmp_path: Path) -> None:
+    indexes = tmp_path / "indexes"
+    build(places, indexes)
+    index, held = opened(indexes)
+    fit = diagnose(index).vocabulary
+    assert fit is not None
+    assert (fit.fitted_on, fit.photos, fit.misfits, fit.refit) == (14, 14, 0, False)
+    assert 0.9 < fit.error < 1.1
+    # Photos of another kind are appended.
+    more = make_places(tmp_path, 17)
+    chequers = (np.indices((256, 256)).sum(axis=0) // 8 % 2 * 255).astype(np.uint8)
+    for row in more.rows[14:]:
+        Image.fromarray(chequers).save(row.path)
+    append_references(more, Describer(held, threads=1), indexes, "town")
+    grown = opened(indexes)[0]
+    fit = diagnose(grown).vocabulary
+    assert fit is not None
+    assert (fit.photos, fit.misfits, fit.refit) == (17, 3, True)
+    assert fit.error > 1.1
+    assert "adapted to 14 photos" in str(fit)
+    assert "Adapting anew would help" in doctor_page(grown, diagnose(grown))
+    for row in more.rows:
+        row.path.unlink()
+    assert diagnose(grown).vocabulary is None
+
+
+def test_the_doctor_advises_to_refit_what_was_fitted_to_few_of_many(places: Places, tmp_path: Path) -> None:
+    indexes = tmp_path / "indexes"
+    build(places, indexes)
+    append_references(make_places(tmp_path, 3 * 14), Describer(opened(indexes)[1], threads=1), indexes, "town")
+    fit = diagnose(opened(indexes)[0]).vocabulary
+    assert fit is not None
+    assert fit.refit
+
+
+def test_an_index_that_is_not_adapted_has_no_vocabulary_to_fit(places: Places, tmp_path: Path) -> None:
+    build(places, tmp_path / "indexes", "never")
+    assert diagnose(opened(tmp_path / "indexes")[0]).vocabulary is None

@@ -109,7 +109,7 @@ def test_copies_are_grouped(tmp_path: Path, bundle: Bundle) -> None:
     copies = [replace(rows[7], id=f"copy/{n}.jpg", path=Path(f"copy/{n}.jpg"), session=None) for n in range(2)]
     both = np.concatenate([descriptors, descriptors[[7, 7]]])
     index = index_of(tmp_path / "v", bundle, [*rows, *copies], both)
-    found = diagnose(index, DoctorSettings(copy_score=0.9999))
+    found = diagnose(index, DoctorSettings(copy_spreads=0.0005))
     assert [ids(index, group.rows) for group in found.copies] == [{"0/007.jpg", "copy/0.jpg", "copy/1.jpg"}]
     assert found.copies[0].least_score > 0.9999
 
