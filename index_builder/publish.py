@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from retrieval.artefact import (
     FileRecord,
+    can_link,
     flush_to_disk,
     hash_file,
     link_or_copy,
@@ -142,14 +143,23 @@ def hold_bundle(version_folder: Path, bundle: Bundle) -> None:
 
 
 def bytes_not_held(versions: Path, bundle: Bundle) -> int:
-    """How much `hold_bundle` will have to copy.
+    """How much `hold_bundle` will have to copy: what no version holds, and everything where the disk has no links.
 
     Args:
         versions: the folder of an index's versions.
         bundle: that will be held.
+
+    Raises:
+        OSError: the disk refuses.
     """
-    files = bundle.manifest.files.items()
-    return sum(record.size for name, record in files if not any(_held_files(versions, name, record)))
+
+    def is_linked(name: str, record: FileRecord) -> bool:
+        held = next(_held_files(versions, name, record), None)
+        with contextlib.suppress(FileNotFoundError):  # pruned at this moment
+            return held is not None and can_link(held, versions)
+        return False
+
+    return sum(record.size for name, record in bundle.manifest.files.items() if not is_linked(name, record))
 
 
 def _link_held(versions: Path, name: str, record: FileRecord, target: Path) -> bool:

@@ -46,11 +46,18 @@ from index_builder.version_writer import FeaturesPlan, VersionContent, write_ver
 from retrieval.artefact import MANIFEST_NAME, storage_errors, verify_files
 from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer, Descriptors
-from retrieval.errors import BundleError, IndexNotFoundError, PlaceIndexError, ReferenceDataError
+from retrieval.errors import BundleError, IndexNotFoundError, PlaceIndexError, ReferenceDataError, SightfixError
 from retrieval.images import LeftOut
-from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, check_index_name, current_version_or_none
-from retrieval.index.manifest import DescribingRecord
-from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
+from retrieval.index.folder import (
+    CURRENT_NAME,
+    VERSIONS_NAME,
+    check_index_name,
+    current_version,
+    current_version_or_none,
+    published_versions,
+)
+from retrieval.index.manifest import DescribingRecord, PlaceIndexManifest
+from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex, held_bundle
 from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references
 from retrieval.index.vectors.exact import Storage
 from retrieval.references.reference import ReferenceSource
@@ -97,6 +104,8 @@ class UpdateSettings:
 def bundle_for_build(indexes: Path, name: str, named: Path | None = None, *, of_a_first: Path | None = None) -> Bundle:
     """The bundle that an index is made with, from all of its photos.
 
+    Damage to an index does not change its model: where that of the version before cannot be known, it must be named.
+
     Args:
         indexes: the folder of all indexes.
         name: of this index.
@@ -107,23 +116,38 @@ def bundle_for_build(indexes: Path, name: str, named: Path | None = None, *, of_
         The named one, or the one that the current version holds, or that of a first.
 
     Raises:
-        BundleError: it cannot be opened.
+        BundleError: it cannot be opened, or not be known.
     """
     if named is not None:
         return open_bundle(named)
-    try:
-        before = PlaceIndex.open(indexes / check_index_name(name), memory_map=True)
-    except (IndexNotFoundError, PlaceIndexError):  # making the index anew is the remedy of that
+    folder = indexes / check_index_name(name)
+    if not (folder / CURRENT_NAME).exists() or not published_versions(folder):
         return open_bundle(of_a_first)
     try:
-        return before.held_bundle() or open_bundle(of_a_first)
+        before = folder / VERSIONS_NAME / current_version(folder)
+    except IndexNotFoundError as damage:
+        raise _must_be_named(damage) from damage
+    try:
+        return held_bundle(before) or open_bundle(of_a_first)
     except BundleError as damage:
         same = open_bundle(of_a_first)
-        if same.fingerprint == before.manifest.bundle.fingerprint:
+        if _was_described_with(before, same):
             return same
-        raise BundleError(
-            damage.what, where=damage.where, remedy="Name the bundle to describe with: --bundle FOLDER, or default"
-        ) from damage
+        raise _must_be_named(damage) from damage
+
+
+def _was_described_with(version_folder: Path, bundle: Bundle) -> bool:
+    """Whether a version says so."""
+    try:
+        return PlaceIndexManifest.read(version_folder, PlaceIndexError).bundle.fingerprint == bundle.fingerprint
+    except PlaceIndexError:
+        return False
+
+
+def _must_be_named(damage: SightfixError) -> BundleError:
+    """The error where the bundle of the version before cannot be had."""
+    remedy = "Name the bundle to describe with: --bundle FOLDER, or default"
+    return BundleError(damage.what, where=damage.where, remedy=remedy)
 
 
 def build_index(
@@ -223,7 +247,11 @@ class _Updater:
     def run(self, make_plan: Callable[[], UpdatePlan]) -> Update:
         """Plan, describe, write, check and publish."""
         settings = self.settings
-        with draft_version(self.indexes, self.name, activate=settings.activate) as draft, self._work(draft) as work:
+        with (
+            draft_version(self.indexes, self.name, activate=settings.activate) as draft,
+            self._work(draft) as work,
+            contextlib.ExitStack() as own,
+        ):
             self.observer.reached("draft opened")
             # The version before: of it come the counts of what was added and removed, and what a rollback returns to.
             # None also where CURRENT names none that exists: making the index anew repairs that.
@@ -235,6 +263,8 @@ class _Updater:
                 base = self._described_before(plan, draft)
                 features = self._features(plan, base)
                 updater, adapted = self._adapted(plan, work, base)
+                if updater.describer is not self.describer:  # the caller closes his own
+                    own.callback(updater.describer.close)
                 parts = updater._describe(plan, work, None if settings.describe_again else base, features, adapted)
             if plan.base is not None and len(plan.kept) == plan.base.count and not len(parts.rows):
                 return _unchanged(plan.base, plan.skipped, parts.unreadable)

@@ -23,6 +23,9 @@ from retrieval.errors import ArtefactError, StorageError
 MANIFEST_NAME: Final = "manifest.json"
 SEAL_NAME: Final = "manifest.sha256"
 
+# What the system says where a file cannot be linked.
+_NO_LINK: Final = (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS)
+
 
 class FileRecord(BaseModel):
     """What a manifest says about one file: its SHA-256 in hex and its size in bytes."""
@@ -209,9 +212,25 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS):
+        if error.errno not in _NO_LINK:
             raise
         shutil.copyfile(source, target)
+
+
+def can_link(source: Path, folder: Path) -> bool:
+    """Whether `link_or_copy` links a file into a folder; tried there, and taken back.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as trial:
+        try:
+            os.link(source, Path(trial) / source.name)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            return False
+    return True
 
 
 @contextlib.contextmanager

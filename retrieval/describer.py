@@ -101,6 +101,15 @@ class Describer:
             on_build=self._request.on_build,
         )
 
+    def bundle_moved(self, bundle: Bundle) -> None:
+        """Read further files of the bundle from another folder that holds it; the engine goes on as it is.
+
+        Args:
+            bundle: the same one, opened there; another is our own mistake.
+        """
+        assert bundle.manifest == self.bundle.manifest, "another bundle needs another describer"
+        self.bundle = bundle
+
     @property
     def description(self) -> EngineDescription:
         """What really computes."""

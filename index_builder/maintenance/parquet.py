@@ -24,9 +24,9 @@ from retrieval.errors import (
     ParameterError,
     ReferenceDataError,
 )
-from retrieval.index.folder import check_index_name
+from retrieval.index.folder import VERSIONS_NAME, check_index_name, current_version
 from retrieval.index.manifest import BundleIdentity, PlaceIndexManifest, Source
-from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex
+from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex, held_bundle
 from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references
 from retrieval.index.vectors.exact import Storage
 
@@ -164,8 +164,9 @@ def stored_as(path: Path) -> Storage:
 
 def _held_alike(indexes: Path, name: str, wanted: BundleIdentity) -> Bundle | None:
     """The bundle that the current version of an index holds, where it is the wanted one."""
+    folder = indexes / check_index_name(name)
     try:
-        held = PlaceIndex.open(indexes / check_index_name(name), memory_map=True).held_bundle()
+        held = held_bundle(folder / VERSIONS_NAME / current_version(folder))
     except (IndexNotFoundError, ArtefactError):
         return None
     return held if held is not None and held.fingerprint == wanted.fingerprint else None

@@ -37,7 +37,8 @@ _SMALLEST_SINGULAR: Final = 0.01
 _SAME: Final = 1e-4
 # Of random directions beside the last principal one.
 _RANDOM_GAIN: Final = 0.4
-_SMALLEST_DIM: Final = 16
+# Numbers of an adapted descriptor.
+SMALLEST_DIM: Final = 16
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class AdaptationSettings:
         Raises:
             ParameterError: D is below 16.
         """
-        if dim < _SMALLEST_DIM:
+        if dim < SMALLEST_DIM:
             raise ParameterError(f"{dim} numbers are too few for an adapted descriptor", remedy="Give 16 or more")
         means = min(cls.mean_dim, dim // 8)
         return cls(residual_dim=dim - means, mean_dim=means, exactly=True)

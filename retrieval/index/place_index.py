@@ -20,8 +20,8 @@ from retrieval.bundle.whitening import Whitening
 from retrieval.describer import Descriptors
 from retrieval.errors import BundleError, IndexNotFoundError, PlaceIndexError
 from retrieval.geo import EARTH_RADIUS_M, Float64Array, GeoPrior, unit_vectors
-from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, current_version
-from retrieval.index.manifest import PlaceIndexManifest
+from retrieval.index.folder import CURRENT_NAME, VERSIONS_NAME, current_version, current_version_or_none
+from retrieval.index.manifest import BundleIdentity, PlaceIndexManifest
 from retrieval.index.reference_table import ReferenceTable
 from retrieval.index.searchable import SearchablePlaceIndex, SearchResult
 from retrieval.index.vectors.candidates import Candidates, StoredVectors
@@ -162,18 +162,18 @@ class PlaceIndex(SearchablePlaceIndex):
 
     def held_bundle(self) -> Bundle | None:
         """As `SearchablePlaceIndex.held_bundle`."""
+        return _open_held(self.folder, self.manifest.bundle)
+
+    @property
+    def bundle_holder(self) -> Path | None:
+        """What users name the bundle by that the version holds, see `bundle_folder`; None where it holds none.
+
+        The index while the version is current, for it outlives its versions; else the folder in the version.
+        """
         if not self.manifest.bundle.held:
             return None
-        folder = self.folder / HELD_NAME
-        bundle = open_bundle(folder)
-        if bundle.fingerprint != self.manifest.bundle.fingerprint:
-            raise BundleError(
-                f"this is another bundle ({bundle.fingerprint[:12]}) than the one that described the references "
-                f"({self.manifest.bundle.fingerprint[:12]})",
-                where=str(folder),
-                remedy="Copy the version again from where it was made, or build it again",
-            )
-        return bundle
+        is_current = current_version_or_none(self.index_folder) == self.version
+        return self.index_folder if is_current else self.folder / HELD_NAME
 
     @property
     def local_features(self) -> StoredFeatures | None:
@@ -249,6 +249,47 @@ class PlaceIndex(SearchablePlaceIndex):
     def all_positions(self) -> tuple[Float64Array, Float64Array]:
         """Latitudes and longitudes of all rows: (N,) degrees each."""
         return self.lat, self.lon
+
+
+def held_bundle(version_folder: Path) -> Bundle | None:
+    """The bundle that a version holds, whatever its other files are like.
+
+    Args:
+        version_folder: of the version.
+
+    Returns:
+        None where it was written before versions held their bundle.
+
+    Raises:
+        BundleError: it is damaged, or another than the one that described the references; or there is none, and the
+            manifest of the version cannot be read, so that nothing says which it was.
+    """
+    try:
+        manifest = PlaceIndexManifest.read(version_folder, PlaceIndexError)
+    except PlaceIndexError as damage:
+        if (version_folder / HELD_NAME).is_dir():
+            return open_bundle(version_folder / HELD_NAME)
+        raise BundleError(
+            f"nothing says which bundle described the references: {damage.what}",
+            where=damage.where,
+            remedy="Copy the version again from where it was made",
+        ) from damage
+    return _open_held(version_folder, manifest.bundle)
+
+
+def _open_held(version_folder: Path, described_with: BundleIdentity) -> Bundle | None:
+    if not described_with.held:
+        return None
+    folder = version_folder / HELD_NAME
+    bundle = open_bundle(folder)
+    if bundle.fingerprint != described_with.fingerprint:
+        raise BundleError(
+            f"this is another bundle ({bundle.fingerprint[:12]}) than the one that described the references "
+            f"({described_with.fingerprint[:12]})",
+            where=str(folder),
+            remedy="Copy the version again from where it was made, or build it again",
+        )
+    return bundle
 
 
 def file_names(manifest: PlaceIndexManifest) -> list[str]:

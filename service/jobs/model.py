@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from retrieval.bundle.vlad import SMALLEST_DIM
 from retrieval.errors import ParameterError
 from retrieval.index.folder import check_index_name
 from retrieval.index.vectors.candidates import WantedType
@@ -60,7 +61,13 @@ class FullJobRequest(_Describing):
     recall: float = Field(
         default=0.95, gt=0, le=1, description="Of an approximate type: share of the ten best of exact search"
     )
-    whiten: int = Field(default=0, ge=0, description="Numbers of a descriptor, of an adapted bundle; 0: as usual")
+    # Jobs of earlier servers asked for fewer: `JobSettings.check_whitening` refuses them where they are submitted.
+    whiten: int = Field(
+        default=0,
+        ge=0,
+        description=f"Numbers of a descriptor, of an adapted bundle, at least {SMALLEST_DIM}; 0: as usual. "
+        "Refused where the server was given a bundle, or a precision other than fp32",
+    )
 
 
 class AppendJobRequest(_Describing):

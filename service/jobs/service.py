@@ -186,6 +186,7 @@ class JobService(JobStore):
             return known, False
         if isinstance(request, (FullJobRequest, AppendJobRequest)):
             confined_spec(request.source, self.settings.source_roots)
+            self.settings.check_whitening(request)
         elif not self.settings.source_roots:
             raise RequestError(
                 "this server accepts no jobs", code="jobs_disabled", remedy="Start it with at least one source root"

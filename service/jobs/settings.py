@@ -6,8 +6,12 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from retrieval.bundle import Precision
+from retrieval.bundle.vlad import SMALLEST_DIM
 from retrieval.engines.choosing import ProviderChoice
 from retrieval.images import DEFAULT_LIMITS
+from service.answer import FieldProblem
+from service.jobs.model import FullJobRequest, JobRequest
+from service.problems import RequestError
 
 # Absolute, for the worker is another process; links are resolved when they are used, not before.
 _AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -64,6 +68,33 @@ class JobSettings(BaseModel):
     kept_jobs: int = Field(default=1000, ge=1)
     idle_exit_s: float = Field(default=10.0, ge=0)
     stalled_s: float = Field(default=60.0, gt=0)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether jobs may adapt the bundle of an index to its photos.
+
+        What the server was given to describe with is not changed under it, and an adapted bundle has no graph but fp32.
+        """
+        return self.bundle is None and self.precision == "fp32"
+
+    def check_whitening(self, request: JobRequest) -> None:
+        """Refuse a job that asks for a number of numbers that no descriptor has, or that this server could not serve.
+
+        Raises:
+            RequestError: it is too small, or jobs do not adapt bundles (``validation_error``).
+        """
+        if not isinstance(request, FullJobRequest) or not request.whiten:
+            return
+        if request.whiten < SMALLEST_DIM:
+            what, remedy = f"{request.whiten} numbers are too few", f"Send 0, or {SMALLEST_DIM} at least"
+        elif not self.adapts:
+            given = f"describes in {self.precision}" if self.bundle is None else "was given the bundle to describe with"
+            what = f"this server {given}, so its jobs do not adapt bundles"
+            remedy = "Leave out whiten, or have the server started without SIGHTFIX_BUNDLE and in fp32"
+        else:
+            return
+        wrong = FieldProblem(pointer="/whiten", message=what)
+        raise RequestError(f"/whiten: {what}", code="validation_error", remedy=remedy, errors=[wrong])
 
     @property
     def database(self) -> Path:

@@ -303,13 +303,12 @@ class JobRunner:
     def _update(self, job: TakenJob) -> JobResult:
         request, jobs = job.request, self._settings
         observer = JobObserver(self._queue, job, self._stop)
+        jobs.check_whitening(request)  # the settings may be others than when the job was accepted
         dim = (request.whiten or None) if isinstance(request, FullJobRequest) else None
         first = current_version_or_none(jobs.indexes / request.index) is None
-        adaptable = jobs.bundle is None and jobs.precision == "fp32"
         settings = UpdateSettings(
             design=_design(request),
-            # What the server was given to describe with is not changed under it.
-            adapt="auto" if dim is not None or (first and adaptable) else "never",
+            adapt="auto" if jobs.adapts and (first or dim is not None) else "never",
             dim=dim,
             describe=DescribeSettings(
                 batch_size=jobs.batch_size,
@@ -362,10 +361,14 @@ class JobRunner:
         return base.open_bundle(None if base.manifest.bundle.held else jobs.bundle)
 
     def _open_describer(self, bundle: Bundle) -> Describer:
-        """The describer of a bundle; kept from job to job while that stays the same."""
+        """The describer of a bundle; its engine is kept from job to job while that stays the same."""
         settings = self._settings
-        if self._describer is not None and self._describer.bundle.manifest == bundle.manifest:
-            return self._describer
+        if self._describer is not None:
+            if self._describer.bundle.manifest == bundle.manifest:
+                self._describer.bundle_moved(bundle)  # the version that it was opened from may be pruned
+                return self._describer
+            self._describer.close()
+            self._describer = None
         self._describer = Describer(
             bundle,
             provider=settings.provider,

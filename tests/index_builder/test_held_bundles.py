@@ -10,6 +10,7 @@ import pytest
 
 from index_builder.maintenance.parquet import export_index, import_index
 from index_builder.maintenance.versions import verify_version
+from index_builder.publish import bytes_not_held
 from index_builder.update import (
     UpdateSettings,
     append_references,
@@ -64,6 +65,10 @@ def held(index: PlaceIndex) -> Bundle:
     return found
 
 
+def no_links(source: Path, target: Path) -> None:
+    raise OSError(errno.EPERM, "no links here")
+
+
 def test_a_first_version_holds_a_copy(places: Places, coloured: Describer, colours: Bundle, tmp_path: Path) -> None:
     index = build(places, coloured, tmp_path / "indexes")
     assert index.manifest.bundle.held
@@ -112,10 +117,6 @@ def test_a_disk_without_links_holds_copies(
     places: Places, coloured: Describer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build(places, coloured, tmp_path / "indexes")
-
-    def no_links(source: Path, target: Path) -> None:
-        raise OSError(errno.EPERM, "no links here")
-
     monkeypatch.setattr(os, "link", no_links)
     second = build(places, coloured, tmp_path / "indexes")
     assert held(second).manifest == held(first).manifest
@@ -201,6 +202,72 @@ def test_which_bundle_an_index_is_made_with(
         bundle_for_build(indexes, "town")
     (indexes / "town" / "CURRENT").unlink()
     assert bundle_for_build(indexes, "town") == bundle
+
+
+def test_damage_to_a_version_does_not_change_its_model(
+    places: Places, coloured: Describer, colours: Bundle, tmp_path: Path
+) -> None:
+    indexes = tmp_path / "indexes"
+    index = build(places, coloured, indexes)
+    table = index.folder / "references.parquet"
+    table.write_bytes(table.read_bytes()[:-10])
+    assert bundle_for_build(indexes, "town").manifest == colours.manifest
+    flip_byte(index.folder / "manifest.json")
+    assert bundle_for_build(indexes, "town").manifest == colours.manifest
+    # Nothing tells any more.
+    shutil.rmtree(index.folder / HELD_NAME)
+    with pytest.raises(BundleError, match=r"nothing says which bundle.*Name the bundle to describe with: --bundle"):
+        bundle_for_build(indexes, "town", of_a_first=colours.folder)
+    assert bundle_for_build(indexes, "town", colours.folder) == colours
+    (indexes / "town" / "CURRENT").write_text("2026")
+    with pytest.raises(BundleError, match=r"'2026', which does not exist\. Name the bundle to describe with: --bundle"):
+        bundle_for_build(indexes, "town")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_room_is_kept_for_what_will_be_copied(
+    places: Places, coloured: Describer, colours: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    versions = tmp_path / "indexes" / "town" / "versions"
+    versions.mkdir(parents=True)
+    everything = sum(record.size for record in colours.manifest.files.values())
+    assert bytes_not_held(versions, colours) == everything
+    build(places, coloured, tmp_path / "indexes")
+    before = sorted(versions.iterdir())
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    assert bytes_not_held(versions, colours) == (0 if links else everything)
+    assert sorted(versions.iterdir()) == before
+
+
+def test_the_describer_of_an_adapted_bundle_is_closed_by_the_update_that_opened_it(
+    tmp_path: Path, describer: Describer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else two engines would stay in the memory of a GPU."""
+    closed: list[Bundle] = []
+    close = Describer.close
+
+    def recorded(self: Describer) -> None:
+        closed.append(self.bundle)
+        close(self)
+
+    monkeypatch.setattr(Describer, "close", recorded)
+    settings = UpdateSettings(adapt="auto")
+    for _ in range(2):
+        index = PlaceIndex.open(
+            build_index(make_places(tmp_path, 12), describer, tmp_path / "indexes", "town", settings).folder
+        )
+        assert [one.fingerprint for one in closed] == [held(index).fingerprint]
+        closed.clear()
+
+
+def test_what_names_the_bundle_of_a_version(places: Places, coloured: Describer, tmp_path: Path) -> None:
+    first = build(places, coloured, tmp_path / "indexes")
+    assert first.bundle_holder == tmp_path / "indexes" / "town"
+    build(places, coloured, tmp_path / "indexes")
+    assert first.bundle_holder == first.folder / HELD_NAME
+    old = Path(__file__).parents[1] / "data" / "written_by_c0fdd7f" / "indexes" / "exact"
+    assert PlaceIndex.open(old).bundle_holder is None
 
 
 def test_what_a_held_bundle_has_beside_the_shipped_graph_stays(

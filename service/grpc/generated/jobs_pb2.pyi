@@ -158,7 +158,9 @@ class FullWork(_message.Message):
     recall: _builtins.float
     """Of the ten best references by exact search, the share that an approximate index must return; 0.95 if not set."""
     whiten: _builtins.int
-    """How many numbers a descriptor of an adapted bundle has; 0: as usual."""
+    """How many numbers a descriptor of an adapted bundle has, at least 16; 0: as usual. Refused where the server was given a
+    bundle, or a precision other than fp32.
+    """
     def __init__(
         self,
         *,

@@ -50,7 +50,7 @@ def stub(published: PublishedPlaces, jobs: JobService) -> Iterator[JobServiceStu
 SPECS = [
     FULL,
     pb.JobSpec(index="town", publish=pb.PUBLISH_MANUAL, full=pb.FullWork(source="csv:town/refs.csv", storage="fp32")),
-    pb.JobSpec(index="town", full=pb.FullWork(source="csv:town/refs.csv", index_type="hnsw", recall=0.9, whiten=8)),
+    pb.JobSpec(index="town", full=pb.FullWork(source="csv:town/refs.csv", index_type="hnsw", recall=0.9, whiten=64)),
     pb.JobSpec(index="town", append=pb.AppendWork(source="csv:town/refs.csv", describe_again=True)),
     pb.JobSpec(index="town", remove=pb.RemoveWork(reference_ids=["a", "b"])),
     pb.JobSpec(index="town", remove=pb.RemoveWork(remove_missing=True)),

@@ -128,6 +128,39 @@ def test_a_body_that_cannot_be_read(http: TestClient, content: bytes, media_type
     assert (response.status_code, response.json()["code"]) == (status, code)
 
 
+@pytest.mark.parametrize(
+    ("settings", "whiten", "text"),
+    [
+        ({}, 8, "/whiten: 8 numbers are too few. Send 0, or 16 at least."),
+        (
+            {"bundle": "/bundles/own"},
+            64,
+            "/whiten: this server was given the bundle to describe with, so its jobs do not adapt bundles. "
+            "Leave out whiten, or have the server started without SIGHTFIX_BUNDLE and in fp32.",
+        ),
+        (
+            {"precision": "fp16"},
+            64,
+            "/whiten: this server describes in fp16, so its jobs do not adapt bundles. "
+            "Leave out whiten, or have the server started without SIGHTFIX_BUNDLE and in fp32.",
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_had_are_refused(town: Town, settings, whiten: int, text: str) -> None:
+    town.write_photos(1)
+    http = client_of(JobService(town.settings(**settings)))
+    response = http.post("/jobs", json={**FULL, "whiten": whiten})
+    assert (response.status_code, response.json()["code"]) == (422, "validation_error")
+    assert response.json()["detail"] == text
+    assert response.json()["errors"][0]["pointer"] == "/whiten"
+    assert http.get("/jobs").json()["jobs"] == []
+    assert http.post("/jobs", json={**FULL, "whiten": 0}).status_code == 202
+
+
+def test_as_many_numbers_as_can_be_had_are_accepted(http: TestClient) -> None:
+    assert http.post("/jobs", json={**FULL, "whiten": 16}).status_code == 202
+
+
 @pytest.mark.parametrize("source", ["csv:../secret.csv", "exif:/etc", "http://10.0.0.1/", "csv:town/refs.csv?root=/"])
 def test_a_source_outside_the_roots_is_refused(http: TestClient, source: str) -> None:
     response = http.post("/jobs", json={**FULL, "source": source})

@@ -23,6 +23,7 @@ from service.jobs.store import JobStore
 from service.jobs.work_queue import WorkQueue
 from service.jobs.worker import JobRunner
 from tests.places import make_places
+from tests.retrieval.engines.colour_bundle import write_colour_bundle
 from tests.retrieval.other_bundle import write_other_bundle
 from tests.service.jobs.town import REPOSITORY, Town, request, run_worker, running_jobs, until, wait_for
 
@@ -184,6 +185,41 @@ def test_what_the_server_was_given_to_describe_with_is_not_adapted(town: Town) -
     [job] = done(town, request("full"), bundle=open_bundle().folder)
     assert job.state == "SUCCEEDED", job.error
     assert PlaceIndex.open(town.index).open_bundle().fingerprint == open_bundle().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("whiten", "settings", "text"),
+    [
+        (64, {"bundle": open_bundle().folder}, "was given the bundle to describe with"),
+        (8, {}, "8 numbers are too few"),
+    ],
+)
+def test_numbers_that_cannot_be_had_when_the_job_starts(indexed: Town, whiten: int, settings, text: str) -> None:
+    """It was accepted by a server that was started otherwise, or an earlier one."""
+    code, detail = failure_of(indexed, request("full", whiten=whiten), **settings)
+    assert code == "validation_error"
+    assert text in detail
+
+
+def test_the_version_that_a_bundle_was_opened_from_may_be_pruned(town: Town) -> None:
+    """The next job describes with the engine that is there, and copies the bundle from where it is now."""
+    town.write_photos(3)
+    colours = write_colour_bundle(town.folder / "colours")
+    build_index(make_places(town.roots / "town", 3), Describer(colours, threads=1), town.indexes, "town")
+    settings = town.settings(bundle=colours.folder)
+    store, queue = JobStore(settings), WorkQueue(settings)
+    runner = JobRunner(settings, queue, threading.Event())
+    for index in ("town", "village"):
+        job_id = store.submit(request("full", storage="fp32").model_copy(update={"index": index}), None)[0].id
+        taken = queue.take()
+        assert taken is not None
+        assert runner.run(taken)
+        job = store.get(job_id)
+        assert job.state == "SUCCEEDED", job.error
+        if index == "town":
+            shutil.rmtree(town.index)
+    queue.close()
+    assert PlaceIndex.open(town.indexes / "village").open_bundle().manifest == colours.manifest
 
 
 def test_an_index_that_holds_no_bundle_needs_that_of_the_settings(indexed: Town) -> None:
