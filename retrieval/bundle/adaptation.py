@@ -52,7 +52,7 @@ from retrieval.index.sampling import evenly_spaced
 MOST_PHOTOS: Final = 4000
 
 # Of so many all are fitted to; of more a share that costs little beside describing them.
-_USUAL_PHOTOS: Final = 1500
+_USUAL_PHOTOS: Final = 1000
 _ONE_IN: Final = 20
 _SEED: Final = 14
 
@@ -86,7 +86,7 @@ def photos_to_fit(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray
         lat, lon: (n,) degrees, where the photos were taken.
 
     Returns:
-        rows: all of up to 1,500 photos, else 1,500 or one in 20, at most 4,000.
+        rows: all of up to 1,000 photos, else 1,000 or one in 20, at most 4,000.
     """
     count = min(len(lat), MOST_PHOTOS, max(_USUAL_PHOTOS, len(lat) // _ONE_IN))
     along = np.argsort(hilbert_key(lat, lon), kind="stable")

@@ -24,8 +24,10 @@ SMALLEST_RESIDUAL: Final = 0.1
 # Of fewer photos nothing is learnt of a place.
 LEAST_PHOTOS: Final = 10
 _SEED: Final = 14
-_KMEANS_STEPS: Final = 30
+# The best of so many short runs of k-means is carried on: as good as the best of long ones, in half the time.
 _KMEANS_TRIES: Final = 4
+_KMEANS_SHORT: Final = 10
+_KMEANS_STEPS: Final = 20
 # A centroid of fewer local descriptors than this says nothing of the place.
 _LEAST_PER_CENTROID: Final = 16
 # Channels that vary less than this share of what the liveliest does say nothing: no more is made of them.
@@ -66,7 +68,7 @@ class AdaptationSettings:
     mean_dim: int = 64
     mean_weight: float = 1.0
     power: float = 0.5
-    vocabulary_photos: int = 1024
+    vocabulary_photos: int = 1000
     local_descriptors: int = 60_000
     most_channels: int = 512
     reduced_channels: int = 256
@@ -250,20 +252,21 @@ def fit_vocabulary(output: DenseOutput, batches: Sequence[Float32Array], setting
         reduction = leading_directions(vocabulary.standardised(values), settings.reduced_channels)
         vocabulary = replace(vocabulary, reduction=reduction)
     local = vocabulary.standardised(values)
+    centroids = _kmeans(local, min(settings.centroids, max(1, len(local) // _LEAST_PER_CENTROID)))
+    vocabulary = replace(vocabulary, centroids=centroids)
+    return replace(vocabulary, quantisation_error=max(0.0, vocabulary.error_of(local)))
+
+
+def _kmeans(rows: Float32Array, count: int) -> Float32Array:
+    """(count, c) float32 centroids of rows (n, c); the same rows give the same bits."""
     faiss = faiss_module()
     set_up_training(faiss)  # a search before leaves other threads and thresholds, and those other bits
-    kmeans = faiss.Kmeans(
-        local.shape[1],
-        min(settings.centroids, max(1, len(local) // _LEAST_PER_CENTROID)),
-        niter=_KMEANS_STEPS,
-        nredo=_KMEANS_TRIES,
-        seed=_SEED,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(local),
-    )
-    kmeans.train(local)
-    vocabulary = replace(vocabulary, centroids=np.asarray(kmeans.centroids, np.float32))
-    return replace(vocabulary, quantisation_error=max(0.0, vocabulary.error_of(local)))
+    limits = {"seed": _SEED, "min_points_per_centroid": 1, "max_points_per_centroid": len(rows)}
+    first = faiss.Kmeans(rows.shape[1], count, niter=_KMEANS_SHORT, nredo=_KMEANS_TRIES, **limits)
+    first.train(rows)
+    best = faiss.Kmeans(rows.shape[1], count, niter=_KMEANS_STEPS, **limits)
+    best.train(rows, init_centroids=first.centroids)
+    return np.asarray(best.centroids, np.float32)
 
 
 def aggregated(
