@@ -21,6 +21,7 @@ MODULES = (
     "serving.swaps",
     "campus_recall",
     "fix_methods",
+    "score_scale",
     "reranking",
     "calibration",
     "default_bundle_size",

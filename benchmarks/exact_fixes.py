@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from retrieval.describer import Descriptors
 from retrieval.evaluation import Fixes, Positions
 from retrieval.geo import Float64Array
-from retrieval.localize.evidence import FixSettings
+from retrieval.index.vectors.exact import ExactVectors
+from retrieval.localize.evidence import USUAL_SPREAD, FixSettings, score_spread
 from retrieval.localize.fix import FixMaker
 
 
@@ -18,7 +19,7 @@ class PlacedPhotos:
 
     lat: Float64Array
     lon: Float64Array
-    score_stretch: float = 1.0
+    score_stretch: float
 
     @property
     def count(self) -> int:
@@ -34,8 +35,18 @@ class PlacedPhotos:
         raise AssertionError("a fix without a calibration reads no descriptors")
 
 
+def stretch_of(descriptors: Descriptors) -> float:
+    """What an index of these would have as `score_stretch`."""
+    stored = ExactVectors.from_descriptors([descriptors], descriptors.shape[1], "fp32")
+    return score_spread(stored) / USUAL_SPREAD
+
+
 def fixes_of_matches(
-    database: Positions, rows: NDArray[np.int64], scores: NDArray[np.float32], settings: FixSettings | None = None
+    database: Positions,
+    rows: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    settings: FixSettings | None = None,
+    score_stretch: float = 1.0,
 ) -> Fixes:
     """The fix of every query, not calibrated.
 
@@ -43,8 +54,9 @@ def fixes_of_matches(
         database: N positions with degrees.
         rows, scores: (Q, K), best first.
         settings: how fixes are made.
+        score_stretch: of the database, see `stretch_of`; 1 on the campus with the shipped bundle as it is.
     """
     assert database.lat is not None
     assert database.lon is not None
-    maker = FixMaker(PlacedPhotos(database.lat, database.lon), settings or FixSettings())
+    maker = FixMaker(PlacedPhotos(database.lat, database.lon, score_stretch), settings or FixSettings())
     return Fixes.of([maker.fix(maker.ranking(*matches)) for matches in zip(rows, scores, strict=True)])

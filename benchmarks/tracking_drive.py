@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.exact_fixes import PlacedPhotos
+from benchmarks.exact_fixes import PlacedPhotos, stretch_of
 from benchmarks.machine import describe_machine
 from benchmarks.toy_drives import Knowledge, describe_cameras, describe_survey, noisy_odometry, plan_drive
 from retrieval.bundle import open_bundle
@@ -52,6 +52,7 @@ class Town:
     lat: Float64Array
     lon: Float64Array
     descriptors: Descriptors
+    score_stretch: float
     places: PlaceMap
     drives: list["DescribedDrive"]
 
@@ -123,7 +124,8 @@ def _town(seed: int, describer: Describer) -> Town:
             for place, light in enumerate(LIGHTS)
         }
         drives.append(DescribedDrive(*where, noisy_odometry(drive, generator(seed, "odometry", number)), frames))
-    return Town(lat, lon, descriptors, PlaceMap(lat, lon, TrackSettings().place_m), drives)
+    places = PlaceMap(lat, lon, TrackSettings().place_m)
+    return Town(lat, lon, descriptors, stretch_of(descriptors), places, drives)
 
 
 def _streams(towns: list[Town], light: str) -> Iterator[Stream]:
@@ -176,7 +178,8 @@ def _answerer(stream: Stream, method: str) -> Callable[[int], tuple[Position, fl
         track, odometry = Track(stream.town.places), stream.odometry[_KNOWS[method]]
 
         def tracked(frame: int) -> tuple[Position, float, float]:
-            fix = track.update(stream.rows[frame], stream.scores[frame], float(frame), odometry[frame])
+            cosines = stream.scores[frame] / stream.town.score_stretch
+            fix = track.update(stream.rows[frame], cosines, float(frame), odometry[frame])
             assert fix.position is not None
             assert fix.radius_m is not None
             return fix.position, fix.confidence, fix.radius_m
@@ -186,7 +189,9 @@ def _answerer(stream: Stream, method: str) -> Callable[[int], tuple[Position, fl
 
     def alone(frame: int) -> tuple[Position, float, float]:
         rows, scores = stream.rows[frame], stream.scores[frame].astype(np.float64)
-        maker = FixMaker(PlacedPhotos(stream.town.lat, stream.town.lon), FixSettings(method=name))
+        maker = FixMaker(
+            PlacedPhotos(stream.town.lat, stream.town.lon, stream.town.score_stretch), FixSettings(method=name)
+        )
         _, fix = maker.fix(maker.ranking(rows, scores))
         assert fix is not None
         return fix.position, fix.confidence, fix.radius_m
@@ -305,7 +310,8 @@ def _print_time(streams: list[Stream]) -> None:
         track, odometry = Track(stream.town.places), stream.odometry["displacement"]
         for frame in range(len(stream.rows)):
             started = time.perf_counter()
-            track.update(stream.rows[frame], stream.scores[frame], float(frame), odometry[frame])
+            cosines = stream.scores[frame] / stream.town.score_stretch
+            track.update(stream.rows[frame], cosines, float(frame), odometry[frame])
             milliseconds.append((time.perf_counter() - started) * 1e3)
             touched.append(track.touched)
     median, p99 = np.quantile(milliseconds, [0.5, 0.99])

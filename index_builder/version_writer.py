@@ -59,7 +59,6 @@ from retrieval.reranking.local_features import (
 WriteStep = Literal["vectors written", "references written", "bundle written", "manifest written"]
 _COPY_ROWS: Final = 4096
 _SAMPLE_ROWS: Final = 50_000
-_SPREAD_ROWS: Final = 2_000
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def write_version(
         storage=exact.storage,
         candidates=candidates,
         recall=recall,
-        score_spread=score_spread(exact.descriptors(drawn(len(order), _SPREAD_ROWS))),
+        score_spread=score_spread(exact),
         whitening=None if base is None else base.manifest.whitening,
         describing=content.describing,
         local_features=features,

@@ -25,7 +25,7 @@ from retrieval.index.place_index import CALIBRATION_PHOTOS_NAME, SpatialBlocks
 from retrieval.index.searchable import SearchablePlaceIndex, SearchResult
 from retrieval.index.vectors.exact import ExactVectors
 from retrieval.localize.calibration import HeldOut
-from retrieval.localize.evidence import centre_rows, centred_cosines
+from retrieval.localize.evidence import centre_rows, centred_cosines, score_spread
 from retrieval.localize.fix import MatchedIndex
 from retrieval.references.reference import Reference
 
@@ -534,6 +534,7 @@ class DescribedIndex(SearchablePlaceIndex):
             bundle=bundle,
             descriptor_dim=descriptors.shape[1],
             storage="fp32",
+            score_spread=score_spread(self._vectors),
             count=len(references),
             bounds=Bounds(lat_min=self.lat.min(), lat_max=self.lat.max(), lon_min=west, lon_max=east),
             source=Source(spec="memory", root=""),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.geo import Float64Array, Position, from_local_metres, haversine_m, to_local_metres
-from retrieval.index.sampling import evenly_spaced
+from retrieval.index.sampling import drawn, evenly_spaced
 
 Float32Array = NDArray[np.float32]
 FixMethod = Literal["top1", "weighted_cluster", "medoid", "kernel_mode"]
@@ -26,6 +26,8 @@ GUESSED_RADIUS_M: Final = 5.0
 # It is the index that `score_scale` was chosen on; of other indexes and models, scores are counted in its units.
 USUAL_SPREAD: Final = 0.0725
 
+_SPREAD_MATCHES: Final = 10
+_SPREAD_ROWS: Final = 2_000
 # Of photos that are all alike.
 _SMALLEST_SPREAD: Final = 1e-4
 
@@ -94,26 +96,6 @@ class Agreement:
     weights: Float64Array
     distances_m: Float64Array
     deviations_m: Float64Array
-
-
-def score_spread(descriptors: Float32Array, matches: int = 10) -> float:
-    """How far apart the scores of a photo's best matches lie: the best less the tenth best, a mean over all.
-
-    Args:
-        descriptors: (N, D) float32 unit rows, at most some thousands; each is matched with the others.
-        matches: how many count, but no more than a tenth of the photos: of a few photos the tenth best match is one of
-            the worst.
-
-    Returns:
-        at least 0.0001; `USUAL_SPREAD` where fewer than two matches count.
-    """
-    last = min(matches, len(descriptors) // 10)
-    if last < 2:
-        return USUAL_SPREAD
-    scores = descriptors @ descriptors.T
-    np.fill_diagonal(scores, -np.inf)
-    best = -np.partition(-scores, last - 1, axis=1)[:, :last]
-    return max(float((best.max(axis=1) - best.min(axis=1)).mean()), _SMALLEST_SPREAD)
 
 
 def match_weights(cosines: Float64Array, score_scale: float) -> Float64Array:
@@ -236,6 +218,34 @@ def evidence_of(
     elsewhere = centred[~here].max() if not here.all() else centred.min()
     best = centred[here].max()
     return Evidence(score=float(best), margin=float(best - elsewhere), share=agreement.share)
+
+
+def score_spread(stored: StoredRows) -> float:
+    """How far apart the scores of a photo's ten best matches lie: the best less the tenth, a mean over all photos.
+
+    Of fewer than 100 photos a tenth of them count, for the tenth best of 20 is one of the worst. Of many scores whose
+    tail is exponential the k best lie 1 + 1/2 + … + 1/(k − 1) apart (Rényi, "On the theory of order statistics", 1953);
+    so what k span tells what ten would.
+
+    Args:
+        stored: N rows; up to 2,000 of them, drawn at random, are each matched with the others.
+
+    Returns:
+        at least 0.0001; `USUAL_SPREAD` of fewer than 20 rows, which tell nothing.
+    """
+    last = min(_SPREAD_MATCHES, stored.count // 10)
+    if last < 2:
+        return USUAL_SPREAD
+    descriptors = stored.descriptors(drawn(stored.count, _SPREAD_ROWS))
+    scores = descriptors @ descriptors.T
+    np.fill_diagonal(scores, -np.inf)
+    best = -np.partition(-scores, last - 1, axis=1)[:, :last]
+    spanned = float((best.max(axis=1) - best.min(axis=1)).mean())
+    return max(spanned * _harmonic(_SPREAD_MATCHES - 1) / _harmonic(last - 1), _SMALLEST_SPREAD)
+
+
+def _harmonic(count: int) -> float:
+    return float((1.0 / np.arange(1, count + 1)).sum())
 
 
 def centre_rows(count: int) -> NDArray[np.int64]:

@@ -190,7 +190,7 @@ class Observation:
 
         Args:
             rows: (K,) rows of references, in any order; -1 is no match, as in `SearchResult`.
-            scores: (K,) cosines in the scale of the bundle's descriptors, as in `Ranking`.
+            scores: (K,) cosines in units of the usual spread, `Ranking.cosines`.
 
         Raises:
             ParameterError: shapes that do not fit, no such row, a score that is not a number.

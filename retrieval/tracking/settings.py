@@ -34,7 +34,8 @@ class TrackSettings:
 
     Attributes:
         place_m: references in one cell of this side are one place, metres.
-        score_scale: a match whose cosine is this much below the best counts 1/e as much, as in `FixSettings`.
+        score_scale: a match whose cosine is this much below the best counts 1/e as much, in an index whose scores
+            have the `USUAL_SPREAD`, as in `FixSettings`.
         match_std_m: how far the camera stands from a reference that it rightly matches, metres, one σ per axis.
         miss_share: probability that the true place is not among a frame's matches, in (0, 1).
         contrast: at most this many times likelier is a frame at a place that it fully matches than its `miss_share`

@@ -167,7 +167,7 @@ class Track:
 
         Args:
             rows: (K,) int64 rows of the frame's matches, -1 for none; K may be 0: then only time passes.
-            scores: (K,) their cosines, in the scale of the bundle's descriptors (`Ranking.cosines`).
+            scores: (K,) their cosines, in units of the usual spread (`Ranking.cosines`).
             at: when the frame was taken, seconds on any clock that does not go back (monotonic or Unix time).
             odometry: the motion since the last frame; not used with the first.
 

@@ -50,7 +50,10 @@ class TrackParameters(BaseModel):
         f"What one frame may count at most, less where places look alike; {_DEFAULTS.contrast:g}", gt=0, le=1e9
     )
     score_scale: float | None = _number(
-        f"A match so much below the best counts 1/e as much; {_DEFAULTS.score_scale:g}", gt=0, le=2
+        f"A match so much below the best counts 1/e as much, where scores lie as far apart as usual; "
+        f"{_DEFAULTS.score_scale:g}",
+        gt=0,
+        le=2,
     )
     match_std_m: float | None = _number(
         f"How far from a reference that it rightly matches; {_DEFAULTS.match_std_m:g}", ge=0.1, le=50

@@ -16,9 +16,8 @@ from retrieval.evaluation import exact_ranking
 from retrieval.geo import haversine_m
 from retrieval.localize.calibration import Calibration, logistic
 from retrieval.localize.evidence import FIX_METHODS, FixSettings, centre_of, centred_cosines
-from retrieval.localize.fix import FixStatus
+from retrieval.localize.fix import FixMaker, FixStatus
 from tests.index_builder.made_up_street import MADE_UP_BUNDLE, made_up_street
-from tests.retrieval.fixing import make_fix
 
 SETTINGS = CalibrationSettings(away_m=200.0)
 
@@ -38,10 +37,8 @@ def calibration(known: DescribedIndex) -> Calibration:
 def answers(index: DescribedIndex, queries: np.ndarray, calibration: Calibration) -> list[tuple[FixStatus, object]]:
     rows, scores = exact_ranking(index.descriptors(np.arange(index.count)), queries, 20)
     centred = centred_cosines(queries, index.descriptors(rows.ravel()).reshape(*rows.shape, -1), centre_of(index))
-    return [
-        make_fix(index.lat[r], index.lon[r], s.astype(float), FixSettings(), c, calibration)
-        for r, s, c in zip(rows, scores, centred, strict=True)
-    ]
+    maker = FixMaker(index, FixSettings(), calibration)
+    return [maker.fix(maker.ranking(r, s), c) for r, s, c in zip(rows, scores, centred, strict=True)]
 
 
 def test_confidence_and_radius_hold_for_sessions_that_were_never_seen(

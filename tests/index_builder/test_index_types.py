@@ -13,6 +13,7 @@ from retrieval.geo import GeoPrior, haversine_m
 from retrieval.images import read_image
 from retrieval.index.place_index import PlaceIndex
 from retrieval.index.vectors.candidates import INDEX_TYPES
+from retrieval.localize.evidence import score_spread
 from retrieval.localize.localizer import Localizer
 from tests.conftest import Places
 from tests.index_builder.test_updating import scattered
@@ -97,6 +98,7 @@ def test_appending_keeps_the_design_and_every_stored_bit(
     more = scattered(tmp_path / "photos", 60)
     assert append_references(more, describer, tmp_path / "indexes", "town", work=tmp_path / "work").count == 60
     new = PlaceIndex.open(tmp_path / "indexes" / "town")
+    assert new.manifest.score_spread == score_spread(new.vectors.exact) != old.manifest.score_spread
     for name in ("index_type", "storage", "whitening", "descriptor_dim"):
         assert getattr(new.manifest, name) == getattr(old.manifest, name)
     for row in places.rows:

@@ -16,6 +16,16 @@ from retrieval.localize.evidence import (
 MUNICH = Position(48.0, 11.0)
 
 
+class Stored:
+    """Rows of (N, D) descriptors."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows, self.count = rows.astype(np.float32), len(rows)
+
+    def descriptors(self, rows: np.ndarray) -> np.ndarray:
+        return self.rows[rows]
+
+
 def along(east: list[float]) -> tuple[np.ndarray, np.ndarray]:
     places = [from_local_metres(MUNICH, metres, 0.0) for metres in east]
     return np.array([p.lat for p in places]), np.array([p.lon for p in places])
@@ -56,13 +66,6 @@ def test_a_direction_common_to_all_leaves_centred_cosines_as_they_are() -> None:
     references, queries = random.normal(size=(50, 64)), random.normal(size=(5, 64))
     common = 20.0 * random.normal(size=64)
 
-    class Stored:
-        def __init__(self, rows: np.ndarray) -> None:
-            self.rows, self.count = rows.astype(np.float32), len(rows)
-
-        def descriptors(self, rows: np.ndarray) -> np.ndarray:
-            return self.rows[rows]
-
     plain, shifted = Stored(references), Stored(references + common)
     matched = np.tile(np.arange(4), (5, 1))
     without = centred_cosines(queries.astype(np.float32), plain.rows[matched], centre_of(plain))
@@ -95,29 +98,66 @@ def test_the_centre_is_the_mean_of_rows_from_end_to_end(count: int) -> None:
     assert (rows[0], rows[-1]) == (0, count - 1)
 
 
+def at_angles(degrees: np.ndarray) -> Stored:
+    """Unit rows in a plane."""
+    angles = np.radians(degrees)
+    return Stored(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+
+
+def random_rows(count: int, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(count, 64))
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
 def test_the_spread_of_scores_on_paper() -> None:
-    """Ten photos at each end and one between, at 0, 60 and 90 degrees: the best match of each and its second best."""
-    angles = np.radians([0.0] * 10 + [60.0] + [90.0] * 10)
-    descriptors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    # Of 21 photos two matches count. Only the one between has two that differ in nothing; the others match their like.
-    assert score_spread(descriptors) == pytest.approx(1e-4)
-    line = np.radians(np.arange(20.0) ** 2 / 10.0)
-    spaced = np.stack([np.cos(line), np.sin(line)], axis=1).astype(np.float32)
-    cosines = np.cos(line[:, None] - line[None])
+    """Two photos at every sixth degree: the other one, then four at 6 degrees and four at 12; the tenth is at 18."""
+    ring = np.repeat(np.arange(60) * 6.0, 2)
+    assert score_spread(at_angles(ring)) == pytest.approx(1.0 - np.cos(np.radians(18.0)), abs=1e-5)
+
+
+def test_of_photos_that_are_all_alike_the_spread_is_not_zero() -> None:
+    assert score_spread(at_angles(np.full(200, 30.0))) == 1e-4
+
+
+def test_of_a_handful_of_photos_the_spread_says_nothing() -> None:
+    eye = np.eye(19)
+    assert [score_spread(Stored(eye[:count])) for count in (0, 1, 2, 3, 19)] == [USUAL_SPREAD] * 5
+    assert score_spread(Stored(np.eye(20))) == 1e-4
+
+
+def test_of_twenty_photos_two_matches_stand_for_ten() -> None:
+    """Best and second best, times 1 + 1/2 + … + 1/9 for what ten would span."""
+    angles = np.arange(20.0) ** 2 / 10.0
+    cosines = np.cos(np.radians(angles[:, None] - angles[None]))
     np.fill_diagonal(cosines, -1.0)
     best = np.sort(cosines, axis=1)[:, ::-1]
-    assert score_spread(spaced) == pytest.approx((best[:, 0] - best[:, 1]).mean(), abs=1e-5)
+    harmonic = sum(1.0 / n for n in range(1, 10))
+    expected = harmonic * (best[:, 0] - best[:, 1]).mean()
+    assert score_spread(at_angles(angles)) == pytest.approx(expected, rel=1e-3)
 
 
-def test_of_few_photos_the_spread_says_nothing() -> None:
-    descriptors = np.eye(19, dtype=np.float32)
-    assert score_spread(descriptors) == score_spread(descriptors[:1]) == score_spread(descriptors[:0]) == USUAL_SPREAD
+@pytest.mark.parametrize("count", [20, 30, 50, 99])
+def test_few_photos_tell_what_a_hundred_tell(count: int) -> None:
+    few, hundred = (np.mean([score_spread(Stored(random_rows(n, seed))) for seed in range(10)]) for n in (count, 100))
+    assert few == pytest.approx(hundred, rel=0.1)
 
 
-def test_only_the_ten_best_matches_count() -> None:
-    rng = np.random.default_rng(0)
-    near = np.repeat(np.eye(10, 40, dtype=np.float32), 11, axis=0)
-    near[:, 10:] = 0.01 * rng.normal(size=(110, 30))
-    near /= np.linalg.norm(near, axis=1, keepdims=True)
-    assert score_spread(near) < 0.01
-    assert score_spread(near, matches=11) > 0.9
+def test_of_a_large_index_a_sample_is_enough() -> None:
+    read: list[int] = []
+
+    class Counted(Stored):
+        def descriptors(self, rows: np.ndarray) -> np.ndarray:
+            read.append(len(rows))
+            return super().descriptors(rows)
+
+    large = Counted(random_rows(6000))
+    assert score_spread(large) == pytest.approx(score_spread(Stored(large.rows[:1500])), rel=0.1)
+    assert read == [2000]
+
+
+@pytest.mark.parametrize("times", [0.2, 0.5, 1.0])
+def test_the_spread_grows_with_the_scores(times: float) -> None:
+    """A direction that all photos share pulls their cosines together: s becomes 1 - t + t s."""
+    rows = random_rows(300)
+    shared = np.concatenate([np.full((300, 1), np.sqrt(1.0 - times)), np.sqrt(times) * rows], axis=1)
+    assert score_spread(Stored(shared)) == pytest.approx(times * score_spread(Stored(rows)), rel=1e-3)

@@ -88,7 +88,7 @@ def test_an_agreeing_cluster_outweighs_better_outliers() -> None:
     assert top1.support == 1
 
 
-def test_scores_that_whitening_spread_ten_times_weigh_as_the_bundles_own() -> None:
+def test_scores_that_lie_ten_times_as_far_apart_weigh_as_the_usual_ones() -> None:
     lat, lon, _ = matches([(0, 0), (10, 0)], [0.0, 0.0])
     stretched, plain = (FixMaker(PlacedRows(lat, lon, stretch), CLUSTER) for stretch in (10.0, 1.0))
     rows = np.arange(2)

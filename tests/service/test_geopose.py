@@ -267,8 +267,8 @@ def test_heights_are_those_of_the_references(describer: Describer, tmp_path: Any
     assert pose_of(low, FixSettings())[0].position.h == 0.0
 
 
-def test_matches_weigh_as_in_the_fix_on_a_whitened_index(localization: Located) -> None:
-    """A score 0.02 below the best counts 1/e as much, but 0.2 below where whitening spreads scores ten times."""
+def test_matches_weigh_as_in_the_fix(localization: Located) -> None:
+    """A score 0.02 below the best counts 1/e as much, but 0.2 below where they lie ten times as far apart."""
     best, one = localization.matches[0], np.array([1.0, 0.8])
     low, high = (replace(best, reference=replace(best.reference, altitude_m=height)) for height in (0.0, 100.0))
     ranking = Ranking(np.full(2, best.row), one, one / 10.0, None, np.arange(2))

@@ -660,7 +660,9 @@ class TrackSettings(_message.Message):
     contrast: _builtins.float
     """What one frame may count at most, less where places look alike; 5."""
     score_scale: _builtins.float
-    """A match whose cosine is so much below the best counts 1/e as much; 0.02."""
+    """A match whose cosine is so much below the best counts 1/e as much, in an index whose scores lie as far apart as
+    usual, else in proportion; 0.032.
+    """
     match_std_m: _builtins.float
     """Distance of the camera from a reference that it rightly matches, metres, 0.1 to 50; 10."""
     evidence_s: _builtins.float

@@ -63,8 +63,8 @@ def test_a_frame_that_is_too_old_changes_nothing(localizer: Localizer, located: 
     assert (again.fix, again.frames) == (first.fix, 2)
 
 
-def test_matches_weigh_in_the_scale_of_the_bundle(localizer: Localizer, located: Callable[[int], Located]) -> None:
-    """Where whitening spreads scores ten times, a lead of the best match counts less."""
+def test_matches_weigh_in_units_of_the_spread(localizer: Localizer, located: Callable[[int], Located]) -> None:
+    """Where scores lie ten times as far apart, a lead of the best match counts less."""
     maps, index = PlaceMaps(5.0), localizer.place_index
     frame = located(3)
     stretched = replace(frame, ranking=replace(frame.ranking, cosines=frame.ranking.cosines / 10.0))
