@@ -207,11 +207,12 @@ class _Push:
         self.settings = settings
         small = index.count <= DEFAULT_FLAT_ROWS
         type_: MilvusType = settings.type or ("FLAT" if small else "IVF_FLAT")
+        holder = index.bundle_holder
         self.searching = MilvusSearching(
             stored=settings.stored,
             index_type=type_,
             build=build_parameters(type_, index.count, index.manifest.descriptor_dim, settings.build),
-            pushed_from=str(index.index_folder.absolute()) if index.manifest.bundle.held else None,
+            pushed_from=None if holder is None else str(holder.absolute()),
         )
 
     def create(self) -> bool:

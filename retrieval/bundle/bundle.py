@@ -1,6 +1,7 @@
 """The bundle: an exported model with its own preprocessing. The only way a model reaches an index or a server."""
 
 import hashlib
+import shlex
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -331,10 +332,14 @@ class Bundle:
         """
         name = self.manifest.graphs.get(precision)
         if name is None:
+            export = (
+                f"sightfix export {shlex.quote(str(self.folder))} --precision {precision} --photos PHOTOS --out FOLDER"
+            )
             raise BundleError(
                 f"the bundle has no {precision} graph",
                 where=str(self.folder),
-                remedy=f"Choose among {', '.join(self.manifest.graphs)}",
+                remedy=f"Choose among {', '.join(self.manifest.graphs)}; or make one that has it, and index with that: "
+                + export,
                 code="precision_not_found",
             )
         return self.folder / name

@@ -4,13 +4,15 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from retrieval.errors import counted
+from retrieval.index.folder import CURRENT_NAME
+from sightfix.commands.options import PRECISIONS, check_choice, index_option
 from sightfix.console import console, plain_table, print_next, progress_bar
 
 if TYPE_CHECKING:
@@ -118,11 +120,12 @@ def engine(
     from retrieval.bundle import open_bundle
     from retrieval.engines.compiled import default_profiles
 
+    chosen = check_choice("--precision", precision, PRECISIONS)
     opened = open_bundle(Path(source))
     with console.status("Building the TensorRT plan; this takes minutes") as status:
         plan = build_plan(
             opened,
-            cast("Precision", precision),
+            chosen,
             default_profiles(max_batch),
             into_bundle=into_bundle,
             on_progress=lambda step, done, total: status.update(
@@ -130,7 +133,18 @@ def engine(
             ),
         )
     console.print(f"[green]built[/] {plan}", soft_wrap=True)
-    print_next("serve", "--provider", "tensorrt", "--precision", precision, *_bundle_option(opened))
+    how = ("--provider", "tensorrt", "--precision", precision)
+    if (Path(source) / CURRENT_NAME).exists():
+        folder = Path(source).absolute() if not Path(source).name else Path(source)
+        print_next("serve", *index_option(folder.parent, folder.name), *how)
+    elif opened.is_adaptable and opened.manifest.adaptation is None:
+        console.print(
+            "[yellow]note[/] an index adapts this bundle to its photos, and the plan is not of the adapted one: build "
+            "that of the index instead (sightfix bundle engine indexes/NAME), or index without adapting"
+        )
+        print_next("index", "PHOTOS", "--no-adapt", *_bundle_option(opened))
+    else:
+        print_next("serve", *how, *_bundle_option(opened))
 
 
 def _photo_paths(spec: str, most: int) -> list[Path]:

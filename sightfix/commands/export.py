@@ -25,8 +25,9 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of a checkpoint, such as runs/RECIPE/best, or of a bundle (default: the shipped one); a model "
-            "of timm, such as timm:vit_small_patch14_dinov2.lvd142m; or a TOML that describes an ONNX model"
+            help="Folder of a checkpoint, such as runs/RECIPE/best, of a bundle (default: the shipped one), or of a "
+            "place index that holds one; a model of timm, such as timm:vit_small_patch14_dinov2.lvd142m; or a TOML "
+            "that describes an ONNX model"
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new bundle")],
@@ -137,6 +138,7 @@ def _open_model(
     from export.foreign import read_foreign_model
     from export.from_pytorch import checkpoint_model, timm_model
     from retrieval.artefact import kind_of
+    from retrieval.bundle import bundle_folder
     from retrieval.bundle.exportable import bundle_model
 
     if source.startswith(_TIMM):
@@ -146,7 +148,8 @@ def _open_model(
     if source.endswith(".toml"):
         foreign = read_foreign_model(Path(source), layers or ())
         return foreign.model, foreign.notes
-    if source != "default" and kind_of(Path(source)) != "bundle":
+    folder = bundle_folder(Path(source))
+    if kind_of(folder) != "bundle":
         return checkpoint_model(Path(source), layers), ()
     if layers is not None:
         raise ParameterError(
@@ -154,7 +157,7 @@ def _open_model(
             where=source,
             remedy="Leave out --layers, or export what the bundle was made from",
         )
-    return bundle_model(None if source == "default" else Path(source)), ()
+    return bundle_model(folder), ()
 
 
 def _whitening(dim: int | None, fit: str | None, power: float) -> "WhiteningSettings | None":

@@ -1,6 +1,7 @@
 """`sightfix index build` and `sightfix plan`: photos in, a published place index out; and how large it will be."""
 
 import contextlib
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from sightfix.commands.options import (
     StoreVectorsOption,
     ThreadsOption,
     check_choice,
+    index_option,
     make_describer,
     push_settings,
     push_shown,
@@ -36,6 +38,7 @@ from sightfix.console import console, new_progress, parse_bytes, parse_count, pl
 
 if TYPE_CHECKING:
     from index_builder.index_design import Choice, PlannedIndex
+    from retrieval.bundle import Bundle
     from retrieval.images import LeftOut
     from retrieval.index.manifest import PlaceIndexManifest
 
@@ -162,13 +165,14 @@ def index(
     held = PlaceIndex.open(built.folder, memory_map=True).held_bundle()
     if held is not None and held.manifest.adaptation is not None:
         console.print(adaptation_text(held))
+        _print_lost_precisions(chosen, held, source)
     if built.taken_over:
         console.print(f"{counted(built.taken_over, 'unchanged photo')} not described again")
     console.print(
         f"[green]published[/] {counted(manifest.count, 'reference')} as [bold]{name}[/], version {manifest.version}"
     )
     if store is None:
-        print_next("serve", "--index", name, *([] if indexes == DEFAULT_INDEXES else ["--indexes", str(indexes)]))
+        print_next("serve", *index_option(indexes, name))
     else:
         push_shown(PlaceIndex.open(built.folder), store, push)
 
@@ -288,6 +292,20 @@ def _print_choices(choices: "Sequence[Choice]") -> None:
             style=style,
         )
     console.print(table)
+
+
+def _print_lost_precisions(given: "Bundle", held: "Bundle", source: str) -> None:
+    """Which precisions the adapted bundle lacks, and how to have them; nothing where it has all."""
+    lost = [precision for precision in given.manifest.graphs if precision not in held.manifest.graphs]
+    if not lost:
+        return
+    wanted = [word for precision in lost for word in ("--precision", precision)]
+    export = shlex.join(["export", str(given.folder), "--adapt", source, *wanted, "--out", "ADAPTED"])
+    index = shlex.join(["index", source, "--bundle", "ADAPTED"])
+    console.print(
+        f"[yellow]note[/] the adapted bundle is fp32 only, without {' and '.join(lost)}. To have them: "
+        f"sightfix {escape(export)}, then: sightfix {escape(index)}"
+    )
 
 
 def _print_recall(manifest: "PlaceIndexManifest") -> None:

@@ -5,11 +5,12 @@ Those of the describer are environment variables too, so that a container's prov
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar, cast
 
 import typer
 
 from retrieval.errors import ParameterError
+from retrieval.index.folder import DEFAULT_INDEXES
 from sightfix.console import console, print_next, progress_bar
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from retrieval.index.place_index import PlaceIndex
 
 _Choice = TypeVar("_Choice", bound=str)
+PRECISIONS: Final[tuple["Precision", ...]] = ("fp32", "fp16", "int8")
 ProviderOption = Annotated[
     str | None,
     typer.Option(envvar="SIGHTFIX_PROVIDER", help="Where to compute: auto, tensorrt, cuda, openvino or cpu"),
@@ -102,7 +104,7 @@ def make_describer(
     return Describer(
         bundle,
         provider=cast("ProviderChoice", provider or default_provider),
-        precision=cast("Precision", precision or "fp32"),
+        precision=check_choice("--precision", precision or "fp32", PRECISIONS),
         threads=threads,
         allow_cpu_fallback=bool(allow_cpu_fallback),
         # Not on stdout, where the answer may be JSON.
@@ -146,9 +148,14 @@ def push_shown(index: "PlaceIndex", address: str, settings: "PushSettings") -> N
     )
     if settings.activate:
         is_shipped = index.manifest.bundle.fingerprint == open_bundle().fingerprint
-        # Milvus holds no bundles.
-        holder = [] if is_shipped else ["--bundle", str(index.index_folder)]
+        # Milvus holds no bundles; where the version holds none, the user knows what it was described with.
+        holder = [] if is_shipped else ["--bundle", str(index.bundle_holder or "FOLDER")]
         print_next("serve", "--index", index.name, "--store", address, *holder)
+
+
+def index_option(indexes: Path, name: str) -> list[str]:
+    """What names a place index on the command line of a server."""
+    return ["--index", name, *([] if indexes == DEFAULT_INDEXES else ["--indexes", str(indexes)])]
 
 
 def _named_value(text: str) -> tuple[str, int | float | str]:

@@ -47,7 +47,10 @@ def test_a_second_bundle_can_be_made_with_its_own_fingerprint(bundle: Bundle, tm
 
 
 def test_a_precision_the_bundle_lacks_is_refused(bundle: Bundle) -> None:
-    text = f"{bundle.folder}: the bundle has no int8 graph. Choose among fp32."
+    text = (
+        f"{bundle.folder}: the bundle has no int8 graph. Choose among fp32; or make one that has it, and index with "
+        f"that: sightfix export {bundle.folder} --precision int8 --photos PHOTOS --out FOLDER."
+    )
     with refused(BundleError, text, "precision_not_found"):
         bundle.graph_path("int8")
 

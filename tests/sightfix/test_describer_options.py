@@ -63,7 +63,8 @@ def test_a_missing_provider_is_an_error_unless_the_cpu_may_take_its_place(
     ("options", "error", "text"),
     [
         (("--provider", "gpu"), ParameterError, "the provider 'gpu' is unknown. Choose auto"),
-        (("--precision", "fp8"), BundleError, "the bundle has no fp8 graph. Choose among fp32"),
+        (("--precision", "fp8"), ParameterError, "--precision 'fp8' is unknown. Choose among fp32, fp16, int8"),
+        (("--precision", "fp16"), BundleError, "the bundle has no fp16 graph. Choose among fp32"),
     ],
 )
 def test_an_unknown_value_is_told_the_choices(

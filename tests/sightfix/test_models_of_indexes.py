@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from index_builder.push import push_version
 from retrieval.bundle import Bundle, open_bundle
+from retrieval.bundle.vlad import LEAST_PHOTOS
 from retrieval.errors import BundleError, ModelIndexMismatchError
 from retrieval.index.milvus.connection import MilvusAddress
 from retrieval.index.milvus.store import MilvusStore
@@ -54,6 +55,7 @@ def trained(folder: Path) -> Bundle:
 
 MODELS: Final[dict[str, Callable[[Path], Bundle]]] = {
     "shipped": shipped,
+    "adapted": shipped,
     "of the same name": of_the_same_name,
     "foreign": foreign,
     "trained": trained,
@@ -66,6 +68,7 @@ class Indexed:
 
     folder: Path
     fingerprint: str
+    count: int = 6
 
     @property
     def indexes(self) -> Path:
@@ -86,13 +89,17 @@ class Indexed:
 @pytest.fixture(scope="module", params=MODELS)
 def indexed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Indexed:
     folder = tmp_path_factory.mktemp("indexed")
-    rows = make_places(folder, 6).rows
+    count = LEAST_PHOTOS + 2 if request.param == "adapted" else 6
+    rows = make_places(folder, count).rows
     lines = [f"{row.path},{row.position.lat},{row.position.lon}" for row in rows if row.position]
     (folder / "refs.csv").write_text("\n".join(["path,lat,lon", *lines]) + "\n")
     bundle = MODELS[request.param](folder)
-    made = Indexed(folder, bundle.fingerprint)
+    made = Indexed(folder, bundle.fingerprint, count)
     result = made.run("index", made.spec, "--name", "town", "--bundle", bundle.folder)
     assert result.exit_code == 0, result.output
+    if request.param == "adapted":
+        made = replace(made, fingerprint=PlaceIndex.open(made.indexes / "town").manifest.bundle.fingerprint)
+        assert made.fingerprint != bundle.fingerprint
     shutil.rmtree(folder / "model", ignore_errors=True)
     return made
 
@@ -129,12 +136,12 @@ def test_check_config(indexed: Indexed) -> None:
 
 def test_indexing_again_keeps_the_model(indexed: Indexed, tmp_path: Path) -> None:
     shutil.copytree(indexed.indexes, tmp_path / "indexes")
-    again = Indexed(tmp_path, indexed.fingerprint)
+    again = replace(indexed, folder=tmp_path)
     result = again.run("index", indexed.spec, "--name", "town")
     assert result.exit_code == 0, result.output
-    assert "6 unchanged photos not described again" in result.stdout
+    assert f"{indexed.count} unchanged photos not described again" in result.stdout
     assert PlaceIndex.open(again.indexes / "town").manifest.bundle.fingerprint == indexed.fingerprint
-    changed = again.run("index", indexed.spec, "--name", "town", "--bundle", "default")
+    changed = again.run("index", indexed.spec, "--name", "town", "--bundle", "default", "--no-adapt")
     assert changed.exit_code == 0, changed.output
     assert PlaceIndex.open(again.indexes / "town").open_bundle().fingerprint == open_bundle().fingerprint
 

@@ -145,7 +145,8 @@ class MilvusSearching(BaseModel):
         build: its parameters.
         effort: of a search, see `MilvusTypeFacts`; None where search is exact.
         recall: of the collection against exact search over the same descriptors; None where search is exact.
-        pushed_from: the folder of the place index that was pushed, which holds the bundle; None where that is unknown.
+        pushed_from: where the place index that was pushed holds the bundle, see `PlaceIndex.bundle_holder`; None where
+            it holds none, or that is unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -20,7 +20,6 @@ from retrieval.bundle.whitening import Whitening
 from retrieval.describer import Descriptors
 from retrieval.errors import IndexNotFoundError, ParameterError, PlaceIndexError
 from retrieval.geo import EARTH_RADIUS_M, Float64Array, GeoPrior, haversine_m
-from retrieval.index.folder import DEFAULT_INDEXES
 from retrieval.index.manifest import PlaceIndexManifest
 from retrieval.index.milvus.collection import FACTS, MOST_ROWS, MilvusCollection, MilvusRow, most_effort, text
 from retrieval.index.reference_table import reference_of
@@ -143,9 +142,10 @@ class MilvusPlaceIndex(SearchablePlaceIndex):
     def bundle_remedy(self) -> str:
         """As `SearchablePlaceIndex.bundle_remedy`."""
         pushed_from = self.collection.searching.pushed_from
-        folder = pushed_from or str(DEFAULT_INDEXES / self.name)
-        what = "the place index that was pushed, which holds it" if pushed_from else "a place index that holds it"
-        return f"Name the folder of that bundle, or of {what}: --bundle {shlex.quote(folder)}"
+        if pushed_from is None:
+            return "Name the folder of that bundle, or of a place index that holds it: --bundle FOLDER"
+        what = "the place index that was pushed, which holds it"
+        return f"Name the folder of that bundle, or of {what}: --bundle {shlex.quote(pushed_from)}"
 
     @property
     def type_name(self) -> str:
