@@ -85,6 +85,8 @@ class Describer:
     def with_bundle(self, bundle: Bundle) -> "Describer":
         """Another describer, of another bundle and otherwise like this one, which goes on working.
 
+        Each has an engine of its own, and is closed by whoever opened it.
+
         Raises:
             SightfixError: as the constructor.
         """

@@ -332,14 +332,12 @@ class Bundle:
         """
         name = self.manifest.graphs.get(precision)
         if name is None:
-            export = (
-                f"sightfix export {shlex.quote(str(self.folder))} --precision {precision} --photos PHOTOS --out FOLDER"
-            )
+            source = shlex.quote(str(self.folder))
             raise BundleError(
                 f"the bundle has no {precision} graph",
                 where=str(self.folder),
                 remedy=f"Choose among {', '.join(self.manifest.graphs)}; or make one that has it, and index with that: "
-                + export,
+                f"sightfix export {source} --precision {precision} --photos PHOTOS --out FOLDER",
                 code="precision_not_found",
             )
         return self.folder / name
