@@ -11,7 +11,6 @@ from typing import Final, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from export.camera import take_camera_frames, with_resize
 from export.photos import describe_photos, evenly, read_photos, recall_changes
@@ -32,6 +31,7 @@ from retrieval.bundle.exportable import (
     ExportableModel,
     bundle_model,
     compare_with_original,
+    labelled,
     run_on_cpu,
 )
 from retrieval.bundle.onnx_graph import digest_of, restore_fp32_weights, store_weights_as_fp16, with_whitening
@@ -129,7 +129,7 @@ def write_export(
     graphs, reports = _lower_precisions(model, settings, on_step)
     final = model if settings.camera is None else take_camera_frames(model, *settings.camera)
     final = replace(final, name=settings.name or final.name)
-    final = replace(final, graph=_labelled(final.graph, final, {}))
+    final = replace(final, graph=labelled(final.graph, final, {}))
     if settings.weight_storage == "fp16":
         store_weights_as_fp16(final.graph)
         min_cosine = MIN_COSINE_OF_ROUNDED_WEIGHTS
@@ -266,21 +266,4 @@ def _finished(
     if final.preprocessing != model.preprocessing:
         height, width = final.preprocessing.height, final.preprocessing.width
         graphs = {name: with_resize(graph, height, width, model.preprocessing) for name, graph in graphs.items()}
-    return {precision: _labelled(graph, final, label) for precision, graph in graphs.items()}
-
-
-def _labelled(graph: onnx.ModelProto, model: ExportableModel, more: Mapping[str, str]) -> onnx.ModelProto:
-    """A copy whose metadata says what it is."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
-    helper.set_model_props(
-        copy,
-        {
-            **{entry.key: entry.value for entry in graph.metadata_props},
-            "sightfix.name": model.name,
-            "sightfix.objective": model.provenance.objective or "none",
-            "sightfix.descriptor_dim": str(model.descriptor_dim),
-            **more,
-        },
-    )
-    return copy
+    return {precision: labelled(graph, final, label) for precision, graph in graphs.items()}

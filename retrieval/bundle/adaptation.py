@@ -14,7 +14,7 @@ What comes out is an ordinary bundle, which can be adapted again: its dense outp
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ from retrieval.bundle.exportable import (
     Describe,
     ExportableModel,
     compare_with_original,
+    labelled,
 )
 from retrieval.bundle.onnx_graph import ADAPTATION_PREFIX, digest_of, restore_fp32_weights, store_weights_as_fp16
 from retrieval.bundle.vlad import (
@@ -212,6 +213,7 @@ def write_adapted(
         original=in_numpy(graph, adaptation),
         original_name=IN_NUMPY,
     )
+    model = replace(model, graph=labelled(adapted, model, {}))
     # The projection is most of the file, and rounded already; the backbone stays as exact as it was.
     store_weights_as_fp16(model.graph, "" if manifest.weight_storage == "fp16" else ADAPTATION_PREFIX)
     content = BundleContent(

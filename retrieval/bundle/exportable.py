@@ -1,6 +1,6 @@
 """What is exported: an fp32 graph with the bundle's contract, and the original model to compare it with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
 from retrieval.bundle import (
     INPUT_NAME,
@@ -94,6 +95,29 @@ def bundle_model(folder: Path | None) -> ExportableModel:
         dense_outputs=manifest.dense_outputs,
         adaptation=manifest.adaptation,
     )
+
+
+def labelled(graph: onnx.ModelProto, model: ExportableModel, more: Mapping[str, str]) -> onnx.ModelProto:
+    """A copy of a graph whose metadata says what it is.
+
+    Args:
+        graph: of the model, in any precision.
+        model: whose name, objective and descriptor size it shall state.
+        more: further entries.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    helper.set_model_props(
+        copy,
+        {
+            **{entry.key: entry.value for entry in graph.metadata_props},
+            "sightfix.name": model.name,
+            "sightfix.objective": model.provenance.objective or "none",
+            "sightfix.descriptor_dim": str(model.descriptor_dim),
+            **more,
+        },
+    )
+    return copy
 
 
 def run_on_cpu(model: onnx.ModelProto) -> Describe:

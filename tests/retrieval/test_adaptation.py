@@ -209,6 +209,8 @@ def test_it_says_what_it_was_fitted_to(adapted: Bundle) -> None:
     assert (adapted.folder / "model.onnx").stat().st_size <= 32_000_000
     card = (adapted.folder / "MODEL_CARD.md").read_text()
     assert "Fitted to 24 photos of patterns" in card
+    stated = {entry.key: entry.value for entry in onnx.load(adapted.graph_path("fp32")).metadata_props}
+    assert (stated["sightfix.name"], stated["sightfix.descriptor_dim"]) == (adapted.name, "512")
 
 
 def test_it_can_be_adapted_again(adapted: Bundle, tmp_path: Path) -> None:

@@ -388,7 +388,7 @@ def test_the_deadline_shrinks_from_attempt_to_attempt(scripted: Any, search: Any
     assert refusal.value.retry_after_s == 60.0  # no pause goes beyond the deadline
     first, second = server.deadlines
     assert second <= first - 1000.0
-    assert first == 30_000.0
+    assert 29_000.0 < first <= 30_000.0  # what is left when it is sent
 
 
 @SEARCHES

@@ -37,7 +37,7 @@ NARROW = {
     "vicreg": ["objective.head_width=64"],
 }
 BACKBONES = ("resnet50", "deit-small")
-AT_OWN_SIZE = {("triplet", "resnet50"), ("simclr", "deit-small")}
+AT_OWN_SIZE = {("triplet", "resnet50")}  # the other recipes every night
 
 
 @pytest.fixture(scope="module")
