@@ -36,14 +36,14 @@ from retrieval.evaluation import (
 from retrieval.evaluation.report import Estimate
 from retrieval.geo import haversine_m
 from retrieval.machine import read_ahead
-from retrieval.reranking.local_features import (
+from retrieval.verification.local_features import (
     FeatureSettings,
     LocalFeatures,
     StoredFeatures,
     decode_features,
     write_features,
 )
-from retrieval.reranking.reranker import QueryFeatures, Reranker, RerankSettings, count_inliers
+from retrieval.verification.verifier import QueryFeatures, Reranker, RerankSettings, count_inliers
 
 RADIUS_M = 25.0
 EAST_BEGINS_M = 252.0

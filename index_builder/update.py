@@ -61,7 +61,7 @@ from retrieval.index.place_index import REFERENCES_NAME, PlaceIndex, held_bundle
 from retrieval.index.reference_table import REFERENCE_SCHEMA, read_references
 from retrieval.index.vectors.exact import Storage
 from retrieval.references.reference import ReferenceSource
-from retrieval.reranking.local_features import FeatureSettings, opencv_module
+from retrieval.verification.local_features import FeatureSettings, opencv_module
 
 EngineName = Literal["local", "ray"]
 ENGINES: Final[tuple[EngineName, ...]] = ("local", "ray")

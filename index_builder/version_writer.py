@@ -48,7 +48,7 @@ from retrieval.index.vectors.exact import ExactVectors
 from retrieval.index.whitening import write_whitening
 from retrieval.localize.evidence import score_spread
 from retrieval.machine import read_ahead
-from retrieval.reranking.local_features import (
+from retrieval.verification.local_features import (
     NO_FEATURES,
     FeatureSettings,
     LocalFeatures,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from retrieval.bundle import open_bundle
 from retrieval.errors import ParameterError, SightfixError, counted
 from retrieval.index.searchable import SearchablePlaceIndex
-from retrieval.reranking.reranker import Reranker, require_features
+from retrieval.verification.verifier import Reranker, require_features
 from service.api_keys import read_keys
 from service.settings import ServerSettings
 

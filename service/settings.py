@@ -20,7 +20,7 @@ from retrieval.index.milvus.connection import MilvusAddress
 from retrieval.index.searchable import PlaceIndexStore
 from retrieval.index.stores import open_store
 from retrieval.localize.evidence import FixMethod
-from retrieval.reranking.reranker import MAX_RERANKED, RerankSettings
+from retrieval.verification.verifier import MAX_RERANKED, RerankSettings
 from service.jobs.settings import JobSettings
 from service.observing.logs import LogFormat
 

@@ -28,7 +28,7 @@ from retrieval.localize.fix import Fix, FixStatus
 from retrieval.localize.localizer import DecodedPhoto, LocalizeOptions, Localizer, Located
 from retrieval.machine import available_cores, read_ahead
 from retrieval.references import Reference, ReferenceSource, open_references
-from retrieval.reranking.reranker import RerankSettings
+from retrieval.verification.verifier import RerankSettings
 from sightfix.console import console, progress_bar
 
 # Descriptors of one photo that was described twice.

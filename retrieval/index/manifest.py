@@ -8,7 +8,7 @@ from retrieval.artefact import Manifest
 from retrieval.index.vectors.candidates import CandidateParameters, IndexType
 from retrieval.index.vectors.exact import Storage
 from retrieval.localize.calibration import Calibration
-from retrieval.reranking.local_features import FeatureSettings
+from retrieval.verification.local_features import FeatureSettings
 
 
 class BundleIdentity(BaseModel):

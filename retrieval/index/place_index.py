@@ -28,7 +28,7 @@ from retrieval.index.vectors.candidates import Candidates, StoredVectors
 from retrieval.index.vectors.exact import ExactVectors
 from retrieval.index.whitening import read_whitening
 from retrieval.references.reference import Reference
-from retrieval.reranking.local_features import StoredFeatures
+from retrieval.verification.local_features import StoredFeatures
 
 BLOCK_ROWS: Final = 256
 

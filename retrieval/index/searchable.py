@@ -17,7 +17,7 @@ from retrieval.index.folder import choose_index, choose_version
 from retrieval.index.manifest import PlaceIndexManifest
 from retrieval.localize.evidence import USUAL_SPREAD
 from retrieval.references.reference import Reference
-from retrieval.reranking.reranker import FeatureSource
+from retrieval.verification.verifier import FeatureSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from retrieval.localize.evidence import FixSettings
 from retrieval.localize.fix import Fix, FixMaker, FixStatus, Ranking
 from retrieval.machine import read_ahead
 from retrieval.references.reference import Reference
-from retrieval.reranking.reranker import QueryFeatures, Reranker, RerankSettings, require_features
+from retrieval.verification.verifier import QueryFeatures, Reranker, RerankSettings, require_features
 
 MAX_TOP_K: Final = 100
 

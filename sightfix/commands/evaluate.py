@@ -74,7 +74,7 @@ def evaluate(
     from retrieval.evaluation import Protocol, evaluation_work
     from retrieval.evaluation import evaluate as evaluate_ranking
     from retrieval.index.stores import open_store
-    from retrieval.reranking.reranker import RerankSettings
+    from retrieval.verification.verifier import RerankSettings
     from sightfix.evaluation_search import EvaluationRequest, search_index, search_photos
 
     if (database is None) == (index is None):

@@ -60,7 +60,7 @@ def localize(
     else:
         from retrieval.index.stores import open_store
         from retrieval.localize.localizer import LocalizeOptions, Localizer
-        from retrieval.reranking.reranker import RerankSettings
+        from retrieval.verification.verifier import RerankSettings
         from service.answer import answer_of
 
         options = LocalizeOptions(top_k, prior, min_score)

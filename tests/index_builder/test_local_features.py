@@ -18,7 +18,7 @@ from retrieval.describer import Describer
 from retrieval.errors import MissingExtraError, PlaceIndexError
 from retrieval.images import LeftOut
 from retrieval.index.place_index import LOCAL_FEATURES_NAME, PlaceIndex
-from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, extract_features
+from retrieval.verification.local_features import FeatureSettings, LocalFeatures, extract_features
 from tests.index_builder.recording_observer import RecordingObserver, StoppedError
 from tests.manifest_hash import write_manifest_hash
 from tests.places import Places

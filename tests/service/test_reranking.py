@@ -8,12 +8,12 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-import retrieval.reranking.reranker
+import retrieval.verification.verifier
 from index_builder.index_design import IndexDesign
 from index_builder.update import UpdateSettings, build_index
 from retrieval.describer import Describer
 from retrieval.index.folder import current_version
-from retrieval.reranking.local_features import LocalFeatures
+from retrieval.verification.local_features import LocalFeatures
 from service.answer import LocalizeAnswer
 from service.configuration import check_settings
 from service.grpc.messages import answer_message
@@ -76,13 +76,13 @@ def test_features_are_found_in_the_decode_threads(
     http: TestClient, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[str] = []
-    decode = retrieval.reranking.reranker.decode_features
+    decode = retrieval.verification.verifier.decode_features
 
     def recorded(*args, **kwargs) -> LocalFeatures:
         names.append(threading.current_thread().name)
         return decode(*args, **kwargs)
 
-    monkeypatch.setattr(retrieval.reranking.reranker, "decode_features", recorded)
+    monkeypatch.setattr(retrieval.verification.verifier, "decode_features", recorded)
     assert http.post("/localize", content=photo, headers=JPEG).status_code == 200
     assert [name.partition("_")[0] for name in names] == ["decode"]
 

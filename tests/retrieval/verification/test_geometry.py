@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from retrieval.reranking.local_features import NO_FEATURES, FeatureSettings, LocalFeatures, extract_features
-from retrieval.reranking.reranker import GeometrySettings, count_inliers, paired
+from retrieval.verification.local_features import NO_FEATURES, FeatureSettings, LocalFeatures, extract_features
+from retrieval.verification.verifier import GeometrySettings, count_inliers, paired
 from tests.textured import VIEW, seen_from_elsewhere, textured
 
 SETTINGS = GeometrySettings()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from retrieval.errors import MissingExtraError, ParameterError, PlaceIndexError
-from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, extract_features
-from retrieval.reranking.reranker import QueryFeatures, Reranker, RerankSettings, require_features
+from retrieval.verification.local_features import FeatureSettings, LocalFeatures, extract_features
+from retrieval.verification.verifier import QueryFeatures, Reranker, RerankSettings, require_features
 from tests.retrieval.refusal import refused
 from tests.textured import seen_from_elsewhere, textured
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retrieval.errors import PlaceIndexError
-from retrieval.reranking.local_features import (
+from retrieval.verification.local_features import (
     NO_FEATURES,
     FeatureSettings,
     LocalFeatures,

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from retrieval.errors import ImageError, MissingExtraError
-from retrieval.reranking.local_features import (
+from retrieval.verification.local_features import (
     NO_FEATURES,
     FeatureSettings,
     decode_features,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import ParameterError, PlaceIndexError
 from retrieval.images import DEFAULT_LIMITS, ImageLimits
-from retrieval.reranking.local_features import FeatureSettings, LocalFeatures, decode_features, opencv_module
+from retrieval.verification.local_features import FeatureSettings, LocalFeatures, decode_features, opencv_module
 
 MAX_RERANKED: Final = 100
 

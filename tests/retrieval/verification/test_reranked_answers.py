@@ -14,8 +14,8 @@ from retrieval.errors import PlaceIndexError
 from retrieval.index.place_index import PlaceIndex
 from retrieval.localize.evidence import FixSettings
 from retrieval.localize.localizer import LocalizeOptions, Localizer, Query
-from retrieval.reranking.local_features import FeatureSettings
-from retrieval.reranking.reranker import RerankSettings
+from retrieval.verification.local_features import FeatureSettings
+from retrieval.verification.verifier import RerankSettings
 from service.answer import LocalizeAnswer, answer_of
 from tests.conftest import PublishedPlaces
 from tests.retrieval.encoded import encode
