@@ -37,7 +37,6 @@ NARROW = {
     "vicreg": ["objective.head_width=64"],
 }
 BACKBONES = ("resnet50", "deit-small")
-AT_OWN_SIZE = {("triplet", "resnet50")}  # the other recipes every night
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +47,9 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> list[Reference]:
 def cases() -> Iterator[object]:
     for backbone in BACKBONES:
         for method in OBJECTIVES:
-            kept = [] if (method, backbone) in AT_OWN_SIZE else [pytest.mark.nightly]
-            yield pytest.param(method, backbone, (480, 640), id=f"{method}-{backbone}-480x640", marks=kept)
+            yield pytest.param(
+                method, backbone, (480, 640), id=f"{method}-{backbone}-480x640", marks=[pytest.mark.nightly]
+            )
             yield pytest.param(method, backbone, (96, 128), id=f"{method}-{backbone}-96x128")
 
 

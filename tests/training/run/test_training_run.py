@@ -144,8 +144,15 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("stop_after", [2, 6, 9])
-@pytest.mark.parametrize("kind", list(RESUMED))
+def stopped_runs() -> Iterator[object]:
+    """Every kind stopped in the middle of an epoch, and one of them everywhere; the others everywhere every night."""
+    for kind in RESUMED:
+        for stop_after in (2, 6, 9):
+            often = stop_after == 2 or kind == "simclr"
+            yield pytest.param(kind, stop_after, marks=[] if often else [pytest.mark.nightly])
+
+
+@pytest.mark.parametrize(("kind", "stop_after"), list(stopped_runs()))
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, walks: list[Reference], kind: str, stop_after: int) -> None:
     method, overrides = RESUMED[kind]
     recipe = quick(*overrides, method=method)
