@@ -8,6 +8,7 @@ Toy towns: fitted on a mapping drive and 24 drives, judged on eight others; the 
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -17,14 +18,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.campus import PROTOCOLS, describe_campus
+from benchmarks.campus import PROTOCOLS, adapted_to
 from benchmarks.indexing_throughput import PHOTOS
 from benchmarks.machine import describe_machine
 from benchmarks.toy_drives import describe_cameras, describe_plans, plan_drive
 from index_builder.calibration.calibrating import CalibrationSettings, fit_calibration, fit_on_photos
 from index_builder.calibration.queries import DescribedIndex, OutsidePhotos
 from index_builder.describing import DescribeSettings, describe_references
-from retrieval.bundle import open_bundle
+from retrieval.bundle import Bundle, open_bundle
 from retrieval.describer import Describer, Descriptors
 from retrieval.evaluation import (
     Bootstrap,
@@ -82,27 +83,25 @@ class Case:
     elsewhere: dict[str, Descriptors]
 
 
-def campus_cases(describer: Describer, cache: Path | None) -> list[Case]:
-    """Both protocols on the whole campus."""
-
-    def described() -> Descriptors:
-        return describe_campus(describer).descriptors
-
-    photos = Photos(_campus_rows(), _cached(cache, "campus", described))
-    away = []
-    for folder in ("lund_exif", "berlin_exif"):
-
-        def foreign(folder: str = folder) -> Descriptors:
-            source = open_references(str(PHOTOS / folder))
-            return describe_references(source, describer, DescribeSettings(batch_size=8)).descriptors
-
-        away.append(_cached(cache, folder, foreign))
-    elsewhere = {"Lund and Berlin": np.concatenate(away)}
-    sessions = np.array([reference.session for reference in photos.references])
+def campus_cases(bundle: Bundle, cache: Path | None) -> list[Case]:
+    """Both protocols on the whole campus, each with the bundle adapted to its database."""
+    rows = _campus_rows()
+    sessions = np.array([reference.session for reference in rows])
+    foreign = [row for folder in ("lund_exif", "berlin_exif") for row in open_references(str(PHOTOS / folder))]
     cases = []
     for name, parts in PROTOCOLS.items():
+
+        def described(part: str = parts[0]) -> Descriptors:
+            with tempfile.TemporaryDirectory() as folder:
+                database = [row for row in rows if part in (row.session or "")]
+                describer = Describer(adapted_to(bundle, database, Path(folder) / "adapted"))
+                return describe_references([*rows, *foreign], describer, DescribeSettings(batch_size=8)).descriptors
+
+        descriptors = _cached(cache, name, described)
+        campus, elsewhere = np.split(descriptors, [len(rows)])
+        photos = Photos(rows, campus)
         database, queries = (photos.only(np.char.find(sessions, part) >= 0) for part in parts)
-        cases.append(Case(name, database, queries, elsewhere))
+        cases.append(Case(name, database, queries, {"Lund and Berlin": elsewhere}))
     return cases
 
 
@@ -330,10 +329,11 @@ def main() -> None:
     parser.add_argument("--towns", default="1,2,3")
     parser.add_argument("--figures", type=Path)
     arguments = parser.parse_args()
-    describer = Describer(open_bundle())
-    print(f"calibration, default bundle; {describe_machine()}\n")
-    cases = campus_cases(describer, arguments.cache)
-    toys = toy_cases([int(seed) for seed in arguments.towns.split(",")], describer, arguments.cache)
+    bundle = open_bundle()
+    print(f"calibration, default bundle, on the campus adapted to each database; {describe_machine()}\n")
+    cases = campus_cases(bundle, arguments.cache)
+    seeds = [int(seed) for seed in arguments.towns.split(",") if seed]
+    toys = toy_cases(seeds, Describer(bundle), arguments.cache)
     print(
         "| queries | calibrated | n | within 25 m, % | stated, % | calibration error | if honest | Brier (base rate) | "
         "radius holds, % | solvable LOCATED, right of LOCATED, % | solvable NO_MATCH, % | "

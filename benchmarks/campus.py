@@ -1,6 +1,7 @@
 """The bgu_campus photos and their two protocols without training: cross-phone and day-night."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from numpy.typing import NDArray
 
 from benchmarks.indexing_throughput import PHOTOS
 from index_builder.describing import DescribeSettings, describe_references
+from retrieval.bundle import Bundle
+from retrieval.bundle.adaptation import adapt_bundle, photos_to_fit
 from retrieval.describer import Describer, Descriptors
 from retrieval.evaluation import Positions, Protocol, Ranked, evaluate, exact_ranking
 from retrieval.evaluation.report import Convention, EvaluationReport
 from retrieval.geo import Position
+from retrieval.images import read_image
 from retrieval.references.reference import Reference
 
 PROTOCOLS = {"cross-phone": ("phoneA", "phoneB"), "day-night": ("day", "night")}
@@ -67,3 +71,14 @@ def describe_campus(describer: Describer, root: Path = PHOTOS) -> Campus:
     """Describe all 1,475 photos."""
     described = describe_references(campus_references(root), describer, DescribeSettings(batch_size=32))
     return Campus(described.references, described.descriptors)
+
+
+def adapted_to(bundle: Bundle, references: Sequence[Reference], folder: Path) -> Bundle:
+    """A bundle adapted to photos, chosen and in the order as `sightfix index` does."""
+    positions = Positions.from_references(references)
+    assert positions.lat is not None
+    assert positions.lon is not None
+    rows = photos_to_fit(positions.lat, positions.lon)
+    chosen = [read_image(references[row].path, bundle.preprocessing) for row in rows]
+    batches = (np.stack(chosen[begin : begin + 16]) for begin in range(0, len(chosen), 16))
+    return adapt_bundle(bundle, batches, folder, "a benchmark")
