@@ -1,7 +1,8 @@
 """How far confidence, radius and NO_MATCH keep their promises: on photos that the calibration never saw.
 
 The campus: the bundle adapted to and the calibration fitted on each protocol's database, judged on its queries; photos
-of Lund and Berlin stand for other places. And fitted on some of its queries, judged on the others: session by session, and both halves of the campus.
+of Lund and Berlin stand for other places. And fitted on some of its queries, judged on the others: session by session,
+and both halves of the campus.
 Toy towns: fitted on a mapping drive and 24 drives, judged on eight others; the other towns stand for other places.
 
     python -m benchmarks.calibration [--cache FOLDER] [--towns 1,2,3] [--figures FOLDER]
